@@ -1,0 +1,110 @@
+"""Pure functions on boxes: XYXY, absolute pixels (see `structures.py`). Everything here runs in at least float32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torchvision
+from torch import Tensor
+
+# Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """bfloat16 resolves 8 bits, four pixels at 1000: no place for box coordinates or losses."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair: (..., N, 4), (..., M, 4) -> (..., N, M); 0 where both are empty."""
+    # Coordinate by coordinate: (..., N, M, 2) intermediates cost twice the memory traffic.
+    first, second = a.unsqueeze(-2), b.unsqueeze(-3)  # (..., N, 1, 4), (..., 1, M, 4)
+    width = (torch.minimum(first[..., 2], second[..., 2]) - torch.maximum(first[..., 0], second[..., 0])).clamp(min=0)
+    height = (torch.minimum(first[..., 3], second[..., 3]) - torch.maximum(first[..., 1], second[..., 1])).clamp(min=0)
+    inter = width * height
+    union = area(a).unsqueeze(-1) + area(b).unsqueeze(-2) - inter
+    return torch.where(inter > 0, inter / union, 0.0)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of corresponding boxes: (..., 4), (..., 4) -> (...)."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    inter = size[..., 0] * size[..., 1]
+    return torch.where(inter > 0, inter / (area(a) + area(b) - inter), 0.0)
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Deltas (dx, dy, dw, dh) that turn `anchors` into `boxes`, (..., 4) each (Girshick et al. 2014, appendix C).
+
+    `anchors` must have positive width and height; a `boxes` entry without area gives log 0, so it is clamped.
+    """
+    wx, wy, ww, wh = weights
+    aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
+    ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah
+    bw, bh = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    bx, by = boxes[..., 0] + 0.5 * bw, boxes[..., 1] + 0.5 * bh
+    # Padded rows are masked out of every loss, but 0 * inf would still be nan.
+    aw, ah, bw, bh = (t.clamp(min=1e-6) for t in (aw, ah, bw, bh))
+    return torch.stack(
+        [wx * (bx - ax) / aw, wy * (by - ay) / ah, ww * torch.log(bw / aw), wh * torch.log(bh / ah)], dim=-1
+    )
+
+
+def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4)."""
+    deltas, anchors = at_least_float32(deltas), at_least_float32(anchors)
+    wx, wy, ww, wh = weights
+    aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
+    ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah
+    cx, cy = deltas[..., 0] / wx * aw + ax, deltas[..., 1] / wy * ah + ay
+    w = torch.exp((deltas[..., 2] / ww).clamp(max=MAX_LOG_SCALE)) * aw
+    h = torch.exp((deltas[..., 3] / wh).clamp(max=MAX_LOG_SCALE)) * ah
+    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+
+
+def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    """Boxes (B, N, 4) cut to their images; image_sizes (B, 2) as (H, W)."""
+    h, w = image_sizes.to(boxes.dtype).unsqueeze(-1).unbind(1)  # (B, 1) each
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    zero = torch.zeros_like(h)
+    x1, x2 = (torch.minimum(torch.maximum(x, zero), w) for x in (x1, x2))
+    y1, y2 = (torch.minimum(torch.maximum(y, zero), h) for y in (y1, y2))
+    return torch.stack([x1, y1, x2, y2], dim=-1)
+
+
+def big_enough(boxes: Tensor, min_size: float) -> Tensor:
+    """(..., 4) -> (...) bool: both sides positive and at least `min_size` pixels (also False for nan)."""
+    w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    return (w > 0) & (h > 0) & (w >= min_size) & (h >= min_size)
+
+
+@torch.library.custom_op("resdet::nms", mutates_args=())
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Non-maximum suppression with a fixed-size answer: a keep mask instead of a list of indices.
+
+    boxes (B, N, 4), scores (B, N), groups (B, N) int64 (boxes suppress each other only within a group: a class or a
+    pyramid level), valid (B, N) bool -> keep (B, N) bool. One opaque op, so that the graph around it stays whole.
+    """
+    keep = torch.zeros_like(valid)
+    for b in range(len(boxes)):
+        candidates = valid[b].nonzero().squeeze(1)
+        kept = torchvision.ops.batched_nms(
+            at_least_float32(boxes[b, candidates]),
+            at_least_float32(scores[b, candidates]),
+            groups[b, candidates],
+            threshold,
+        )
+        keep[b, candidates[kept]] = True
+    return keep
+
+
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)

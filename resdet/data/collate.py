@@ -1,0 +1,98 @@
+"""Lists of single images and objects -> padded `Batch`es of few distinct shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resdet.structures import Batch, Targets
+
+# Padded object counts: few, so that few graphs are compiled.
+OBJECT_LADDER = (8, 32, 128, 512, 2048, 8192)
+
+
+class Sample(NamedTuple):
+    """One image in the network's input frame, as the dataset gives it.
+
+    image (H, W, 3) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
+    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, index: the image's place in its dataset.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+    key: int
+    index: int
+
+
+class LoadedBatch(NamedTuple):
+    """A batch and the dataset indices of its images, which stay on the host."""
+
+    batch: Batch
+    indices: list[int]
+
+
+def pad_images(images: Sequence[np.ndarray], multiple: int = 32) -> tuple[Tensor, Tensor]:
+    """(H, W, 3) arrays -> images (B, 3, H, W) of their dtype, padded to a common multiple, and image_sizes (B, 2)."""
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    height, width = (-(-int(side) // multiple) * multiple for side in sizes.amax(0))
+    padded = torch.zeros(len(images), 3, height, width, dtype=torch.from_numpy(images[0][:0]).dtype)
+    for row, image in zip(padded, images, strict=True):
+        row[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
+    return padded, sizes
+
+
+def pad_targets(samples: Sequence[Sample]) -> Targets:
+    """Objects of several images, padded to the next rung of `OBJECT_LADDER`."""
+    most = max(len(s.boxes) for s in samples)
+    g = next((rung for rung in OBJECT_LADDER if rung >= most), most)
+    b = len(samples)
+    boxes, labels = torch.zeros(b, g, 4), torch.full((b, g), -1)
+    valid = torch.zeros(b, g, dtype=torch.bool)
+    masks = None
+    if samples[0].masks is not None:
+        masks = torch.zeros(b, g, *samples[0].masks.shape[1:], dtype=torch.uint8)
+    for i, sample in enumerate(samples):
+        n = len(sample.boxes)
+        boxes[i, :n], labels[i, :n] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)
+        valid[i, :n] = True
+        if masks is not None:
+            assert sample.masks is not None
+            masks[i, :n] = torch.from_numpy(sample.masks)
+    return Targets(boxes, labels, valid, masks)
+
+
+def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
+    """Samples -> one `Batch` with targets."""
+    images, sizes = pad_images([s.image for s in samples], multiple)
+    keys = torch.tensor([s.key for s in samples])
+    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.index for s in samples])
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on `device`; from pinned memory the copy overlaps with what runs there."""
+    move = {name: t.to(device, non_blocking=True) for name, t in batch._asdict().items() if isinstance(t, Tensor)}
+    targets = batch.targets
+    if targets is not None:
+        targets = Targets(*(None if t is None else t.to(device, non_blocking=True) for t in targets))
+    return batch._replace(**move, targets=targets)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Equal parts of a batch, at its padded size, for gradient accumulation."""
+    if parts == 1:
+        return [batch]
+
+    def pieces(t: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * parts if t is None else t.chunk(parts)
+
+    targets = [None] * parts if batch.targets is None else [
+        Targets(*fields) for fields in zip(*map(pieces, batch.targets), strict=True)
+    ]  # fmt: skip
+    fields = zip(*map(pieces, (batch.images, batch.image_sizes, batch.keys)), targets, strict=True)
+    return [Batch(*f) for f in fields]

@@ -1,0 +1,87 @@
+"""Checkpoints: one file that `torch.load(weights_only=True)` opens, written so that a crash leaves the old one whole.
+
+A training checkpoint holds "model" (the weights that evaluation uses: EMA's where it is on), "class_names",
+"category_ids", "config" (YAML text), "iteration", "metrics", and "training" (all that resuming needs).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resdet.errors import UserError, listed
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint's content; a bare state dict has no more than `model`."""
+
+    model: dict[str, Tensor]
+    class_names: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
+    config: str = ""
+    iteration: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write beside `path`, sync, rename: at any moment `path` is a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(vars(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: the checkpoint could not be written ({error})") from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself, too, has to reach the disk
+    finally:
+        os.close(folder)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a resdet checkpoint or a bare state dict, on the CPU. Never runs code from the file. Raises `UserError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
+    if "model" not in content:
+        content = {"model": content}
+    model = content["model"]
+    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
+        raise UserError(f'{path}: its "model" is not a state dict of tensors')
+    return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Fill `model` exactly; raises one `UserError` that lists every missing, left-over and misshapen entry."""
+    own = model.state_dict()
+    # A batch norm counts its batches, a frozen one does not; the number means nothing for prediction.
+    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked") or k in own}
+    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
+    problems = [f"missing: {k}" for k in missing] + [f"left over: {k}" for k in given if k not in own]
+    for k in own.keys() & given.keys():
+        if own[k].shape != given[k].shape:
+            problems.append(f"{k}: the file has {tuple(given[k].shape)}, the config builds {tuple(own[k].shape)}")
+    if problems:
+        raise listed(f"{source}: does not fit the model that the config describes:", sorted(problems), limit=8)
+    model.load_state_dict(given, strict=False)

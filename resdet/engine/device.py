@@ -1,0 +1,29 @@
+"""Where to run, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from resdet.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto": CUDA when there, else the CPU. Raises `UserError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {name} asked for, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu")
+    return device
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:
+    """Mixed precision: "off", "bf16" or "fp16"."""
+    return torch.autocast(device.type, dtype=DTYPES.get(amp), enabled=amp != "off")

@@ -1,0 +1,130 @@
+"""Box head (Girshick 2015, arXiv:1504.08083): pooled RoIs -> class scores and refined boxes -> detections.
+
+Letters: P = B * R pooled RoIs, N = R * K candidates an image.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms
+from resdet.models.layers import ConvNorm, Norm
+from resdet.models.matching import take
+from resdet.models.roi_pool import RoIPool, flatten_rois
+from resdet.models.rpn import box_distance
+from resdet.structures import Detections, Samples
+
+# Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
+MAX_CANDIDATES = 8192
+
+
+class TwoFC(nn.Module):
+    """(P, C, size, size) -> (P, width) through two fully connected layers."""
+
+    def __init__(self, channels: int, size: int, width: int = 1024) -> None:
+        super().__init__()
+        self.width = width
+        self.fc1 = _linear(channels * size * size, width)
+        self.fc2 = _linear(width, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return F.relu(self.fc2(F.relu(self.fc1(x.flatten(1)))))
+
+
+class FourConvOneFC(nn.Module):
+    """(P, C, size, size) -> (P, width) through four 3x3 convolutions and one fully connected layer (Wu & He 2018)."""
+
+    def __init__(self, channels: int, size: int, width: int = 1024, *, norm: Norm = "none") -> None:
+        super().__init__()
+        self.width = width
+        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _ in range(4))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.fc = _linear(channels * size * size, width)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.relu(conv(x, valid))
+        return F.relu(self.fc(x.flatten(1)))
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.kaiming_uniform_(layer.weight, a=1)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class BoxHead(nn.Module):
+    """trunk: (P, C, s, s), valid (P,) -> (P, trunk.width). num_classes: K, without background, which is index K inside.
+
+    delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
+    score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
+    """
+
+    def __init__(
+        self,
+        pool: RoIPool,
+        trunk: TwoFC | FourConvOneFC,
+        num_classes: int,
+        *,
+        delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        loss_beta: float = 0.0,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        min_size: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pool, self.trunk, self.num_classes = pool, trunk, num_classes
+        self.classifier = nn.Linear(trunk.width, num_classes + 1)
+        self.regressor = nn.Linear(trunk.width, num_classes * 4)
+        for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        self.delta_weights, self.loss_beta, self.min_size = delta_weights, loss_beta, min_size
+        self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
+
+    def forward(self, features: dict[str, Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """boxes (B, R, 4), valid (B, R) -> class logits (B, R, K + 1), deltas (B, R, K, 4)."""
+        b, r = valid.shape
+        x = self.trunk(self.pool(features, *flatten_rois(boxes)), valid.flatten())
+        return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.num_classes, 4)
+
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+        """Both sums run over the sampled RoIs and are divided by their number in the batch."""
+        logits, deltas = self(features, samples.boxes, samples.valid)
+        count = samples.valid.sum().clamp(min=1)
+        label = samples.labels
+        entropy = F.cross_entropy(
+            at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="sum"
+        )
+        of_class = label.clamp(0, self.num_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
+        wanted = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
+        distance = box_distance(deltas.gather(2, of_class).squeeze(2), wanted, self.loss_beta)
+        return {
+            "box_class": entropy / count,
+            "box_reg": torch.where(samples.positive, distance, 0.0).sum() / count,
+        }
+
+    def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
+        """Proposals in, `max_detections` scored, labelled, refined and suppressed boxes out."""
+        logits, deltas = self(features, detections.boxes, detections.valid)
+        scores = at_least_float32(logits).softmax(-1)[..., :-1]  # (B, R, K)
+        boxes = decode(deltas, detections.boxes.unsqueeze(2), self.delta_weights)
+        scores = torch.where(detections.valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
+        scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
+        boxes = clip(take(boxes.flatten(1, 2), index), detections.image_sizes)
+        labels = index % self.num_classes
+        keep = nms(boxes, scores, labels, (scores >= 0) & big_enough(boxes, self.min_size), self.nms_threshold)
+        scores, index = torch.where(keep, scores, -1.0).topk(min(self.max_detections, keep.shape[1]), dim=1)
+        valid = scores >= 0
+        return detections._replace(
+            boxes=take(boxes, index) * valid.unsqueeze(-1),
+            scores=scores.clamp(min=0),
+            labels=torch.where(valid, labels.gather(1, index), 0),
+            valid=valid,
+        )

@@ -1,0 +1,105 @@
+"""Config -> modules: the only file that knows both."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from resdet.config import ModelConfig
+from resdet.errors import UserError
+from resdet.models.anchors import Anchors
+from resdet.models.box_head import BoxHead, FourConvOneFC, TwoFC
+from resdet.models.detector import Detector
+from resdet.models.fpn import FPN
+from resdet.models.mask_head import MaskHead
+from resdet.models.resnet import RESNETS, ResNet
+from resdet.models.roi_pool import RoIPool
+from resdet.models.rpn import RPN, Limits
+
+
+def build_backbone(config: ModelConfig) -> ResNet:
+    """The backbone with random weights."""
+    c = config.backbone
+    return ResNet(
+        RESNETS[c.name],
+        norm=c.norm,
+        norm_eps=c.norm_eps,
+        stride_in_1x1=c.stride_in_1x1,
+        frozen_stages=c.frozen_stages,
+        zero_init_last=c.zero_init_last,
+        residual=c.residual,
+    )
+
+
+def build_model(config: ModelConfig) -> Detector:
+    """The detector with random weights; `pretrained.load_backbone` or a checkpoint fills it."""
+    if config.num_classes is None:
+        raise UserError("model.num_classes is not set, and there are no annotations here to count them from")
+    backbone = build_backbone(config)
+    fpn = FPN(list(backbone.channels.values()), config.fpn.channels, norm=config.fpn.norm)
+    a, r, b = config.anchors, config.rpn, config.box
+    anchors = Anchors(
+        a.sizes, a.ratios, strides=tuple(fpn.strides.values()),
+        offset=a.offset, rounded=a.rounded, grid_stride=a.grid_stride,
+    )  # fmt: skip
+    rpn = RPN(
+        fpn.channels,
+        anchors,
+        num_convs=r.num_convs,
+        train_limits=Limits(r.pre_nms_train, r.post_nms_train),
+        predict_limits=Limits(r.pre_nms_predict, r.post_nms_predict),
+        nms_threshold=r.nms_threshold,
+        min_size=r.min_size,
+        samples=r.samples,
+        positive_fraction=r.positive_fraction,
+        high=r.high,
+        low=r.low,
+        loss_beta=r.loss_beta,
+    )
+    heads: dict[str, nn.Module] = {"box": _box_head(config, fpn)}
+    if config.mask:
+        heads["mask"] = MaskHead(
+            _pool(config, config.mask.pool_size),
+            fpn.channels,
+            config.num_classes,
+            num_convs=config.mask.num_convs,
+            width=config.mask.width,
+            norm=config.mask.norm,
+            max_rois=int(b.samples * b.positive_fraction),
+        )
+    return Detector(
+        backbone,
+        fpn,
+        rpn,
+        heads,
+        num_classes=config.num_classes,
+        pixel_mean=config.input.mean,
+        pixel_std=config.input.std,
+        bgr=config.input.bgr,
+        samples=b.samples,
+        positive_fraction=b.positive_fraction,
+        iou_threshold=b.iou_threshold,
+        low_quality=b.low_quality,
+    )
+
+
+def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
+    assert config.num_classes is not None
+    b = config.box
+    trunk = (
+        TwoFC(fpn.channels, 7, b.width) if b.trunk == "2fc" else FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm)
+    )
+    return BoxHead(
+        _pool(config, 7),
+        trunk,
+        config.num_classes,
+        delta_weights=b.delta_weights,
+        loss_beta=b.loss_beta,
+        score_threshold=b.score_threshold,
+        nms_threshold=b.nms_threshold,
+        max_detections=b.max_detections,
+        min_size=b.min_size,
+    )
+
+
+def _pool(config: ModelConfig, size: int) -> RoIPool:
+    return RoIPool(size, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)

@@ -1,0 +1,35 @@
+"""Feature pyramid (Lin et al. 2016, arXiv:1612.03144): {"c2": …, "c5": …} -> {"p2": (B, C, H/4, W/4), …, "p6": …/64}."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdet.models.layers import ConvNorm, Norm
+
+
+class FPN(nn.Module):
+    """Lateral 1x1 convolutions, a top-down path by nearest neighbour, 3x3 outputs; p6 is every second pixel of p5.
+
+    in_channels: of c2..c5. channels: of every output. strides: of the outputs, p2..p6.
+    """
+
+    def __init__(self, in_channels: list[int], channels: int = 256, *, norm: Norm = "none") -> None:
+        super().__init__()
+        self.channels = channels
+        self.strides = {f"p{k}": 2**k for k in range(2, 7)}
+        self.lateral = nn.ModuleList(ConvNorm(c, channels, 1, norm) for c in in_channels)
+        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _ in in_channels)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        merged = [lateral(c) for lateral, c in zip(self.lateral, features.values(), strict=True)]
+        for i in range(len(merged) - 2, -1, -1):
+            merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
+        levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
+        levels.append(F.max_pool2d(levels[-1], 1, stride=2))
+        return dict(zip(self.strides, levels, strict=True))

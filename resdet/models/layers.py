@@ -1,0 +1,105 @@
+"""Normalisation layers and the convolution that carries one: the smallest parts of every model here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
+
+Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm with fixed statistics and affine: (N, C, H, W) -> the same; no parameter, four buffers (C,).
+
+    `eps` is part of the numerics of a checkpoint: 1e-5 nearly everywhere, 0 in torchvision's first COCO weights.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(prefix + "num_batches_tracked", None)  # a trained batch norm's weights fit a frozen one
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose training statistics can leave padded rows out and can span processes.
+
+    forward(x (N, C, H, W), valid (N,) bool or None): the mean and variance come from the valid rows alone, since
+    padded RoIs are no data. `sync` adds the sums of all processes (differentiably, also on gloo and CPUs).
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = False) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
+        self.sync = sync
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        sync = self.sync and dist.is_initialized() and dist.get_world_size() > 1
+        if not self.training or (valid is None and not sync):
+            return super().forward(x)
+        y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        weight = y.new_ones(len(y)) if valid is None else valid.to(y.dtype)
+        rows = weight[:, None, None, None]
+        area = float(y.shape[2] * y.shape[3])
+        sums = torch.cat([(y * rows).sum((0, 2, 3)), (y * y * rows).sum((0, 2, 3)), weight.sum()[None] * area])
+        if sync:
+            sums = all_reduce(sums)
+        channels = y.shape[1]
+        count = sums[-1].clamp(min=1)
+        mean = sums[:channels] / count
+        variance = (sums[channels:-1] / count - mean * mean).clamp(min=0)
+        with torch.no_grad():
+            # No valid row anywhere: leave the running statistics alone.
+            momentum = torch.where(sums[-1] > 0, self.momentum or 0.0, 0.0)
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (y * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
+    """The normalisation layer of that name over `channels`; "gn" has 32 groups (Wu & He 2018)."""
+    if norm == "none":
+        return nn.Identity()
+    if norm == "frozen_bn":
+        return FrozenBatchNorm2d(channels, eps)
+    if norm == "gn":
+        return nn.GroupNorm(min(32, channels), channels, eps)
+    return BatchNorm2d(channels, eps, sync=norm == "sync_bn")
+
+
+class ConvNorm(nn.Module):
+    """Convolution with "same" padding and its normalisation: (N, C, H, W) -> (N, out, H, W); a bias only without norm."""
+
+    def __init__(self, channels: int, out: int, kernel: int, norm: Norm = "none") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=norm == "none")
+        self.norm = make_norm(norm, out)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`valid` (N,) bool: rows that are data, for batch norm's statistics."""
+        x = self.conv(x)
+        return self.norm(x, valid) if isinstance(self.norm, BatchNorm2d) else self.norm(x)

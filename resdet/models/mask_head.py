@@ -1,0 +1,87 @@
+"""Mask head (He et al. 2017, arXiv:1703.06870): pooled RoIs -> one m x m mask a class; the box's class selects."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdet.boxes import at_least_float32
+from resdet.masks import targets_in_rois
+from resdet.models.layers import ConvNorm, Norm
+from resdet.models.roi_pool import RoIPool, flatten_rois, occupied
+from resdet.structures import MASK_UNKNOWN, Detections, Samples
+
+
+class MaskHead(nn.Module):
+    """pool: side s of the pooled RoI; masks have side m = 2 s. num_convs 3x3 convolutions of `width` channels.
+
+    max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
+    """
+
+    def __init__(
+        self,
+        pool: RoIPool,
+        channels: int,
+        num_classes: int,
+        *,
+        num_convs: int = 4,
+        width: int = 256,
+        norm: Norm = "none",
+        max_rois: int = 128,
+    ) -> None:
+        super().__init__()
+        self.pool, self.max_rois, self.size = pool, max_rois, pool.size * 2
+        self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
+        self.upsample = nn.ConvTranspose2d(width if num_convs else channels, width, 2, stride=2)
+        self.logits = nn.Conv2d(width, num_classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.logits.weight, std=0.001)
+
+    def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
+        """boxes (P, 4), image (P,), valid (P,) -> logits (P, K, m, m)."""
+        x = self.pool(features, boxes, image)
+        for conv in self.convs:
+            x = F.relu(conv(x, valid))
+        logits: Tensor = self.logits(F.relu(self.upsample(x)))
+        return logits
+
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+        """Mean over the pixels of the positive RoIs whose object has a mask."""
+        gt_masks = samples.targets.masks
+        assert gt_masks is not None, "a mask head needs masks in its targets"
+        limit = min(self.max_rois, samples.boxes.shape[1])
+        first = [t[:, :limit] for t in (samples.boxes, samples.positive, samples.labels, samples.gt_index)]
+        rows = occupied(first[1])
+        boxes, image = flatten_rois(first[0])
+        boxes, image = boxes[rows], image[rows]
+        positive, labels, gt_index = (t.flatten()[rows] for t in first[1:])  # rows that are not positive weigh nothing
+        crops = gt_masks[image, gt_index]  # (P, M, M)
+        positive = positive & (crops[:, 0, 0] != MASK_UNKNOWN)
+        logits = self(features, boxes, image, positive)
+        # In float32 even when the network is not: a box's coordinates do not fit bfloat16.
+        with torch.autocast(boxes.device.type, enabled=False):
+            wanted = targets_in_rois(crops, samples.gt_boxes[:, :limit].flatten(0, 1)[rows], boxes, self.size)
+        return {"mask": mask_loss(logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive)}
+
+    def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
+        """Adds `mask_probs` (B, D, m, m) of each detection's own class."""
+        rows = occupied(detections.valid)
+        boxes, image = flatten_rois(detections.boxes)
+        valid, labels = detections.valid.flatten()[rows], detections.labels.flatten()[rows]
+        logits = self(features, boxes[rows], image[rows], valid)
+        own = at_least_float32(logits[torch.arange(len(rows), device=rows.device), labels])
+        probs = own.new_zeros(len(boxes), self.size, self.size)
+        probs[rows] = own.sigmoid() * valid[:, None, None]
+        return detections._replace(mask_probs=probs.view(*detections.valid.shape, self.size, self.size))
+
+
+def mask_loss(logits: Tensor, labels: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
+    """logits (P, K, m, m), labels (P,) in [0, K), wanted (P, m, m) in 0..1, positive (P,) bool -> mean over positives."""
+    own = at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
+    each = F.binary_cross_entropy_with_logits(own, wanted, reduction="none").mean((1, 2))
+    return torch.where(positive, each, 0.0).sum() / positive.sum().clamp(min=1)

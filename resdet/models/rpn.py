@@ -1,0 +1,128 @@
+"""Region proposal network (Ren et al. 2015, arXiv:1506.01497): pyramid -> objectness and box deltas -> proposals.
+
+Letters: L levels, A anchors of all levels, K candidates a level, R proposals an image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms
+from resdet.models.anchors import Anchors
+from resdet.models.matching import match, sample, take
+from resdet.structures import Targets
+
+DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+class Scores(NamedTuple):
+    """What the RPN says of every anchor, a list entry a level: logits (B, A_l), deltas (B, A_l, 4), anchors (A_l, 4)."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
+
+
+class Limits(NamedTuple):
+    """How many proposals an image: `pre_nms` a level before suppression, `post_nms` in all after it."""
+
+    pre_nms: int
+    post_nms: int
+
+
+class RPN(nn.Module):
+    """num_convs: 3x3 convolutions before the predictors (1, or 2 in the "new baselines").
+    train_limits, predict_limits: see `Limits`.
+    nms_threshold: IoU within a level. min_size: smaller proposals, in input pixels, are dropped.
+    samples: anchors an image in the loss, at most positive_fraction of them positive; positive from IoU `high` on,
+    negative below `low`. loss_beta: where the box loss turns from squared to absolute (0: L1).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        anchors: Anchors,
+        *,
+        num_convs: int = 1,
+        train_limits: Limits = Limits(2000, 1000),  # noqa: B008 (a tuple)
+        predict_limits: Limits = Limits(1000, 1000),  # noqa: B008
+        nms_threshold: float = 0.7,
+        min_size: float = 0.0,
+        samples: int = 256,
+        positive_fraction: float = 0.5,
+        high: float = 0.7,
+        low: float = 0.3,
+        loss_beta: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.objectness = nn.Conv2d(channels, anchors.per_location, 1)
+        self.deltas = nn.Conv2d(channels, anchors.per_location * 4, 1)
+        for module in (*self.convs, self.objectness, self.deltas):
+            assert isinstance(module, nn.Conv2d)
+            nn.init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+        self.train_limits, self.predict_limits = train_limits, predict_limits
+        self.nms_threshold, self.min_size = nms_threshold, min_size
+        self.samples, self.max_positive = samples, int(samples * positive_fraction)
+        self.high, self.low, self.loss_beta = high, low, loss_beta
+
+    def forward(self, features: dict[str, Tensor], input_size: tuple[int, int]) -> Scores:
+        """`input_size` is the padded input's (H, W). Anchors are ordered (level, row, column, shape)."""
+        logits, deltas = [], []
+        for x in features.values():
+            for conv in self.convs:
+                x = F.relu(conv(x))
+            logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return Scores(logits, deltas, self.anchors(features, input_size))
+
+    @torch.no_grad()  # Faster R-CNN does not learn through its proposals' coordinates
+    def propose(self, scores: Scores, image_sizes: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+        """-> boxes (B, R, 4), logits (B, R), valid (B, R), by falling score; R = limits.post_nms."""
+        all_boxes, all_logits = [], []
+        k = limits.pre_nms
+        for logits, deltas, anchors in zip(*scores, strict=True):
+            # Padded by k, so that the number of candidates is k however small the map: an exported model's H and W
+            # stay free, and every level looks the same.
+            padded = F.pad(at_least_float32(logits), (0, k), value=-torch.inf)
+            value, index = padded.topk(k, dim=1)
+            index = index.clamp(max=len(anchors) - 1)
+            all_boxes.append(clip(decode(take(deltas, index), anchors[index], DELTA_WEIGHTS), image_sizes))
+            all_logits.append(value)
+        boxes, logits = torch.cat(all_boxes, dim=1), torch.cat(all_logits, dim=1)  # (B, L * k, 4), (B, L * k)
+        level = torch.arange(len(all_boxes), device=boxes.device).repeat_interleave(k).expand_as(logits)
+        valid = (logits > -torch.inf) & big_enough(boxes, self.min_size)
+        keep = nms(boxes, logits, level, valid, self.nms_threshold)
+        value, index = torch.where(keep, logits, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
+        valid = value > -torch.inf
+        return take(boxes, index) * valid.unsqueeze(-1), value, valid
+
+    def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
+        """Both sums run over the sampled anchors and are divided by their number in the batch."""
+        logits, deltas = torch.cat(scores.logits, dim=1), torch.cat(scores.deltas, dim=1)
+        anchors = torch.cat(scores.anchors)
+        found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
+        index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
+        count = valid.sum().clamp(min=1)
+        objectness = F.binary_cross_entropy_with_logits(
+            at_least_float32(logits.gather(1, index)), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
+            reduction="sum",
+        )  # fmt: skip
+        wanted = encode(take(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
+        distance = box_distance(take(deltas, index), wanted, self.loss_beta)
+        return {
+            "rpn_objectness": objectness / count,
+            "rpn_box": torch.where(positive, distance, 0.0).sum() / count,
+        }
+
+
+def box_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
+    """Smooth L1 over the four deltas: (..., 4), (..., 4) -> (...)."""
+    return F.smooth_l1_loss(at_least_float32(deltas), wanted, beta=beta, reduction="none").sum(-1)

@@ -1,0 +1,157 @@
+"""The conventions of resdet, and the few types that carry data between its parts.
+
+Letters   B images, G objects an image (padded), R RoIs, D detections, A anchors, K classes, M mask side, H W height, width.
+Boxes     XYXY, absolute pixels, float32, continuous coordinates: width = x2 - x1, no "+1"; 0 <= x1 < x2 <= W.
+          COCO's XYWH exists only in `data/coco.py` (in) and `predict.py` (out).
+Sizes     always (H, W).
+Frames    `Batch`, `Targets`, `Samples`, `Detections`: the network's input frame, after resizing, padding at bottom and right.
+          `Instances`: the original picture's frame.
+Images    uint8 RGB; dtype conversion, mean and std, padding value are the model's (`models/detector.py`).
+Labels    int64 in [0, K), contiguous; K counts no background. Inside the box head background is K. -1 is padding.
+Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
+          `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the picture.
+Levels    c2..c5, p2..p6 have stride 2**k; dicts of them are ordered fine to coarse.
+
+Every tensor's shape depends on (B, H, W, G) alone, never on its values, so that a training step is one graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from resdet.masks import encode_in_box, paste_in_box
+
+
+MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to G objects an image.
+
+    boxes  (B, G, 4) float32 XYXY, network-input frame
+    labels (B, G) int64 in [0, K), -1 where padded
+    valid  (B, G) bool
+    masks  (B, G, M, M) uint8 0 or 1, each cropped to its own box; all MASK_UNKNOWN for an object that
+           comes without one; None for a dataset without masks
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    masks: Tensor | None
+
+
+class Batch(NamedTuple):
+    """What the loader gives and the model takes.
+
+    images      (B, 3, H, W) uint8 RGB (or float32 in 0..255), padded at bottom and right
+    image_sizes (B, 2) int64, (H, W) of each image before padding
+    keys        (B,) int64: seeds of the random sampling of anchors and RoIs, drawn from (seed, epoch, image), so that
+                an image's losses depend neither on its neighbours in the batch nor on any generator's state
+    targets     None for prediction
+    """
+
+    images: Tensor
+    image_sizes: Tensor
+    keys: Tensor
+    targets: Targets | None
+
+
+class Samples(NamedTuple):
+    """RoIs sampled for training the heads. The positives of each image come first.
+
+    boxes    (B, R, 4) float32 XYXY
+    labels   (B, R) int64: class, K for background, -1 where padded
+    positive (B, R) bool: matched to an object
+    valid    (B, R) bool
+    gt_index (B, R) int64: the matched object's row in `targets` (0 where there is none)
+    gt_boxes (B, R, 4) float32: the matched object's box
+    targets  the batch's ground truth
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    positive: Tensor
+    valid: Tensor
+    gt_index: Tensor
+    gt_boxes: Tensor
+    targets: Targets
+
+
+class Detections(NamedTuple):
+    """Predictions for a batch, padded to D an image, by falling score. A head takes one and returns a completed one.
+
+    boxes      (B, D, 4) float32 XYXY, network-input frame
+    scores     (B, D) float32
+    labels     (B, D) int64 in [0, K)
+    valid      (B, D) bool
+    image_sizes (B, 2) int64, (H, W) of each image before padding
+    mask_probs (B, D, m, m) float32 in 0..1, each in its box's frame; None without a mask head
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    image_sizes: Tensor
+    mask_probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The objects of one picture, in the picture's own frame, for people and files: plain NumPy.
+
+    boxes      (N, 4) float32 XYXY
+    scores     (N,) float32 (1.0 for ground truth)
+    labels     (N,) int64 in [0, K)
+    image_size (H, W)
+    mask_probs (N, m, m) float32, each in its box's frame; None without masks
+    paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_box`)
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    image_size: tuple[int, int]
+    mask_probs: np.ndarray | None = None
+    paste: str = "resdet"
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @cached_property
+    def masks(self) -> np.ndarray | None:
+        """(N, H, W) bool, pasted on first use; for very large pictures prefer `rle`."""
+        if self.mask_probs is None:
+            return None
+        masks = np.zeros((len(self), *self.image_size), dtype=bool)
+        for mask, box, probs in zip(masks, self.boxes, self.mask_probs, strict=True):
+            (y, x), crop = paste_in_box(probs, box, self.image_size, self.paste)
+            mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+        return masks
+
+    def rle(self) -> list[dict[str, object]] | None:
+        """COCO run-length masks ({"size": [H, W], "counts": str}); works inside each box, never on a full bitmap."""
+        if self.mask_probs is None:
+            return None
+        return [
+            encode_in_box(probs, box, self.image_size, self.paste)
+            for box, probs in zip(self.boxes, self.mask_probs, strict=True)
+        ]
+
+    def above(self, score: float) -> Instances:
+        """The instances whose score is at least `score`."""
+        keep = self.scores >= score
+        return Instances(
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            labels=self.labels[keep],
+            image_size=self.image_size,
+            mask_probs=None if self.mask_probs is None else self.mask_probs[keep],
+            paste=self.paste,
+        )

@@ -1,0 +1,98 @@
+"""torchvision's detection models as the oracle: seeded weights, and the way of its names and layouts into ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+
+from resdet.config import ModelConfig, parse_config
+
+CLASSES = 20  # torchvision counts the background: 21
+
+NAMES = [
+    (r"backbone\.body\.", "backbone."),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"fpn.lateral.\1.conv."),
+    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"fpn.lateral.\1.norm."),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1.conv."),
+    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output.\1.norm."),
+    (r"rpn\.head\.conv\.(\d)\.0\.", r"rpn.convs.\1."),
+    (r"rpn\.head\.cls_logits\.", "rpn.objectness."),
+    (r"rpn\.head\.bbox_pred\.", "rpn.deltas."),
+    (r"roi_heads\.box_head\.fc6\.", "heads.box.trunk.fc1."),
+    (r"roi_heads\.box_head\.fc7\.", "heads.box.trunk.fc2."),
+    (r"roi_heads\.box_head\.5\.", "heads.box.trunk.fc."),
+    (r"roi_heads\.box_head\.(\d)\.0\.", r"heads.box.trunk.convs.\1.conv."),
+    (r"roi_heads\.box_head\.(\d)\.1\.", r"heads.box.trunk.convs.\1.norm."),
+    (r"roi_heads\.box_predictor\.cls_score\.", "heads.box.classifier."),
+    (r"roi_heads\.box_predictor\.bbox_pred\.", "heads.box.regressor."),
+    (r"roi_heads\.mask_head\.(\d)\.0\.", r"heads.mask.convs.\1.conv."),
+    (r"roi_heads\.mask_head\.(\d)\.1\.", r"heads.mask.convs.\1.norm."),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.", "heads.mask.upsample."),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "heads.mask.logits."),
+]
+
+
+def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names -> ours; its background row, the first, goes last (classifier) or away (boxes, masks)."""
+    converted = {}
+    for name, value in weights.items():
+        for pattern, ours in NAMES:
+            name, hits = re.subn(f"^{pattern}", ours, name)
+            if hits:
+                break
+        if name.startswith("heads.box.classifier"):
+            value = torch.cat([value[1:], value[:1]])
+        elif name.startswith("heads.box.regressor"):
+            value = value[4:]
+        elif name.startswith("heads.mask.logits"):
+            value = value[1:]
+        converted[name] = value
+    return converted
+
+
+def torchvision_model(name: str, **options: Any) -> nn.Module:
+    """`fasterrcnn_resnet50_fpn` and so on with seeded random weights that find many well spread objects."""
+    torch.manual_seed(0)
+    model = getattr(detection, name)(
+        weights=None, weights_backbone=None, num_classes=CLASSES + 1, trainable_backbone_layers=5, **options
+    )
+    for key, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            last = key.endswith("bn3")
+            nn.init.uniform_(module.weight, 0.1 if last else 0.8, 0.3 if last else 1.2)
+            nn.init.normal_(module.bias, std=0.1)
+    heads = model.roi_heads
+    nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.02)
+    nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.005)
+    for layer, std in ((heads.box_predictor.cls_score, 0.6), (heads.box_predictor.bbox_pred, 0.2)):
+        nn.init.normal_(layer.weight, std=std)
+        # The rectified features' common part would give every RoI the same class.
+        layer.weight.data -= layer.weight.data.mean(1, keepdim=True)
+    if heads.mask_predictor is not None:
+        nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.1)
+    return model.eval()
+
+
+def torchvision_numerics(name: str) -> ModelConfig:
+    """The model section under which our detector computes what torchvision's model of that name does."""
+    v2 = name.endswith("_v2")
+    norm = "bn" if v2 else "none"
+    model: dict[str, Any] = {
+        "num_classes": CLASSES,
+        "input": {"resize": "torch", "rounding": "floor"},
+        "backbone": {"name": "resnet50", "weights": "none", "norm": "bn"},
+        "fpn": {"norm": norm},
+        "anchors": {"offset": 0, "rounded": True, "grid_stride": True},
+        "rpn": {"num_convs": 2 if v2 else 1, "post_nms_train": 2000, "min_size": 1e-3, "loss_beta": 1 / 9},
+        "pool": {"aligned": False, "sampling_ratio": 2},
+        "box": {"trunk": "4conv1fc" if v2 else "2fc", "norm": norm, "min_size": 1e-2, "loss_beta": 1 / 9},
+    }
+    if name.startswith("mask"):
+        model["mask"] = {"norm": norm, "paste": "torchvision"}
+    return parse_config({"model": model}).model
