@@ -94,14 +94,11 @@ def find_images(inputs: list[str | Path]) -> list[Path]:
 def resized_size(size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest") -> tuple[int, int]:
     """(H, W) scaled so that the short side is `min_size`, unless the long side would pass `max_size`.
 
-    "floor" is torchvision's rule, float32 scale included: a short side may come out one pixel less than asked for.
+    "floor" is torchvision's rule, under which a short side may come out one pixel less than asked for.
     """
-    if rounding == "floor":
-        single = np.float32
-        scale = float(min(single(min_size) / single(min(size)), single(max_size) / single(max(size))))
-        return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
     scale = min(min_size / min(size), max_size / max(size))
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+    up = 0.5 if rounding == "nearest" else 0.0
+    return max(1, int(size[0] * scale + up)), max(1, int(size[1] * scale + up))
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], kernel: Resize = "opencv") -> np.ndarray:

@@ -1,0 +1,163 @@
+"""The commands: `resdet train|eval|visualize …`, and the same as `python tools/train.py …`.
+
+Exit codes: 0 done, 2 the user's mistake (one clear message), 75 stopped early and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from resdet.config import Config
+
+RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`resdet VERB …`."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    verbs = {"train": train, "eval": evaluate, "visualize": visualize}
+    if not arguments or arguments[0] not in verbs:
+        from resdet import __version__
+
+        asked = bool(arguments) and arguments[0] in ("-h", "--help", "--version")
+        text = f"resdet {__version__}\nusage: resdet {{{','.join(verbs)}}} …    (resdet VERB --help)"
+        print(text, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return verbs[arguments[0]](arguments[1:])
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """Train a detector."""
+    parser = _parser("train", "Train a detector, evaluate it, keep its best and its last checkpoint.")
+    parser.add_argument("config", help="a YAML file, for example configs/maskrcnn_r50.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=0.01 data.root=DIR")
+    parser.add_argument("--output", type=Path, help="folder of the run (default: outputs/CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or start afresh")
+    args = parser.parse_intermixed_args(arguments)
+
+    def run() -> int:
+        config = _config(args, default_output=True)
+        from resdet.engine.train import train
+
+        return 0 if train(config, resume=args.resume).finished else RESUMABLE
+
+    return _guarded(run)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> int:
+    """COCO numbers of a model on a dataset, or of a results file."""
+    parser = _parser("eval", "COCO box and mask AP, of a model on its validation data or of any COCO results file.")
+    parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument("--weights", type=Path, help="a checkpoint")
+    parser.add_argument("--results", type=Path, help="a COCO results JSON to score instead of a model")
+    parser.add_argument("--annotations", type=Path, help="the COCO annotations to score --results against")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json and detections.json (default: eval)")
+    args = parser.parse_intermixed_args(arguments)
+    if args.results and (not args.annotations or args.config):
+        parser.error("--results needs --annotations and no config")
+    if not args.results and (not args.config or not args.weights):
+        parser.error("give CONFIG and --weights, or --results and --annotations")
+
+    def run() -> int:
+        from resdet.engine import score
+
+        output = args.output or Path("eval")
+        if args.results:
+            score.score_file(args.results, args.annotations, output)
+        else:
+            score.score_model(_config(args), args.weights, output)
+        return 0
+
+    return _guarded(run)
+
+
+def visualize(arguments: Sequence[str] | None = None) -> int:
+    """Pictures of a dataset, of predictions, or of both."""
+    parser = _parser("visualize", "Draw a dataset's annotations, a model's predictions, or both side by side.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{data,predict,compare}")
+    texts = {
+        "data": "the validation split's annotations",
+        "predict": "predictions on any pictures",
+        "compare": "annotations and predictions of the validation split, side by side",
+    }
+    for kind, text in texts.items():
+        sub = kinds.add_parser(kind, help=text, description=text)
+        sub.add_argument("config")
+        if kind == "predict":
+            sub.add_argument("rest", nargs="+", metavar="INPUT", help="pictures, folders, or key.sub=value")
+        else:
+            sub.add_argument("rest", nargs="*", metavar="key.sub=value")
+            sub.add_argument("--split", choices=("train", "val"), default="val")
+            sub.add_argument("--count", type=int, default=16, help="how many pictures, spread over the split")
+        if kind != "data":
+            sub.add_argument("--weights", type=Path, required=True)
+            sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
+        sub.add_argument("--color-by", choices=("class", "instance"), default="class")
+        sub.add_argument("--output", type=Path, required=True, help="folder for the pictures and sheet.jpg")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args, extra = parser.parse_known_args(arguments)  # intermixed parsing does not know subcommands
+    if any(word.startswith("-") for word in extra):
+        parser.error(f"unknown option: {' '.join(extra)}")
+    args.rest += extra
+
+    def run() -> int:
+        from resdet.engine import pictures
+
+        args.overrides = [word for word in args.rest if _is_override(word)]
+        config = _config(args)
+        if args.kind == "predict":
+            inputs = [word for word in args.rest if not _is_override(word)]
+            pictures.draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by)
+        else:
+            weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
+            pictures.draw_split(config, args.split, args.count, args.output, args.color_by, weights, score)
+        return 0
+
+    return _guarded(run)
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"resdet {verb}", description=description)
+
+
+def _is_override(word: str) -> bool:
+    """key.sub=value, rather than a picture whose name has an equals sign."""
+    return "=" in word and not Path(word).exists()
+
+
+def _config(args: argparse.Namespace, default_output: bool = False) -> Config:
+    from resdet.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.output:
+        config.output = args.output
+    elif default_output and "output" not in config.model_fields_set:
+        config.output = Path("outputs") / Path(args.config).stem
+    return config
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Run a command; a user's mistake becomes one message and exit code 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    from resdet.errors import UserError
+
+    try:
+        return run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return RESUMABLE if "train" in sys.argv[0] or "train" in sys.argv[1:2] else 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+

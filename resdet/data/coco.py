@@ -1,0 +1,215 @@
+"""COCO JSON -> `Annotations`: checked, in our conventions. The only place where COCO's XYWH comes in.
+
+Format: https://cocodataset.org/#format-data. Segmentations are lists of polygons, uncompressed or compressed RLE.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resdet.errors import UserError, listed
+from resdet.masks import Rle
+
+Polygons = list[list[float]]
+
+
+class Objects(NamedTuple):
+    """The objects of one image, in its stored size: boxes (G, 4) float32 XYXY, labels (G,) int64, and for each object
+    its polygons, its RLE, or None where it comes without a mask."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    segmentations: list[Polygons | Rle | None]
+
+
+class ImageInfo(NamedTuple):
+    """One picture: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
+
+    image_id: int
+    file: Path
+    size: tuple[int, int]
+    objects: Objects
+
+
+@dataclass
+class Annotations:
+    """A dataset split. `category_ids[label]` is the JSON's id of a label; `skipped` counts what does not train, by reason."""
+
+    source: Path
+    images: list[ImageInfo]
+    class_names: list[str]
+    category_ids: list[int]
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def summary(self) -> str:
+        """One line for people: how many pictures, objects, classes, and what was skipped."""
+        objects = sum(len(image.objects.labels) for image in self.images)
+        empty = sum(not len(image.objects.labels) for image in self.images)
+        line = f"{len(self.images)} images, {objects} objects, {len(self.class_names)} classes"
+        line += f", {empty} images without objects (kept as negatives)" if empty else ""
+        return line + "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A COCO annotation file as a dict with its three lists. Raises `UserError`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a JSON object with images, annotations and categories, not a list")
+    problems = [
+        f'"{key}" is missing or is not a list of objects'
+        for key in ("images", "annotations", "categories")
+        if not isinstance(content.get(key), list) or not all(isinstance(entry, dict) for entry in content[key])
+    ]
+    if problems:
+        raise listed(f"{path}: not a COCO annotation file:", problems)
+    return content
+
+
+def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Annotations:
+    """Read and check a split; `limit` keeps the first so many images. Raises one `UserError` that lists every problem.
+
+    Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
+    """
+    content = read_json(annotations)
+    if not images.is_dir():
+        raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
+    problems: list[str] = []
+    categories = _categories(content["categories"], problems)
+    records = _images(content["images"], images, limit, problems)
+    label_of = {identity: label for label, identity in enumerate(categories)}
+    skipped: Counter[str] = Counter()
+    found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
+    known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
+    for i, entry in enumerate(content["annotations"]):
+        what = f"annotation {entry.get('id', f'number {i}')}"
+        image_id, category = entry.get("image_id"), entry.get("category_id")
+        if image_id not in known:
+            problems.append(f'{what}: image_id {image_id!r} is not among the "images"')
+        elif category not in label_of:
+            problems.append(f'{what}: category_id {category!r} is not among the "categories" ({_few(categories)})')
+        elif image_id in records:
+            box = _box(entry.get("bbox"), records[image_id][1], what, problems)
+            if entry.get("iscrowd"):
+                skipped["crowd regions (no target of training)"] += 1
+            elif box is None:
+                pass  # a problem already
+            elif box[2] <= box[0] or box[3] <= box[1]:
+                skipped["boxes without area inside their image"] += 1
+            else:
+                segmentation = _segmentation(entry.get("segmentation"), records[image_id][1], what, problems, skipped)
+                found[image_id].append((box, label_of[category], segmentation))
+    if problems:
+        raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
+    infos = []
+    for identity, (file, size) in records.items():
+        entries = found[identity]
+        boxes = np.array([box for box, _, _ in entries], dtype=np.float32).reshape(-1, 4)
+        labels = np.array([label for _, label, _ in entries], dtype=np.int64)
+        infos.append(ImageInfo(identity, file, size, Objects(boxes, labels, [s for _, _, s in entries])))
+    if not infos:
+        raise UserError(f'{annotations}: "images" is empty')
+    return Annotations(annotations, infos, list(categories.values()), list(categories), skipped)
+
+
+def _categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[int, str]:
+    """{id: name} by rising id: label k is the k-th, however the ids are spaced."""
+    categories: dict[int, str] = {}
+    for entry in entries:
+        identity = entry.get("id")
+        if not isinstance(identity, int) or isinstance(identity, bool):
+            problems.append(f"category {entry.get('name')!r}: its id {identity!r} is not an integer")
+        elif identity in categories:
+            problems.append(f"category id {identity} is used twice: {categories[identity]!r}, {entry.get('name')!r}")
+        else:
+            categories[identity] = str(entry.get("name", identity))
+    if not entries:
+        problems.append('"categories" is empty, so there is no class to learn')
+    return dict(sorted(categories.items()))
+
+
+def _images(
+    entries: list[dict[str, Any]], folder: Path, limit: int | None, problems: list[str]
+) -> dict[int, tuple[Path, tuple[int, int]]]:
+    records: dict[int, tuple[Path, tuple[int, int]]] = {}
+    present: dict[Path, set[str]] = {}  # one listing a folder is faster than one look a file
+    for i, entry in enumerate(entries[:limit]):
+        identity, name = entry.get("id"), entry.get("file_name")
+        height, width = entry.get("height"), entry.get("width")
+        if not isinstance(identity, int) or identity in records:
+            problems.append(f"image number {i} ({name}): id {identity!r} is used twice or is not an integer")
+            continue
+        if not isinstance(name, str) or not name:
+            problems.append(f"image {identity}: file_name {name!r} is not a name")
+            continue
+        if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+            problems.append(f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers")
+            continue
+        file = folder / name
+        if file.parent not in present:
+            present[file.parent] = {p.name for p in file.parent.iterdir()} if file.parent.is_dir() else set()
+        if file.name not in present[file.parent]:
+            problems.append(f"image {identity}: {file} does not exist")
+            continue
+        assert isinstance(height, int)
+        assert isinstance(width, int)
+        records[identity] = (file, (height, width))
+    return records
+
+
+def _box(bbox: Any, size: tuple[int, int], what: str, problems: list[str]) -> list[float] | None:
+    """XYWH -> XYXY, cut to the image."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_finite(v) for v in bbox):
+        problems.append(f"{what}: bbox {str(bbox)[:60]} is not [x, y, width, height] in pixels")
+        return None
+    x, y, w, h = bbox
+    return [max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])]
+
+
+def _segmentation(
+    value: Any, size: tuple[int, int], what: str, problems: list[str], skipped: Counter[str]
+) -> Polygons | Rle | None:
+    if not value:
+        return None
+    if isinstance(value, dict):
+        counts = value.get("counts")
+        if value.get("size") != list(size) or not isinstance(counts, str | list):
+            problems.append(f"{what}: RLE of size {value.get('size')} in an image of {list(size)}, or without counts")
+            return None
+        if isinstance(counts, list) and (
+            not all(isinstance(c, int) and c >= 0 for c in counts) or sum(counts) != size[0] * size[1]
+        ):
+            problems.append(f"{what}: the RLE counts do not add up to {size[0]} x {size[1]} pixels")
+            return None
+        return value
+    whole = isinstance(value, list) and all(
+        isinstance(p, list) and len(p) % 2 == 0 and all(_finite(v) for v in p) for p in value
+    )
+    if not whole:
+        problems.append(f"{what}: segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
+        return None
+    polygons = [p for p in value if len(p) >= 6]
+    skipped["polygons of under three points"] += len(value) - len(polygons)
+    if not skipped["polygons of under three points"]:
+        del skipped["polygons of under three points"]
+    return polygons or None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _few(items: Any, count: int = 8) -> str:
+    items = list(items)
+    return ", ".join(map(str, items[:count])) + (f", … {len(items)} in all" if len(items) > count else "")

@@ -1,0 +1,134 @@
+"""Annotations -> `Sample`s in the network's input frame: decode, augment, crop masks, resize, flip."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from resdet.config import DataConfig, InputConfig
+from resdet.data.augment import Augmentations, crop_any
+from resdet.data.coco import Annotations, ImageInfo, Objects
+from resdet.data.collate import Sample
+from resdet.data.images import decode_image, read_header, resize_image, resized_size
+from resdet.errors import UserError
+from resdet.masks import crop_polygons
+from resdet.structures import MASK_UNKNOWN
+
+log = logging.getLogger("resdet")
+
+
+class DetectionDataset(Dataset[Sample | UserError]):
+    """dataset[index, epoch] -> `Sample`, a pure function of (seed, epoch, index): the same in any worker, in any order.
+
+    train: augment, draw a short side, flip; otherwise the last `min_size` and nothing random.
+    A picture that cannot be used comes back as the `UserError` that says why, for `loader.batches` to raise whole.
+    """
+
+    def __init__(
+        self, annotations: Annotations, data: DataConfig, model_input: InputConfig, *, train: bool, masks: bool, seed: int
+    ) -> None:
+        self.annotations, self.data, self.input = annotations, data, model_input
+        self.train, self.masks, self.seed = train, masks, seed
+        entries = data.train.augmentations if train else []
+        self.augmentations = Augmentations(entries) if entries else None
+
+    def __len__(self) -> int:
+        return len(self.annotations.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
+        index, epoch = item
+        try:
+            return self._sample(index, epoch)
+        except UserError as error:
+            return error
+
+    def read(self, index: int) -> np.ndarray:
+        """The picture as annotated: (H, W, 3) uint8 RGB."""
+        return read_annotated(self.annotations.images[index])
+
+    def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
+        """The picture and its objects after the listed augmentations, before resizing and flipping."""
+        image, objects = self.read(index), self.annotations.images[index].objects
+        if self.augmentations:
+            image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
+        return image, objects
+
+    def _sample(self, index: int, epoch: int) -> Sample:
+        image, objects = self.augmented(index, epoch)
+        old = (image.shape[0], image.shape[1])
+        masks = crop_masks(objects, old, self.data.mask_size) if self.masks else None
+        rng = np.random.default_rng([self.seed, epoch, index, 0])
+        short = int(rng.choice(self.data.min_size)) if self.train else self.data.min_size[-1]
+        flip = self.train and rng.random() < self.data.flip
+        new = resized_size(old, short, self.data.max_size, self.input.rounding)
+        image = resize_image(image, new, self.input.resize)
+        boxes = objects.boxes * np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
+        if flip:
+            image = np.ascontiguousarray(image[:, ::-1])
+            boxes[:, [0, 2]] = new[1] - boxes[:, [2, 0]]
+            masks = None if masks is None else masks[:, :, ::-1]
+        return Sample(
+            image=image,
+            boxes=boxes,
+            labels=objects.labels,
+            masks=None if masks is None else np.ascontiguousarray(masks),
+            key=zlib.crc32(f"{self.seed} {epoch} {index}".encode()),
+            index=index,
+        )
+
+
+def crop_masks(objects: Objects, size: tuple[int, int], side: int) -> np.ndarray:
+    """Each object's mask cropped to its box: (G, side, side) uint8, MASK_UNKNOWN throughout where there is none."""
+    crops = np.full((len(objects.labels), side, side), MASK_UNKNOWN, np.uint8)
+    for crop, box, segmentation in zip(crops, objects.boxes, objects.segmentations, strict=True):
+        if isinstance(segmentation, list):
+            crop[:] = crop_polygons(segmentation, box, side)
+        elif segmentation is not None:
+            crop[:] = crop_any(segmentation, box, size, side)
+    return crops
+
+
+def read_annotated(info: ImageInfo) -> np.ndarray:
+    """Decode a picture so that it has the size its annotation names.
+
+    EXIF rotation is applied where the size then agrees. A file rotated by EXIF but annotated as stored stays as stored,
+    with a warning. Raises `UserError` where neither agrees.
+    """
+    try:
+        data = info.file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{info.file}: cannot be read ({error.strerror})") from None
+    header = read_header(data, info.file)
+    if header.upright_size == info.size:
+        return decode_image(data, info.file, header.orientation)
+    if header.size == info.size:
+        log.warning(
+            "%s: EXIF says rotated, but the annotated size %s is that of the stored pixels: left as stored",
+            info.file, info.size,
+        )  # fmt: skip
+        return decode_image(data, info.file)
+    raise UserError(
+        f"{info.file}: the picture is {header.upright_size[0]} x {header.upright_size[1]} (H x W), the annotation says "
+        f"{info.size[0]} x {info.size[1]}: correct the height and width in the annotation file"
+    )
+
+
+def aspect_groups(annotations: Annotations) -> np.ndarray:
+    """(N,) bool: landscape or not. Batches of one kind need little padding."""
+    return np.array([info.size[1] >= info.size[0] for info in annotations.images])
+
+
+def padded_sizes(annotations: Annotations, data: DataConfig, model_input: InputConfig) -> Sequence[tuple[int, int]]:
+    """The padded (H, W) of each image in evaluation."""
+
+    def up(side: int) -> int:
+        return -(-side // data.pad_multiple) * data.pad_multiple
+
+    sizes = [
+        resized_size(info.size, data.min_size[-1], data.max_size, model_input.rounding) for info in annotations.images
+    ]
+    return [(up(h), up(w)) for h, w in sizes]

@@ -1,0 +1,233 @@
+"""Detections -> COCO numbers. pycocotools computes them; this file feeds it and shields it from its own traps.
+
+Lin et al. 2014 (arXiv:1405.0312); https://cocodataset.org/#detection-eval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from resdet.data.coco import read_json
+from resdet.data.collate import LoadedBatch, to_device
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import evaluation_loader
+from resdet.engine.device import autocast
+from resdet.errors import UserError, listed
+from resdet.models.detector import Detector
+from resdet.predict import to_coco, to_instances
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+Metrics = dict[str, dict[str, float | None]]
+
+
+def predict_dataset(
+    model: Detector,
+    dataset: DetectionDataset,
+    *,
+    device: torch.device,
+    batch_size: int,
+    amp: str = "off",
+    losses: bool = False,
+    paste: str = "resdet",
+) -> Iterator[tuple[LoadedBatch, list[dict[str, Any]], dict[str, float]]]:
+    """For each batch of the dataset: the batch, its COCO results entries and, if asked for, its losses.
+
+    The model is in evaluation mode while this runs (no statistics of a batch norm move) and as before afterwards.
+    """
+    infos, ids = dataset.annotations.images, dataset.annotations.category_ids
+    was_training = model.training
+    model.eval()
+    try:
+        for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers):
+            batch = to_device(loaded.batch, device)
+            with torch.no_grad(), autocast(device, amp):
+                detections = model.predict(batch)
+                values = {k: float(v) for k, v in model(batch).items()} if losses else {}
+            instances = to_instances(detections, [infos[i].size for i in loaded.indices], paste)
+            entries = [
+                entry
+                for index, found in zip(loaded.indices, instances, strict=True)
+                for entry in to_coco(found, infos[index].image_id, ids)
+            ]
+            yield loaded, entries, values
+    finally:
+        model.train(was_training)
+
+
+class Evaluation:
+    """Ground truth of a split, to score detections against.
+
+    image_ids: only these count (None: all). Raises `UserError` for a file that is no COCO annotation file.
+    """
+
+    def __init__(self, annotations: Path, image_ids: Collection[int] | None = None) -> None:
+        content = read_json(annotations)
+        chosen = None if image_ids is None else set(image_ids)
+        images = [entry for entry in content["images"] if chosen is None or entry["id"] in chosen]
+        size_of = {entry["id"]: (entry.get("height"), entry.get("width")) for entry in images}
+        self.source = annotations
+        self.category_names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]}
+        self.without_mask = 0
+        entries = []
+        for entry in content["annotations"]:
+            if entry.get("image_id") in size_of:
+                # pycocotools takes an annotation with id 0 for no match at all, so they are numbered anew.
+                entries.append(self._completed(entry, len(entries) + 1, size_of[entry["image_id"]]))
+        self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
+        self.image_sizes = size_of
+        self.coco = _index({"images": images, "annotations": entries, "categories": content["categories"]})
+
+    def _completed(self, entry: dict[str, Any], identity: int, size: tuple[int, int]) -> dict[str, Any]:
+        """What pycocotools needs and custom files often lack: id, iscrowd, area, and an outline to fall back on."""
+        entry = {"iscrowd": 0, **entry, "id": identity}
+        x, y, w, h = entry["bbox"]
+        if not entry.get("segmentation"):
+            self.without_mask += 1
+            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            entry.setdefault("area", w * h)
+        if "area" not in entry:
+            rle = entry["segmentation"]
+            if not isinstance(rle, dict) or isinstance(rle["counts"], list):
+                rle = coco_mask.frPyObjects(rle, *size)
+            entry["area"] = float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
+        return entry
+
+    def score(self, results: Sequence[dict[str, Any]], kinds: Sequence[str] = ("bbox", "segm")) -> tuple[Metrics, str]:
+        """COCO results entries -> {"bbox": {"AP": …, 11 more}, "segm": …} in 0..1 (None: nothing to measure), and tables."""
+        metrics: Metrics = {}
+        tables = []
+        for kind in kinds:
+            detections = self._detections(results, kind)
+            evaluator = COCOeval(self.coco, detections, kind)
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluator.evaluate()
+                evaluator.accumulate()
+                evaluator.summarize()
+            values = [None if v == -1 else float(v) for v in evaluator.stats]
+            metrics[kind] = dict(zip(METRICS, values, strict=True))
+            tables.append(metrics_table(kind, metrics[kind], self._per_class(evaluator)))
+        return metrics, "\n".join(tables)
+
+    def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> COCO:
+        entries = []
+        for number, entry in enumerate(results, 1):
+            rle = entry.get("segmentation")
+            if isinstance(rle, list):
+                rle = coco_mask.merge(coco_mask.frPyObjects(rle, *self.image_sizes[entry["image_id"]]))
+            elif rle and isinstance(rle["counts"], list):
+                rle = coco_mask.frPyObjects(rle, *rle["size"])
+            entry = {k: entry[k] for k in ("image_id", "category_id", "score", "bbox") if k in entry}
+            entry |= {"id": number, "iscrowd": 0}
+            if kind == "segm":
+                # Sizes go by the mask's area, also where the entry carries a box.
+                entry |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
+            else:
+                entry.setdefault("bbox", coco_mask.toBbox(rle).tolist() if rle else None)
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+            entries.append(entry)
+        dataset = self.coco.dataset
+        return _index({"images": dataset["images"], "annotations": entries, "categories": dataset["categories"]})
+
+    def _per_class(self, evaluator: COCOeval) -> list[tuple[str, int, float | None, float | None]]:
+        """(name, objects, AP, AP50) of each class, from the precision array (T, R, K, A, M)."""
+        rows = []
+        counts = dict.fromkeys(evaluator.params.catIds, 0)
+        for entry in self.coco.dataset["annotations"]:
+            counts[entry["category_id"]] = counts.get(entry["category_id"], 0) + (not entry["iscrowd"])
+        for k, category in enumerate(evaluator.params.catIds):
+            precision = evaluator.eval["precision"][:, :, k, 0, -1]
+            means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
+            rows.append((self.category_names[category], counts[category], means[0], means[1]))
+        return rows
+
+
+def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """A COCO results JSON -> its entries and what they can be scored for. Raises one `UserError` that lists all mistakes."""
+    try:
+        results = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
+        raise UserError(f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]")
+    problems: list[str] = []
+    for i, entry in enumerate(results):
+        _check_result(entry, f"entry {i}", evaluation, problems)
+    masks = sum("segmentation" in entry for entry in results)
+    if 0 < masks < len(results):
+        problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
+    if problems:
+        raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
+    return results, ("bbox", "segm") if masks and evaluation.has_masks else ("bbox",)
+
+
+def _check_result(entry: dict[str, Any], what: str, evaluation: Evaluation, problems: list[str]) -> None:
+    image_id, category = entry.get("image_id"), entry.get("category_id")
+    if image_id not in evaluation.image_sizes:
+        problems.append(f"{what}: image_id {image_id!r} is not among the annotated images")
+        return
+    if category not in evaluation.category_names:
+        problems.append(f"{what}: category_id {category!r} is not among the annotated categories")
+    if not _number(entry.get("score")):
+        problems.append(f"{what}: score {entry.get('score')!r} is not a number")
+    box, rle = entry.get("bbox"), entry.get("segmentation")
+    if box is None and rle is None:
+        problems.append(f"{what}: has neither bbox nor segmentation")
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_number, box))):
+        problems.append(f"{what}: bbox {str(box)[:60]} is not [x, y, width, height]")
+    if isinstance(rle, dict):
+        if rle.get("size") != list(evaluation.image_sizes[image_id]) or "counts" not in rle:
+            problems.append(
+                f"{what}: RLE of size {rle.get('size')} for an image of {list(evaluation.image_sizes[image_id])}"
+            )
+    elif rle is not None and not isinstance(rle, list):
+        problems.append(f"{what}: segmentation is neither RLE nor polygons")
+
+
+def metrics_table(
+    kind: str, metrics: dict[str, float | None], classes: list[tuple[str, int, float | None, float | None]]
+) -> str:
+    """The 12 numbers and the per-class table as plain text, in percent."""
+
+    def percent(value: float | None) -> str:
+        return "    -" if value is None else f"{100 * value:5.1f}"
+
+    names = "  ".join(f"{name:>5}" for name in METRICS)
+    values = "  ".join(percent(metrics[name]) for name in METRICS)
+    seen = [row for row in classes if row[1]]
+    width = max([len(name) for name, *_ in seen] + [5])
+    columns = 1 if len(seen) <= 10 else 3
+    cells = [f"{name:<{width}} {count:>6} {percent(ap)} {percent(ap50)}" for name, count, ap, ap50 in seen]
+    rows = math.ceil(len(cells) / columns)
+    head = " | ".join([f"{'class':<{width}} {'count':>6} {'AP':>5} {'AP50':>5}"] * min(columns, max(len(cells), 1)))
+    lines = [" | ".join(cells[r::rows]) for r in range(rows)]
+    absent = len(classes) - len(seen)
+    if absent:
+        lines.append(f"({absent} classes without objects here are left out)")
+    title = {"bbox": "box", "segm": "mask"}[kind]
+    return "\n".join([f"COCO {title} AP, percent", names, values, "", head, *lines, ""])
+
+
+def _index(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

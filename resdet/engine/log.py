@@ -1,0 +1,89 @@
+"""What people and files see of a run: progress in a terminal, plain lines elsewhere, `metrics.jsonl` always."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resdet.errors import UserError
+
+log = logging.getLogger("resdet")
+console = Console(highlight=False, soft_wrap=True)
+
+
+class RunLog:
+    """Sinks of a run's numbers; a context manager.
+
+    On resuming at `start`, lines of later iterations that the interrupted run wrote are removed: no gaps, no doubles.
+    """
+
+    def __init__(self, folder: Path, start: int, total: int, tensorboard: bool) -> None:
+        self.path, self.start, self.total = folder / "metrics.jsonl", start, total
+        if self.path.is_file():
+            kept = [line for line in self.path.read_text().splitlines() if _iteration(line) <= start]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.board: Any = _tensorboard(folder, start) if tensorboard else None
+        columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.task = self.progress.add_task("", total=total, completed=start)
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> RunLog:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+    def write(self, iteration: int, **values: Any) -> None:
+        """One JSON line, and TensorBoard's scalars."""
+        self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, iteration)
+
+    def train_line(self, iteration: int, values: dict[str, float]) -> None:
+        """Losses, learning rate, images/s, share of time waiting for data."""
+        self.write(iteration, **{k: float(f"{v:.6g}") for k, v in values.items()})
+        losses = "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k not in ("lr", "images_per_s", "data_wait"))
+        text = f"{losses}  lr {values['lr']:.2g}  {values['images_per_s']:.1f} img/s  data {values['data_wait']:.0%}"
+        if console.is_terminal:
+            self.progress.update(self.task, completed=iteration, description=text)
+        else:
+            elapsed = time.perf_counter() - self.began
+            left = elapsed / max(1, iteration - self.start) * (self.total - iteration)
+            console.print(f"{iteration:>{len(str(self.total))}}/{self.total}  eta {duration(left)}  {text}")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes, seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _iteration(line: str) -> float:
+    try:
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):  # the torn last line of a killed run
+        return float("inf")
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("train.tensorboard=true needs the extra: pip install 'resdet[tensorboard]'") from None
+    return SummaryWriter(folder / "tensorboard", purge_step=start + 1)

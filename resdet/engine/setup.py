@@ -1,0 +1,101 @@
+"""Before a run: everything outside the code is found and checked, and what is missing is said at once, with the fix."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from resdet.config import Config, data_root, split_paths
+from resdet.data.coco import Annotations, read_coco
+from resdet.data.shapes import ensure_shapes
+from resdet.engine.log import console
+from resdet.errors import UserError
+from resdet.models.pretrained import find_weights
+
+
+class Inputs(NamedTuple):
+    """What a run stands on. val is None without evaluation, backbone None without pretrained weights."""
+
+    train: Annotations
+    val: Annotations | None
+    backbone: Path | None
+
+
+def prepare_inputs(config: Config, *, weights_needed: bool = True) -> tuple[Config, Inputs]:
+    """Find data and weights, check that they fit the config, fill in `model.num_classes`. Raises one `UserError`."""
+    make_synthetic(config)
+    splits: list[Literal["train", "val"]] = ["train", "val"] if config.train.eval_every else ["train"]
+    problems = missing_data(config, splits)
+    backbone = None
+    b = config.model.backbone
+    if weights_needed and b.weights != "none":
+        try:
+            backbone = find_weights(b.name, b.weights)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n\n".join(problems))
+    train = read_split(config, "train")
+    val = read_split(config, "val") if config.train.eval_every else None
+    config = with_num_classes(config, train)
+    if config.model.mask and not any(any(i.objects.segmentations) for i in train.images):
+        raise UserError(
+            f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
+            "use a Faster R-CNN config (configs/fasterrcnn_r50.yaml) or model.mask=null"
+        )
+    if not any(len(i.objects.labels) for i in train.images):
+        raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
+    if val and val.class_names != train.class_names:
+        both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
+        raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
+    return config, Inputs(train, val, backbone)
+
+
+def make_synthetic(config: Config) -> None:
+    """Generate the quickstart's dataset where a config asks for it and it is not there yet."""
+    if config.data.synthetic and ensure_shapes(data_root(config.data), config.data.synthetic):
+        spec = config.data.synthetic
+        console.print(f"generated {spec.num_train} + {spec.num_val} pictures in {data_root(config.data)}")
+
+
+def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
+    """The checked annotations of a split, with one line about them."""
+    images, annotations = split_paths(config.data, split)
+    read = read_coco(annotations, images, config.data.limit)
+    console.print(f"{split}: {read.source}: {read.summary()}")
+    return read
+
+
+def with_num_classes(config: Config, annotations: Annotations) -> Config:
+    """The config with `model.num_classes` as the annotations have it; raises `UserError` if it says otherwise."""
+    count = len(annotations.class_names)
+    if config.model.num_classes not in (None, count):
+        raise UserError(
+            f"model.num_classes is {config.model.num_classes}, but {annotations.source} has {count} categories "
+            f"({', '.join(annotations.class_names[:8])}{', …' if count > 8 else ''}): "
+            f"set model.num_classes={count} (the background is not counted), or null to take it from the file"
+        )
+    model = config.model.model_copy(update={"num_classes": count})
+    return config.model_copy(update={"model": model})
+
+
+def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[str]:
+    """What a person needs to know when the data are not where the config says; empty if they are."""
+    paths = [path for split in splits for path in split_paths(config.data, split)]
+    missing = [path for path in paths if not path.exists()]
+    if not missing:
+        return []
+    root = data_root(config.data)
+    origin = (
+        f"data.root={root}" if config.data.root
+        else f"$RESDET_DATASETS/coco = {root}" if "RESDET_DATASETS" in os.environ
+        else f"{root} (data.root and $RESDET_DATASETS are not set)"
+    )  # fmt: skip
+    lines = ["The data are not there:", *(f"  missing:      {path}" for path in missing), f"  looked in:    {origin}"]
+    lines += [
+        "  to fix:       get COCO 2017 (datasets/README.md has the commands), or point to a copy: data.root=/path/to/coco",
+        "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val",
+        "  without any:  python tools/train.py configs/quickstart.yaml generates its own and needs no download",
+    ]
+    return ["\n".join(lines)]

@@ -1,0 +1,173 @@
+"""Drawing: boxes, masks, names and scores on pictures of any size; contact sheets of many."""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from resdet.config import Config
+from resdet.data.coco import Objects
+from resdet.data.dataset import DetectionDataset, crop_masks
+from resdet.errors import UserError
+from resdet.masks import paste_in_box
+from resdet.structures import MASK_UNKNOWN, Instances
+
+ColorBy = Literal["class", "instance"]
+SMALLEST_SIDE = 480  # smaller pictures are enlarged first, so that names fit on them
+Rectangle = tuple[float, float, float, float]
+
+
+def draw(
+    image: np.ndarray, instances: Instances, class_names: Sequence[str], *, color_by: ColorBy = "class", scores: bool = True
+) -> np.ndarray:
+    """Instances on (H, W, 3) uint8 RGB -> a picture of at least `SMALLEST_SIDE`; large objects are drawn first.
+
+    color_by: one colour a class, or neighbouring objects in different ones.
+    """
+    factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
+    size = (image.shape[0] * factor, image.shape[1] * factor)
+    canvas = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
+    boxes = instances.boxes * factor
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
+    colors = [_color(int(instances.labels[i]) if color_by == "class" else int(i)) for i in range(len(instances))]
+    line = max(1, round(min(size) / 400))
+    for i in order:
+        if instances.mask_probs is not None and instances.mask_probs[i].max() <= 1:
+            _blend_mask(canvas, instances.mask_probs[i], boxes[i], colors[i], line, instances.paste)
+        x1, y1, x2, y2 = np.round(boxes[i] * 8).astype(int).tolist()
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colors[i], line, cv2.LINE_AA, shift=3)
+    labels = [class_names[k] for k in instances.labels]
+    if scores:
+        labels = [f"{name} {score:.0%}" for name, score in zip(labels, instances.scores, strict=True)]
+    return _write_labels(canvas, boxes, labels, colors)
+
+
+def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None = None, tile: int = 480) -> np.ndarray:
+    """Pictures (H, W, 3) with their titles -> one picture, each scaled into a square cell of side `tile`."""
+    columns = columns or max(1, int(np.ceil(np.sqrt(len(tiles)))))
+    rows, title = -(-len(tiles) // columns), 24
+    sheet = Image.new("RGB", (columns * tile, rows * (tile + title)), (24, 24, 24))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for k, (image, text) in enumerate(tiles):
+        x, y = k % columns * tile, k // columns * (tile + title)
+        picture = Image.fromarray(image)
+        picture.thumbnail((tile - 6, tile - 4), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (x + (tile - picture.width) // 2, y + title + (tile - picture.height) // 2))
+        while text and pen.textlength(text, font=font) > tile - 8:
+            text = "…" + text[2:]  # the end of a path tells more than its beginning
+        pen.text((x + 6, y + 4), text, font=font, fill=(230, 230, 230))
+    return np.asarray(sheet)
+
+
+def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = True) -> Instances:
+    """Ground truth of a picture of `size` (H, W) as `Instances` with score 1, for drawing."""
+    crops = None
+    if masks and any(s is not None for s in objects.segmentations):
+        crops = crop_masks(objects, size, side=224).astype(np.float32)
+        crops[crops == MASK_UNKNOWN] = 2.0  # no mask to draw
+    return Instances(objects.boxes, np.ones(len(objects.labels), np.float32), objects.labels, size, crops)
+
+
+def prediction_sheet(
+    model: torch.nn.Module, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
+) -> Path:
+    """Annotations and predictions of the first pictures side by side -> `config.output`/predictions.jpg."""
+    from resdet.data.collate import collate, to_device
+    from resdet.engine.device import autocast
+    from resdet.models.detector import Detector
+    from resdet.predict import to_instances
+
+    assert isinstance(model, Detector)
+    was_training = model.training
+    model.eval()
+    names, tiles = dataset.annotations.class_names, []
+    paste = config.model.mask.paste if config.model.mask else "resdet"
+    for index in range(min(count, len(dataset))):
+        sample = dataset[index, 0]
+        if isinstance(sample, UserError):
+            raise sample
+        batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
+        info = dataset.annotations.images[index]
+        with torch.no_grad(), autocast(device, config.train.amp):
+            (found,) = to_instances(model.predict(batch), [info.size], paste)
+        image = dataset.read(index)
+        truth = annotated_instances(info.objects, info.size)
+        tiles.append((draw(image, truth, names, scores=False), f"{info.file.name}: annotated"))
+        shown = found.above(0.5)
+        tiles.append((draw(image, shown, names), f"predicted: {len(shown)} of score 50 % or more"))
+    model.train(was_training)
+    path = config.output / "predictions.jpg"
+    save_image(contact_sheet(tiles, columns=4), path)
+    return path
+
+
+def save_image(image: np.ndarray, path: Path) -> None:
+    """(H, W, 3) uint8 RGB -> a file of the type that its suffix names. Raises `UserError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path, quality=92)
+    except OSError as error:
+        raise UserError(f"{path}: the picture could not be written ({error})") from None
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    """Neighbouring indices get hues a golden angle apart, in three brightnesses."""
+    hue = index * 0.618034 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
+    return int(red * 255), int(green * 255), int(blue * 255)
+
+
+def _blend_mask(
+    canvas: np.ndarray, probs: np.ndarray, box: np.ndarray, color: tuple[int, int, int], line: int, paste: str
+) -> None:
+    (y, x), mask = paste_in_box(probs, box, (canvas.shape[0], canvas.shape[1]), paste)
+    if not mask.any():
+        return
+    region = canvas[y : y + mask.shape[0], x : x + mask.shape[1]]
+    region[mask] = (region[mask] * 0.6 + np.array(color) * 0.4).astype(np.uint8)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(canvas, contours, -1, color, line, cv2.LINE_AA, offset=(x, y))
+
+
+def _write_labels(
+    canvas: np.ndarray, boxes: np.ndarray, labels: list[str], colors: list[tuple[int, int, int]]
+) -> np.ndarray:
+    """Each label at its box, where it covers no label written before."""
+    height, width = canvas.shape[:2]
+    font = ImageFont.load_default(size=max(13, min(height, width) / 36))
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+    taken: list[Rectangle] = []
+    for box, label, color in zip(boxes, labels, colors, strict=True):
+        left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+        w, h = right - left + 6, bottom - top + 6
+        x, y = _free_place(box, w, h, width, height, taken)
+        taken.append((x, y, x + w, y + h))
+        pen.rectangle((x, y, x + w, y + h), fill=color)
+        dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 120
+        pen.text((x + 3 - left, y + 3 - top), label, font=font, fill=(0, 0, 0) if dark else (255, 255, 255))
+    return np.asarray(picture)
+
+
+def _free_place(
+    box: np.ndarray, w: float, h: float, width: int, height: int, taken: list[Rectangle]
+) -> tuple[float, float]:
+    """Top left corner of a label: above the box, else inside its top, below, inside its bottom, then further down."""
+    x1, y1, x2, y2 = box.tolist()
+    rows = [y1 - h, y1, y2, y2 - h, *(y1 + k * h for k in range(1, 6))]
+    places = [
+        (min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0)))
+        for y, x in itertools.product(rows, (x1, x2 - w))
+    ]
+    for x, y in places:
+        if not any(x < c and a < x + w and y < d and b < y + h for a, b, c, d in taken):
+            return x, y
+    return places[0]

@@ -1,0 +1,7 @@
+"""`python tools/visualize.py --help`; the same as `resdet visualize`."""
+
+import sys
+
+from resdet.cli import visualize
+
+sys.exit(visualize())
