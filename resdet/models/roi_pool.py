@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -24,18 +25,65 @@ class RoIPool(nn.Module):
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """boxes (P, 4) XYXY in the input frame, image (P,) int64: the row of the batch each belongs to."""
         boxes = at_least_float32(boxes)
+        maps = list(features.values())[: self.levels]
         level = levels_of(boxes, self.levels)
+        if self.sampling_ratio and not boxes.is_cuda:
+            return self.by_gather(maps, boxes, image, level)
+        return self.by_level(maps, boxes, image, level)
+
+    def by_level(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """torchvision's operator on each level, of which each box keeps one answer."""
         pooled: Tensor | None = None
-        for k, feature in enumerate(list(features.values())[: self.levels]):
+        for k, feature in enumerate(maps):
             here = level == k
             # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing first.
             rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, 0.0)], dim=1)
             values = roi_align(
-                feature, rois.to(feature.dtype), self.size, 0.25 / 2**k, self.sampling_ratio, self.aligned
+                at_least_float32(feature), rois, self.size, 0.25 / 2**k, self.sampling_ratio, self.aligned
             )
             pooled = values if pooled is None else torch.where(here[:, None, None, None], values, pooled)
         assert pooled is not None
         return pooled
+
+    def by_gather(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
+        """The same as one weighted gather: every pixel of every level is a row of one table, every bin a short list of
+        rows and weights. Several times faster than the operator on a CPU, above all backward, which is serial there."""
+        table = torch.cat([at_least_float32(m).permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
+        heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
+        starts = [0]
+        for m in maps[:-1]:
+            starts.append(starts[-1] + len(m) * m.shape[2] * m.shape[3])
+        start, height, width = (torch.tensor(v, device=boxes.device)[level] for v in (starts, heights, widths))
+        scale = 0.25 / 2.0**level
+        y, weight_y = self._axis(boxes[:, 1], boxes[:, 3], scale, height)  # (P, size, 2 * ratio)
+        x, weight_x = self._axis(boxes[:, 0], boxes[:, 2], scale, width)
+        base = (start + image * height * width)[:, None, None]
+        rows = (base + y * width[:, None, None])[:, :, None, :, None] + x[:, None, :, None, :]
+        weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]  # (P, size, size, 2 ratio, 2 ratio)
+        bins = F.embedding_bag(
+            rows.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.flatten(3).flatten(0, 2).to(table)
+        )
+        return bins.view(len(boxes), self.size, self.size, -1).permute(0, 3, 1, 2)
+
+    def _axis(self, low: Tensor, high: Tensor, scale: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each bin along one axis: the two neighbours of its samples, and their weights, (P, size, 2 * ratio) each."""
+        shift = 0.5 if self.aligned else 0.0
+        begin, extent = low * scale - shift, (high - low) * scale
+        extent = extent if self.aligned else extent.clamp(min=1)
+        count = self.size * self.sampling_ratio
+        steps = (torch.arange(count, device=low.device, dtype=low.dtype) + 0.5) / count
+        at = begin[:, None] + extent[:, None] * steps  # (P, size * ratio)
+        last = (length - 1)[:, None]
+        inside = (at >= -1) & (at <= length[:, None])
+        at = torch.minimum(at.clamp(min=0), last.to(at.dtype))
+        below = at.floor().to(torch.int64).clamp(min=0)
+        above = torch.minimum(below + 1, last)
+        part = at - below
+        weights = torch.stack([1 - part, part], dim=-1) * (inside[..., None] / self.sampling_ratio)
+        return (
+            torch.stack([below, above], dim=-1).view(len(low), self.size, -1),
+            weights.view(len(low), self.size, -1),
+        )
 
 
 def levels_of(boxes: Tensor, levels: int = 4) -> Tensor:

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from resdet.config import parse_config
+from resdet.models.build import build_backbone
+from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
+from resdet.models.resnet import RESNETS, ResNet
+
+ALL = [n if n in ("resnet18", "resnet50") else pytest.param(n, marks=pytest.mark.slow) for n in RESNETS]
+
+
+def stir(model: nn.Module) -> None:
+    """Statistics and affine parameters that a wrong order would not survive."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.3, 0.7)
+            nn.init.normal_(module.bias, std=0.1)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
+def test_equal_to_torchvision(name: str, norm: str) -> None:
+    theirs = getattr(torchvision.models, name)(weights=None).eval()
+    stir(theirs)
+    ours = ResNet(RESNETS[name], norm=norm).eval()
+    weights = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
+    missing, unexpected = ours.load_state_dict(weights, strict=False)
+    assert not missing
+    assert norm == "bn" or not any("num_batches" in k for k in ours.state_dict())
+    assert not unexpected
+    if norm == "bn":
+        backbone_only = sum(p.numel() for k, p in theirs.named_parameters() if not k.startswith("fc."))
+        assert sum(p.numel() for p in ours.parameters()) == backbone_only
+    x = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        features = ours(x)
+        y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        for k in range(1, 5):
+            y = getattr(theirs, f"layer{k}")(y)
+            torch.testing.assert_close(features[f"c{k + 1}"], y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_declares_its_channels_and_strides(name: str) -> None:
+    model = ResNet(RESNETS[name], norm="bn").eval()
+    with torch.inference_mode():
+        features = model(torch.randn(1, 3, 64, 128))
+    assert list(features) == ["c2", "c3", "c4", "c5"] == list(model.channels) == list(model.strides)
+    for level, feature in features.items():
+        stride = model.strides[level]
+        assert feature.shape == (1, model.channels[level], 64 // stride, 128 // stride)
+
+
+@pytest.mark.parametrize("in_1x1", [True, False])
+def test_stride_placement(in_1x1: bool) -> None:
+    block = ResNet(RESNETS["resnet50"], norm="bn", stride_in_1x1=in_1x1).layer2[0]
+    assert (block.conv1.stride[0] == 2) is in_1x1
+    assert (block.conv2.stride[0] == 2) is not in_1x1
+
+
+@pytest.mark.parametrize("stages", range(6))
+def test_frozen_stages(stages: int) -> None:
+    model = ResNet(RESNETS["resnet18"], norm="bn", frozen_stages=stages).train()
+    # 20 convolutions and 20 norms with two parameters each: 60, of which each stage takes its share.
+    frozen = {0: 0, 1: 3, 2: 3 + 12, 3: 3 + 12 + 15, 4: 3 + 12 + 30, 5: 60}[stages]
+    assert sum(p.requires_grad for p in model.parameters()) == 60 - frozen
+    before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
+    model(torch.randn(2, 3, 64, 64))
+    moved = {k for k, v in model.state_dict().items() if "running" in k and not torch.equal(v, before[k])}
+    assert ("bn1.running_mean" in moved) is (stages == 0)
+    assert ("layer1.0.bn1.running_mean" in moved) is (stages <= 1)
+    assert ("layer4.1.bn2.running_mean" in moved) is (stages < 5)
+
+
+def test_plain_network_has_no_shortcut() -> None:
+    plain = ResNet(RESNETS["resnet34"], norm="bn", residual=False)
+    assert not any("downsample" in k for k in plain.state_dict())
+    block = plain.layer1[0].eval()
+    nn.init.zeros_(block.bn2.weight)
+    assert block(torch.rand(1, 64, 8, 8)).sum() == 0  # nothing comes past the zeroed branch
+    residual = ResNet(RESNETS["resnet34"], norm="bn").layer1[0].eval()
+    nn.init.zeros_(residual.bn2.weight)
+    x = torch.rand(1, 64, 8, 8)
+    assert torch.equal(residual(x), x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zero_initialised_last_norm_makes_blocks_identities(name: str) -> None:
+    for flag in (True, False):
+        model = ResNet(RESNETS[name], norm="bn", zero_init_last=flag).eval()
+        x = torch.rand(1, model.channels["c2"], 8, 8)
+        assert torch.equal(model.layer1[1](x), x) is flag
+
+
+def test_without_weights_nothing_stays_random_for_ever() -> None:
+    config = parse_config({"model": {"backbone": {"weights": "none"}}}).model
+    assert (config.backbone.frozen_stages, config.backbone.norm) == (0, "bn")
+    backbone = build_backbone(config)
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert isinstance(backbone.bn1, BatchNorm2d)
+    pretrained = parse_config({}).model
+    assert (pretrained.backbone.frozen_stages, pretrained.backbone.norm) == (2, "frozen_bn")
+    assert isinstance(build_backbone(pretrained).bn1, FrozenBatchNorm2d)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+def boxes(*shape: int) -> torch.Tensor:
+    corner = torch.rand(*shape, 2) * 100
+    return torch.cat([corner, corner + 1 + torch.rand(*shape, 2) * 60], dim=-1)
+
+
+def test_decode_inverts_encode() -> None:
+    wanted, anchors = boxes(3, 50), boxes(3, 50)
+    torch.testing.assert_close(decode(encode(wanted, anchors, WEIGHTS), anchors, WEIGHTS), wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_encode_and_decode_are_torchvisions() -> None:
+    from torchvision.models.detection._utils import BoxCoder
+
+    wanted, anchors, deltas = boxes(50), boxes(50), torch.randn(50, 4) * 4
+    coder = BoxCoder(WEIGHTS)
+    torch.testing.assert_close(encode(wanted, anchors, WEIGHTS), coder.encode_single(wanted, anchors))
+    torch.testing.assert_close(decode(deltas, anchors, WEIGHTS), coder.decode_single(deltas, anchors))
+
+
+def test_encode_stays_finite_for_padding() -> None:
+    assert encode(torch.zeros(4), torch.zeros(4), WEIGHTS).isfinite().all()
+
+
+def test_decode_limits_growth_and_half_precision() -> None:
+    grown = decode(torch.tensor([0.0, 0, 1e4, 1e4]), torch.tensor([0.0, 0, 16, 16]), WEIGHTS)
+    torch.testing.assert_close(grown[2] - grown[0], torch.tensor(1000.0))
+    exact = decode(torch.zeros(4, dtype=torch.bfloat16), torch.tensor([0.0, 0, 1001, 777]), WEIGHTS)
+    assert exact.tolist() == [0, 0, 1001, 777]
+
+
+def test_iou_is_torchvisions_and_zero_for_empty_boxes() -> None:
+    a, b = boxes(2, 30), boxes(2, 20)
+    a[0, 0] = 0
+    found = iou(a, b)
+    for k in range(2):
+        torch.testing.assert_close(found[k], torchvision.ops.box_iou(a[k], b[k]).nan_to_num())
+    assert iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+    torch.testing.assert_close(paired_iou(a[:, :20], b), found[:, range(20), range(20)])
+    torch.testing.assert_close(iou(a[0], b), torch.stack([iou(a[0], b[0]), iou(a[0], b[1])]))
+
+
+def test_clip_cuts_each_image_to_its_own_size() -> None:
+    cut = clip(torch.tensor([[[-5.0, -5, 500, 500]]] * 2), torch.tensor([[40, 60], [80, 20]]))
+    assert cut.tolist() == [[[0, 0, 60, 40]], [[0, 0, 20, 80]]]
+
+
+def test_big_enough_refuses_empty_inverted_and_nan() -> None:
+    candidates = torch.tensor(
+        [[0.0, 0, 2, 2], [0, 0, 0, 2], [3, 0, 1, 5], [float("nan"), 0, 1, 1], [0, 0, 0.5, 9]]
+    )
+    assert big_enough(candidates, 0.0).tolist() == [True, False, False, False, True]
+    assert big_enough(candidates, 1.0).tolist() == [True, False, False, False, False]
+    assert area(candidates[0]) == 4
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_nms_is_torchvisions_with_a_fixed_size(threshold: float) -> None:
+    candidates, scores = boxes(2, 300), torch.rand(2, 300)
+    groups, valid = torch.randint(3, (2, 300)), torch.rand(2, 300) > 0.2
+    keep = nms(candidates, scores, groups, valid, threshold)
+    for b in range(2):
+        rows = valid[b].nonzero().flatten()
+        kept = rows[torchvision.ops.batched_nms(candidates[b, rows], scores[b, rows], groups[b, rows], threshold)]
+        assert set(keep[b].nonzero().flatten().tolist()) == set(kept.tolist())
+        assert 0 < len(kept) < len(rows)
+    assert not nms(candidates, scores, groups, torch.zeros_like(valid), threshold).any()
+
+
+def test_nms_passes_torchs_own_check_of_custom_operators() -> None:
+    torch.library.opcheck(
+        nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5)
+    )
