@@ -1,0 +1,223 @@
+"""The whole detector: one graph, hostile targets, independence of images from each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resdet.config import parse_config
+from resdet.models.build import build_model
+from resdet.models.detector import Detector
+from resdet.structures import Batch, Targets
+
+K = 5
+SIZE = (96, 128)
+
+
+def small(mask: bool = True, **model: object) -> Detector:
+    torch.manual_seed(0)
+    values = {
+        "num_classes": K,
+        "backbone": {"name": "resnet18", "weights": "none"},
+        "fpn": {"channels": 32},
+        "rpn": {"pre_nms_train": 100, "post_nms_train": 60, "pre_nms_predict": 100, "post_nms_predict": 60},
+        "box": {"width": 32, "samples": 32},
+        "mask": {"num_convs": 1, "width": 32} if mask else None,
+        **model,
+    }
+    return build_model(parse_config({"model": values}).model)
+
+
+def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int, int] = SIZE) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    b = len(counts)
+    corner = torch.rand(b, slots, 2, generator=g) * torch.tensor([size[1], size[0]]) * 0.6
+    boxes = torch.cat([corner, corner + 8 + torch.rand(b, slots, 2, generator=g) * 30], dim=-1)
+    valid = torch.arange(slots)[None] < torch.tensor(counts)[:, None]
+    targets = Targets(
+        boxes * valid[..., None],
+        torch.where(valid, torch.randint(K, (b, slots), generator=g), -1),
+        valid,
+        (torch.rand(b, slots, 28, 28, generator=g) > 0.4).to(torch.uint8),
+    )
+    images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
+    return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)
+
+
+def backward(losses: dict[str, Tensor]) -> None:
+    torch.stack(list(losses.values())).sum().backward()
+
+
+BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: str) -> None:
+    torch._dynamo.reset()
+    model = small()
+    first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
+    expected = [model(first), model(second)]
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    losses = compiled(first)
+    backward(losses)
+    assert model.backbone.conv1.weight.grad.abs().sum() > 0
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        again = compiled(second)
+        backward(again)
+    for found, wanted in zip((losses, again), expected, strict=True):
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
+
+
+def test_prediction_is_one_graph() -> None:
+    torch._dynamo.reset()
+    model = small().eval()
+    model.heads["box"].score_threshold = 0.0
+    batch = make_batch([1, 1])
+    expected = model.predict(batch)
+    found = torch.compile(model.predict, fullgraph=True, backend="aot_eager")(batch)
+    assert expected.valid.all()
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.mask_probs, expected.mask_probs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 4], [4, 0]])
+@pytest.mark.parametrize("mask", [True, False])
+def test_images_without_objects_train(counts: list[int], mask: bool) -> None:
+    model = small(mask)
+    losses = model(make_batch(counts))
+    backward(losses)
+    assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box_reg"} | ({"mask"} if mask else set())
+    assert all(loss.isfinite() for loss in losses.values())
+    for name, p in model.named_parameters():
+        assert p.grad is not None, name  # every parameter takes part, so that no process waits for another's
+        assert p.grad.isfinite().all(), name
+    if sum(counts) == 0:
+        assert losses["box_reg"] == losses["rpn_box"] == 0
+
+
+def test_one_pixel_boxes_and_unknown_masks_train() -> None:
+    batch = make_batch([3])
+    boxes = batch.targets.boxes.clone()
+    boxes[0, 0] = torch.tensor([5.0, 5, 6, 6])
+    masks = batch.targets.masks.clone()
+    masks[:] = 255
+    model = small()
+    losses = model(batch._replace(targets=batch.targets._replace(boxes=boxes, masks=masks)))
+    backward(losses)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert losses["mask"] == 0  # no object has a mask to learn from
+    assert losses["box_reg"] > 0
+
+
+def test_five_hundred_objects() -> None:
+    losses = small()(make_batch([500], slots=512))
+    backward(losses)
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+
+
+def test_long_pictures() -> None:
+    batch = make_batch([3], size=(3008, 224))
+    model = small()
+    assert all(loss.isfinite() for loss in model(batch).values())
+    assert model.eval().predict(batch).boxes.shape == (1, 100, 4)
+
+
+@pytest.mark.parametrize("norm", ["none", "bn", "gn"])
+def test_an_images_losses_do_not_depend_on_its_neighbours(norm: str) -> None:
+    model = small(box={"trunk": "4conv1fc", "width": 32, "samples": 32, "norm": norm}, mask={"norm": norm}).eval()
+    both = make_batch([3, 5])
+    alone = [
+        Batch(both.images[i : i + 1], both.image_sizes[i : i + 1], both.keys[i : i + 1],
+              Targets(*(t[i : i + 1] for t in both.targets)))
+        for i in range(2)
+    ]  # fmt: skip
+    together, apart = model(both), [model(b) for b in alone]
+    for name in ("rpn_objectness", "rpn_box", "box_class", "box_reg"):  # all divided by equal counts here
+        torch.testing.assert_close(together[name], (apart[0][name] + apart[1][name]) / 2, rtol=1e-4, atol=1e-6)
+    model.heads["box"].score_threshold = 0.0
+    found = model.predict(both)
+    for i in range(2):
+        single = model.predict(alone[i])
+        torch.testing.assert_close(found.scores[i : i + 1], single.scores, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.boxes[i : i + 1], single.boxes, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.mask_probs[i : i + 1], single.mask_probs, rtol=1e-3, atol=1e-4)
+
+
+def test_padding_of_objects_and_its_content_change_nothing() -> None:
+    model = small().eval()
+    batch = make_batch([3, 5])
+    t = batch.targets
+    wide = Targets(
+        torch.cat([t.boxes, torch.rand(2, 24, 4) * 50], 1),
+        torch.cat([t.labels, torch.full((2, 24), -1)], 1),
+        torch.cat([t.valid, torch.zeros(2, 24, dtype=torch.bool)], 1),
+        torch.cat([t.masks, torch.ones(2, 24, 28, 28, dtype=torch.uint8)], 1),
+    )
+    # The RPN alone: the RoI sampler draws by position among proposals and objects, so its draw may differ.
+    scores = model.rpn(model.features(batch), SIZE)
+    narrow_losses, wide_losses = (model.rpn.loss(scores, targets, batch.keys) for targets in (t, wide))
+    for name, loss in narrow_losses.items():
+        torch.testing.assert_close(wide_losses[name], loss)
+
+
+def test_evaluation_mode_losses_leave_batch_norm_alone() -> None:
+    model = small().eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model(make_batch([2, 3]))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    model.train()(make_batch([2, 3]))
+    assert not torch.equal(model.state_dict()["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"])
+
+
+def test_padded_rois_do_not_enter_the_heads_statistics() -> None:
+    """With few proposals most sampled RoIs are padding; what they pool must not matter."""
+    options = {"box": {"trunk": "4conv1fc", "width": 32, "samples": 512, "norm": "bn"}, "mask": {"norm": "bn"}}
+    stats = []
+    for slots in (8, 32):
+        model = small(**options).train()
+        batch = make_batch([3, 2], slots=8)
+        if slots == 32:
+            t = batch.targets
+            batch = batch._replace(targets=Targets(
+                torch.cat([t.boxes, torch.zeros(2, 24, 4)], 1), torch.cat([t.labels, torch.full((2, 24), -1)], 1),
+                torch.cat([t.valid, torch.zeros(2, 24, dtype=torch.bool)], 1),
+                torch.cat([t.masks, torch.zeros(2, 24, 28, 28, dtype=torch.uint8)], 1),
+            ))  # fmt: skip
+        model(batch)
+        stats.append(model.heads["box"].trunk.convs[0].norm.running_mean.clone())
+    # samples (512) exceed the candidates, so both draw every candidate: only the padding differs.
+    torch.testing.assert_close(stats[0], stats[1], rtol=1e-4, atol=1e-6)
+
+
+def test_normalisation_pads_with_zero_and_turns_channels() -> None:
+    model = small()
+    images = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
+    images[:, 0] = 10
+    batch = Batch(images, torch.tensor([[20, 30]]), torch.tensor([0]), None)
+    x = model.normalize(batch)
+    assert x[0, :, 20:].abs().sum() == x[0, :, :, 30:].abs().sum() == 0
+    torch.testing.assert_close(x[0, 0, 0, 0], torch.tensor((10 - 123.675) / 58.395))
+    bgr = small(input={"bgr": True, "mean": [103.53, 116.28, 123.675], "std": [1, 1, 1]})
+    torch.testing.assert_close(bgr.normalize(batch)[0, 2, 0, 0], torch.tensor(10 - 123.675))
+
+
+def test_bfloat16_stays_close() -> None:
+    model, batch = small().eval(), make_batch([3, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(batch)
+    exact = model(batch)
+    for name in ("rpn_objectness", "box_class", "mask"):
+        assert rough[name].dtype == torch.float32
+        torch.testing.assert_close(rough[name], exact[name], rtol=0.05, atol=0.02)
+
+
+def test_faster_rcnn_is_mask_rcnn_without_its_mask_head() -> None:
+    mask, faster = small(True), small(False)
+    weights = {k: v for k, v in mask.state_dict().items() if not k.startswith("heads.mask.")}
+    faster.load_state_dict(weights, strict=True)
+    assert isinstance(faster.heads, nn.ModuleDict)
+    found, wanted = faster(make_batch([3])), mask(make_batch([3]))
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    assert faster.eval().predict(make_batch([3])).mask_probs is None
