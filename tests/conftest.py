@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+
+from resdet.config import SyntheticConfig
+from resdet.data.coco import Annotations, read_coco
+from resdet.data.shapes import ensure_shapes
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -23,13 +26,14 @@ def coco_open() -> Path:
     return folder
 
 
-def textured(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A made-up picture with structure at all scales: sums of noise, resized."""
-    import cv2
 
-    rng = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3), np.float32)
-    for scale in (4, 16, 64):
-        noise = rng.normal(size=(height // scale + 2, width // scale + 2, 3)).astype(np.float32)
-        picture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 25
-    return np.clip(picture + 128, 0, 255).astype(np.uint8)
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    ensure_shapes(root, SyntheticConfig(num_train=12, num_val=4, size=96))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes(shapes_root) -> Annotations:
+    return read_coco(shapes_root / "annotations" / "instances_train2017.json", shapes_root / "train2017")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import textured
+from pictures import textured
 from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
 
 from resdet.config import Config

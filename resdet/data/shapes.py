@@ -72,7 +72,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
         label = int(rng.integers(len(CLASSES)))
         radius = size * rng.uniform(0.08, 0.24)
         center = rng.uniform([radius, radius], [width - radius, height - radius])
-        outline = shape_outline(CLASSES[label], rng) * radius + center
+        outline = np.round(shape_outline(CLASSES[label], rng) * radius + center, 2)  # as the JSON will have it
         bitmap = _rasterise([outline], height, width)
         if any((old & ~bitmap).sum() < 0.4 * old.sum() for _, _, old, _ in placed):
             continue  # nothing may be hidden almost wholly
@@ -161,7 +161,7 @@ def _annotation(label: int, outline: np.ndarray, visible: np.ndarray, crowd: boo
         edges = np.flatnonzero(flat[1:] != flat[:-1])
         segmentation = {"size": [height, width], "counts": np.diff(np.r_[0, edges, visible.size]).tolist()}
     elif (visible == _rasterise([outline], height, width)).all():
-        segmentation = [[round(float(v), 2) for v in outline.ravel()]]
+        segmentation = [outline.ravel().tolist()]
     return {
         "category_id": 3 * label + 1,
         "bbox": [float(v) for v in coco_mask.toBbox(rle)],

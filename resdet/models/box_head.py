@@ -123,7 +123,7 @@ class BoxHead(nn.Module):
         scores, index = torch.where(keep, scores, -1.0).topk(min(self.max_detections, keep.shape[1]), dim=1)
         valid = scores >= 0
         return detections._replace(
-            boxes=take(boxes, index) * valid.unsqueeze(-1),
+            boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
             scores=scores.clamp(min=0),
             labels=torch.where(valid, labels.gather(1, index), 0),
             valid=valid,

@@ -102,7 +102,7 @@ class RPN(nn.Module):
         keep = nms(boxes, logits, level, valid, self.nms_threshold)
         value, index = torch.where(keep, logits, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
         valid = value > -torch.inf
-        return take(boxes, index) * valid.unsqueeze(-1), value, valid
+        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), value, valid
 
     def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
         """Both sums run over the sampled anchors and are divided by their number in the batch."""

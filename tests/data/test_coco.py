@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pictures import textured
+
+from resdet.data.coco import read_coco
+from resdet.errors import UserError
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    """Two pictures with one object each, of categories 3 and 90."""
+    content: dict[str, Any] = {
+        "images": [
+            {"id": 10, "file_name": "a.jpg", "height": 60, "width": 80},
+            {"id": 7, "file_name": "b.jpg", "height": 50, "width": 40},
+        ],
+        "categories": [{"id": 90, "name": "zebra"}, {"id": 3, "name": "ant"}],
+        "annotations": [
+            {"id": 1, "image_id": 10, "category_id": 90, "bbox": [10, 20, 30, 15], "iscrowd": 0,
+             "segmentation": [[10, 20, 40, 20, 40, 35, 10, 35]]},
+            {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 10]},
+        ],
+    }  # fmt: skip
+    content |= changes
+    for name, size in (("a.jpg", (60, 80)), ("b.jpg", (50, 40))):
+        cv2.imwrite(str(folder / name), textured(*size))
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4], **changes}
+
+
+def test_ids_with_gaps_become_contiguous_labels(tmp_path) -> None:
+    read = read_coco(write(tmp_path), tmp_path)
+    assert read.class_names == ["ant", "zebra"]
+    assert read.category_ids == [3, 90]
+    assert [image.image_id for image in read.images] == [10, 7]
+    first, second = (image.objects for image in read.images)
+    assert first.boxes.tolist() == [[10, 20, 40, 35]]  # XYWH in the file, XYXY here
+    assert first.labels.tolist() == [1]
+    assert second.segmentations == [None]
+    assert first.boxes.dtype == np.float32
+    assert first.labels.dtype == np.int64
+
+
+def test_images_without_annotations_stay(tmp_path) -> None:
+    read = read_coco(write(tmp_path, annotations=[annotation()]), tmp_path)
+    assert [len(image.objects.labels) for image in read.images] == [1, 0]
+    assert read.images[1].objects.boxes.shape == (0, 4)
+    assert "1 images without objects" in read.summary()
+
+
+def test_what_does_not_train_is_counted(tmp_path) -> None:
+    skipped = [
+        annotation(iscrowd=1, segmentation={"size": [60, 80], "counts": [4800]}),
+        annotation(bbox=[1, 2, 0, 4]),
+        annotation(bbox=[200, 2, 5, 4]),
+        annotation(segmentation=[[1, 2, 3, 4]]),
+    ]
+    read = read_coco(write(tmp_path, annotations=skipped), tmp_path)
+    assert dict(read.skipped) == {
+        "crowd regions (no target of training)": 1,
+        "boxes without area inside their image": 2,
+        "polygons of under three points": 1,
+    }
+    assert [len(image.objects.labels) for image in read.images] == [1, 0]
+    assert "2 boxes without area" in read.summary()
+
+
+def test_boxes_are_cut_to_their_image(tmp_path) -> None:
+    read = read_coco(write(tmp_path, annotations=[annotation(bbox=[-5, 50, 200, 30])]), tmp_path)
+    assert read.images[0].objects.boxes.tolist() == [[0, 50, 80, 60]]
+
+
+def test_limit_keeps_the_first_images(tmp_path) -> None:
+    read = read_coco(write(tmp_path), tmp_path, limit=1)
+    assert [image.image_id for image in read.images] == [10]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": [annotation(image_id=99)]}, "image_id 99 is not among"),
+        ({"annotations": [annotation(category_id=0)]}, r"category_id 0 is not among the \"categories\" \(3, 90\)"),
+        ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"annotation 5: bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
+        ({"annotations": [annotation(bbox=[1, 2, 3, float("nan")])]}, "is not .x, y, width, height."),
+        ({"annotations": [annotation(segmentation=[[1, 2, 3]])]}, "neither polygons"),
+        ({"annotations": [annotation(segmentation={"size": [1, 2], "counts": "a"})]}, "RLE of size"),
+        ({"annotations": [annotation(segmentation={"size": [60, 80], "counts": [5]})]}, "do not add up to 60 x 80"),
+        ({"categories": []}, '"categories" is empty'),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is used twice"),
+        ({"images": [{"id": 10, "file_name": "a.jpg", "height": 60}]}, "width None must be positive"),
+        ({"images": [{"id": 10, "file_name": "no.jpg", "height": 60, "width": 80}]}, r"no\.jpg does not exist"),
+        ({"images": 3}, '"images" is missing or is not a list'),
+    ],
+)
+def test_each_mistake_is_named(tmp_path, changes: dict[str, Any], message: str) -> None:
+    path = write(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        read_coco(path, tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def test_all_mistakes_are_listed_at_once(tmp_path) -> None:
+    path = write(tmp_path, annotations=[annotation(image_id=99), annotation(category_id=4), annotation(bbox=None)])
+    with pytest.raises(UserError, match="3 problem") as caught:
+        read_coco(path, tmp_path)
+    assert str(caught.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("", "not valid")])
+def test_files_of_another_kind(tmp_path, text: str, message: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_coco(path, tmp_path)
+
+
+def test_missing_file_and_folder(tmp_path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_coco(tmp_path / "no.json", tmp_path)
+    with pytest.raises(UserError, match="no such image folder"):
+        read_coco(write(tmp_path), tmp_path / "no")
+
+
+def test_real_coco_annotations_are_valid(coco_open) -> None:
+    read = read_coco(coco_open / "annotations" / "instances_train2017.json", coco_open / "train2017")
+    assert len(read.images) == 92
+    assert len(read.class_names) == 80
+    assert sum(len(image.objects.labels) for image in read.images) == 829 - 9
+    assert dict(read.skipped) == {"crowd regions (no target of training)": 9}

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from resdet.config import DataConfig, InputConfig
+from resdet.data.coco import Annotations
+from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
+from resdet.errors import UserError
+
+SIZES = {"min_size": [96, 112, 128], "max_size": 200}
+
+
+def dataset(annotations: Annotations, train: bool = True, **changes: object) -> DetectionDataset:
+    data = DataConfig.model_validate({**SIZES, **changes})
+    return DetectionDataset(annotations, data, InputConfig(), train=train, masks=True, seed=3)
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_image(shapes) -> None:
+    data = dataset(shapes, train=True)
+    first, again, later = data[4, 0], data[4, 0], [data[4, epoch] for epoch in range(1, 6)]
+    assert np.array_equal(first.image, again.image)
+    assert first.key == again.key
+    assert len({s.key for s in [first, *later]}) == 6
+    assert len({s.image.shape for s in [first, *later]}) > 1  # other short sides
+
+
+def test_flip_moves_picture_boxes_and_masks_together(shapes) -> None:
+    flipped, plain = dataset(shapes, flip=1, min_size=96), dataset(shapes, flip=0, min_size=96)
+    for index in range(6):
+        a, b = flipped[index, 0], plain[index, 0]
+        assert np.array_equal(a.image[:, ::-1], b.image)
+        mirrored = b.boxes.copy()
+        mirrored[:, [0, 2]] = b.image.shape[1] - b.boxes[:, [2, 0]]
+        np.testing.assert_allclose(a.boxes, mirrored, atol=1e-4)
+        assert np.array_equal(a.masks[:, :, ::-1], b.masks)
+
+
+def test_boxes_scale_with_the_picture(shapes) -> None:
+    small, large = dataset(shapes, train=False, min_size=96), dataset(shapes, train=False, min_size=192, max_size=400)
+    for index in range(4):
+        a, b = small[index, 0], large[index, 0]
+        np.testing.assert_allclose(a.boxes * 2, b.boxes, rtol=0.02)
+        assert np.array_equal(a.masks, b.masks)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_any_number_of_workers_gives_the_same_batches(shapes, context: str) -> None:
+    augmentations = [{"name": "RandomBrightnessContrast", "p": 0.5}, {"name": "Rotate", "limit": 10, "p": 0.5}]
+    data = dataset(shapes, train={"augmentations": augmentations})
+    alone = list(islice(training_loader(data, 3, 0), 5))
+    shared = list(islice(training_loader(data, 3, 2, context=context), 5))
+    late = list(islice(training_loader(data, 3, 0, start=3), 2))
+    for one, two in [*zip(alone, shared, strict=True), *zip(alone[3:], late, strict=True)]:
+        assert one.indices == two.indices
+        assert torch.equal(one.batch.images, two.batch.images)
+        assert torch.equal(one.batch.keys, two.batch.keys)
+        for a, b in zip(one.batch.targets, two.batch.targets, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_training_order_shows_every_image_equally_and_groups_shapes() -> None:
+    groups = np.arange(11) % 3 == 0
+    batches = list(islice(training_order(groups, 4, seed=0), 55))  # 220 images: 20 epochs of 11
+    seen = Counter(index for batch in batches for index, _ in batch)
+    assert set(seen) == set(range(11))
+    assert max(seen.values()) - min(seen.values()) <= 2
+    assert all(len({bool(groups[i]) for i, _ in batch}) == 1 for batch in batches)
+    assert len({item for batch in batches for item in batch}) == 220  # never the same draw twice
+    other = list(islice(training_order(groups, 4, seed=1), 55))
+    assert other != batches
+
+
+def test_evaluation_takes_each_image_once_in_equal_sizes(shapes) -> None:
+    order = evaluation_order([(96, 128), (128, 96), (96, 128), (96, 128)], 2)
+    assert sorted(i for batch in order for i, _ in batch) == [0, 1, 2, 3]
+    assert [len(batch) for batch in order] == [2, 1, 1]
+    loaded = list(evaluation_loader(dataset(shapes, train=False), 4, 0))
+    assert sorted(i for batch in loaded for i in batch.indices) == list(range(12))
+
+
+def test_a_broken_picture_stops_with_its_name(shapes, tmp_path) -> None:
+    file = tmp_path / "broken.jpg"
+    file.write_bytes(b"junk")
+    images = [shapes.images[0], shapes.images[1]._replace(file=file)]
+    broken = Annotations(shapes.source, images, shapes.class_names, shapes.category_ids)
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^\S*broken\.jpg: "):
+            list(evaluation_loader(dataset(broken, train=False), 1, workers))
+
+
+def sample(count: int, size: tuple[int, int] = (40, 50)) -> Sample:
+    boxes = np.random.default_rng(0).random((count, 4)).astype(np.float32)
+    masks = np.ones((count, 28, 28), np.uint8)
+    return Sample(np.full((*size, 3), 7, np.uint8), boxes, np.zeros(count, np.int64), masks, 1, 0)
+
+
+@pytest.mark.parametrize(("counts", "padded"), [([0, 0], 8), ([3, 8], 8), ([9, 1], 32), ([500, 0], 512)])
+def test_objects_are_padded_up_a_short_ladder(counts: list[int], padded: int) -> None:
+    targets = collate([sample(c) for c in counts]).batch.targets
+    assert padded in OBJECT_LADDER
+    assert targets.boxes.shape == (2, padded, 4)
+    assert targets.masks.shape == (2, padded, 28, 28)
+    assert targets.valid.sum(1).tolist() == counts
+    assert (targets.labels[~targets.valid] == -1).all()
+
+
+def test_images_are_padded_at_bottom_and_right() -> None:
+    batch = collate([sample(1, (40, 50)), sample(1, (60, 33))], multiple=64).batch
+    assert batch.images.shape == (2, 3, 64, 64)
+    assert batch.images.dtype == torch.uint8
+    assert batch.image_sizes.tolist() == [[40, 50], [60, 33]]
+    assert batch.images[0, :, :40, :50].eq(7).all()
+    assert batch.images[0].sum() == 7 * 3 * 40 * 50
+
+
+def test_split_batch_keeps_everything() -> None:
+    batch = collate([sample(c) for c in (1, 2, 3, 4)]).batch
+    parts = split_batch(batch, 2)
+    assert [p.targets.valid.sum().item() for p in parts] == [3, 7]
+    assert torch.equal(torch.cat([p.images for p in parts]), batch.images)
+    assert split_batch(batch._replace(targets=None), 2)[1].targets is None

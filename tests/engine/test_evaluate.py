@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED
+
+from resdet.cli import evaluate as eval_command
+from resdet.data.coco import read_coco
+from resdet.data.dataset import crop_masks
+from resdet.engine.evaluate import METRICS, Evaluation, read_results
+from resdet.errors import UserError
+from resdet.predict import to_coco
+from resdet.structures import Instances
+
+
+def truth_as_detections(file: Path, images: Path, side: int = 448) -> list[dict]:
+    """Annotations through our own structures and back out, as a model's predictions would go."""
+    read = read_coco(file, images)
+    entries = []
+    for info in read.images:
+        boxes = info.objects.boxes
+        crops = crop_masks(info.objects, info.size, side).astype(np.float32)
+        scores = np.linspace(1, 0.5, len(boxes)).astype(np.float32)
+        entries += to_coco(Instances(boxes, scores, info.objects.labels, info.size, crops), info.image_id, read.category_ids)
+    return entries
+
+
+def test_ground_truth_scores_one(shapes_root) -> None:
+    file = shapes_root / "annotations" / "instances_train2017.json"
+    evaluation = Evaluation(file)
+    content = json.loads(file.read_text())
+    perfect = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9,
+         "segmentation": a["segmentation"]}
+        for a in content["annotations"] if not a["iscrowd"]
+    ]  # fmt: skip
+    metrics, tables = evaluation.score(perfect)
+    for kind in ("bbox", "segm"):
+        assert metrics[kind]["AP"] == pytest.approx(1, abs=1e-12)
+        assert metrics[kind]["AR100"] == pytest.approx(1, abs=1e-12)
+    assert "COCO box AP" in tables
+    assert "triangle" in tables
+
+
+def test_ground_truth_through_our_structures_scores_one(shapes_root) -> None:
+    """Every conversion between COCO and our conventions, both ways."""
+    file = shapes_root / "annotations" / "instances_train2017.json"
+    metrics, _ = Evaluation(file).score(truth_as_detections(file, shapes_root / "train2017"))
+    assert metrics["bbox"]["AP"] == pytest.approx(1, abs=1e-12)
+    assert metrics["segm"]["AP50"] == pytest.approx(1, abs=1e-12)
+    assert metrics["segm"]["AP"] > 0.95  # outlines are resampled twice
+
+
+def test_real_ground_truth_scores_one(coco_open) -> None:
+    file = coco_open / "annotations" / "instances_val2017.json"
+    metrics, _ = Evaluation(file).score(truth_as_detections(file, coco_open / "val2017", side=224))
+    assert metrics["bbox"]["AP"] > 0.999  # a few boxes reach over their picture's edge and are cut
+    assert metrics["segm"]["AP50"] > 0.999
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_cocos_own_fixture(kind: str, tmp_path, capsys) -> None:
+    folder = SHARED / "cocoapi_fake"
+    if not folder.is_dir():
+        pytest.skip(f"needs COCO's evaluation fixture in {folder}")
+    results, truth = folder / f"instances_val2014_fake{kind}100_results.json", folder / "instances_val2014_100.json"
+    assert eval_command(["--results", str(results), "--annotations", str(truth), "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    expected = json.loads((folder / "EXPECTED.json").read_text())
+    assert tuple(expected["order"]) == METRICS
+    np.testing.assert_allclose(list(found[kind].values()), expected[kind], rtol=0, atol=1e-12)
+    assert ("segm" in found) is (kind == "segm")
+
+
+def write_truth(folder: Path, **annotation: object) -> Path:
+    entry = {"id": 0, "image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], **annotation}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 50, "width": 60}],
+        "categories": [{"id": 5, "name": "thing"}, {"id": 6, "name": "other"}],
+        "annotations": [entry, {**entry, "bbox": [35, 20, 10, 20], "id": 1}],
+    }
+    path = folder / "truth.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+HIT = {"image_id": 1, "category_id": 5, "bbox": [10, 10, 20, 20], "score": 0.9}
+MISS = {**HIT, "bbox": [35, 20, 10, 20]}
+
+
+def test_custom_files_without_area_crowd_flag_or_with_id_zero(tmp_path) -> None:
+    """pycocotools takes an annotation with id 0 for unmatched, and needs fields that custom files lack."""
+    metrics, _ = Evaluation(write_truth(tmp_path)).score([HIT, MISS], ["bbox"])
+    assert metrics["bbox"]["AP"] == pytest.approx(1, abs=1e-12)
+    assert metrics["bbox"]["APl"] is None  # nothing to measure
+
+
+def test_a_model_that_finds_nothing_scores_zero(tmp_path) -> None:
+    truth = write_truth(tmp_path, segmentation=[[10, 10, 30, 10, 30, 30, 10, 30]])
+    metrics, _ = Evaluation(truth).score([])
+    assert metrics["bbox"]["AP"] == metrics["segm"]["AR100"] == 0
+
+
+def test_mask_ap_by_size_goes_by_mask_area(tmp_path) -> None:
+    """A thin mask in a large box is small; pycocotools takes the box where an entry carries one."""
+    thin = [[0, 0, 60, 0, 60, 2, 0, 2]]
+    truth = write_truth(tmp_path, segmentation=thin, bbox=[0, 0, 60, 50], area=120)
+    entry = {"image_id": 1, "category_id": 5, "score": 0.9, "segmentation": thin}
+    for carried in ({}, {"bbox": [0, 0, 60, 50]}):
+        metrics, _ = Evaluation(truth).score([{**entry, **carried}], ["segm"])
+        assert metrics["segm"]["APs"] > 0.4
+        assert metrics["segm"]["APm"] is None
+
+
+def test_limits_to_chosen_images(shapes_root) -> None:
+    file = shapes_root / "annotations" / "instances_train2017.json"
+    evaluation = Evaluation(file, image_ids=[1, 2])
+    assert set(evaluation.image_sizes) == {1, 2}
+    assert {a["image_id"] for a in evaluation.coco.dataset["annotations"]} <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, "entry 1: image_id 9 is not among"),
+        ({"category_id": 9}, "entry 1: category_id 9 is not among"),
+        ({"score": "high"}, "entry 1: score 'high' is not a number"),
+        ({"score": float("nan")}, "score nan is not a number"),
+        ({"bbox": [1, 2]}, "is not .x, y, width, height."),
+        ({"bbox": None}, "neither bbox nor segmentation"),
+        ({"segmentation": {"size": [3, 3], "counts": "a"}}, "RLE of size"),
+    ],
+)
+def test_mistakes_in_results_are_listed(tmp_path, change: dict, message: str) -> None:
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([HIT, {**HIT, **change}]))
+    with pytest.raises(UserError, match=message):
+        read_results(results, Evaluation(write_truth(tmp_path)))
+
+
+def test_results_of_another_kind(tmp_path) -> None:
+    evaluation = Evaluation(write_truth(tmp_path))
+    for text in ("{}", "[1]", "[", ""):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=r"results\.json"):
+            read_results(tmp_path / "results.json", evaluation)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_results(tmp_path / "no.json", evaluation)

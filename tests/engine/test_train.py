@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+import tiny
+import torch
+
+import resdet
+from resdet.config import load_config
+from resdet.engine.checkpoint import read_checkpoint
+from resdet.engine.evaluate import METRICS
+from resdet.engine.train import train
+from resdet.errors import UserError
+
+
+def lines(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_weights(a, b) -> bool:
+    one, two = read_checkpoint(a).model, read_checkpoint(b).model
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_a_run_leaves_everything_the_contract_names(shapes_root, tmp_path) -> None:
+    out = tmp_path / "run"
+    result = resdet.train(tiny.config(shapes_root, out, ema_decay=0.9, clip_grad_norm=1.0))
+    assert (result.finished, result.iteration, result.output) == (True, 4, out)
+    for name in ("config.yaml", "metrics.jsonl", "checkpoints/last.pt", "eval/metrics.json", "eval/detections.json",
+                 "predictions.jpg"):  # fmt: skip
+        assert (out / name).stat().st_size > 0, name
+    assert load_config(out / "config.yaml") == tiny.config(shapes_root, out, ema_decay=0.9, clip_grad_norm=1.0)
+    metrics = json.loads((out / "eval" / "metrics.json").read_text())
+    assert list(metrics) == ["bbox", "segm"]
+    assert tuple(metrics["segm"]) == METRICS
+    content = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
+    assert content["class_names"] == ["disk", "box", "triangle", "star"]
+    assert content["category_ids"] == [1, 4, 7, 10]
+    averaged, raw = content["model"], content["training"]["weights"]
+    assert not torch.equal(averaged["fpn.lateral.0.conv.weight"], raw["fpn.lateral.0.conv.weight"])
+    records = lines(out)
+    trained = [r for r in records if "loss" in r]
+    assert [r["iteration"] for r in trained] == [1, 2, 3, 4]
+    assert {"rpn_objectness", "rpn_box", "box_class", "box_reg", "mask", "lr", "images_per_s", "data_wait"} < set(trained[0])
+    evaluated = [r for r in records if "bbox_AP" in r]
+    assert [r["iteration"] for r in evaluated] == [2, 4]
+    assert evaluated[0]["val_loss"] > 0
+
+
+def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -> None:
+    kept = {"checkpoint_every": 2, "eval_every": 0, "ema_decay": 0.9}
+    train(tiny.config(shapes_root, tmp_path / "a", **kept))
+    train(tiny.config(shapes_root, tmp_path / "b", **kept))
+    assert same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "b/checkpoints/last.pt")
+    train(tiny.config(shapes_root, tmp_path / "c", **kept | {"max_iters": 2}))
+    # The killed run had gone further than its checkpoint: its later lines must not stay.
+    with (tmp_path / "c/metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "loss": 1}\n{"iterat')
+    train(tiny.config(shapes_root, tmp_path / "c", **kept), resume=True)
+    assert same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "c/checkpoints/last.pt")
+    assert [r["iteration"] for r in lines(tmp_path / "c")] == [1, 2, 3, 4]
+    without_time = [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in lines(tmp_path / "c")]
+    assert without_time == [
+        {k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in lines(tmp_path / "a")
+    ]
+    other = tiny.config(shapes_root, tmp_path / "d", **kept)
+    other.seed = 1
+    train(other)
+    assert not same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "d/checkpoints/last.pt")
+
+
+def test_an_output_folder_is_not_overwritten_and_resume_may_start_afresh(shapes_root, tmp_path) -> None:
+    config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=0)
+    assert train(config, resume=True).iteration == 1
+    with pytest.raises(UserError, match="holds a run already: go on with --resume"):
+        train(config)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(shapes_root, tmp_path) -> None:
+    """With norms that do not see the batch and equal counts, two halves are one whole."""
+    results = []
+    for accumulate in (1, 2):
+        config = tiny.config(shapes_root, tmp_path / str(accumulate), max_iters=1, eval_every=0, accumulate=accumulate)
+        config.model.backbone.norm = "gn"
+        config.model.mask = None
+        train(config)
+        results.append(read_checkpoint(tmp_path / str(accumulate) / "checkpoints/last.pt").model)
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains(shapes_root, tmp_path, amp: str) -> None:
+    if amp == "fp16" and not torch.amp.autocast_mode.is_autocast_available("cpu"):
+        pytest.skip("no autocast here")
+    result = train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=2, amp=amp))
+    assert result.finished
+    assert all(r["loss"] < 20 for r in lines(tmp_path / "run") if "loss" in r)
+
+
+def test_frozen_stages_stay_and_the_rest_moves(shapes_root, tmp_path) -> None:
+    from resdet.models.build import build_model
+
+    config = tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=0)
+    weights = build_model(config.model).backbone.state_dict()
+    torch.save(weights, tmp_path / "backbone.pth")
+    config.model.backbone.weights, config.model.backbone.frozen_stages = str(tmp_path / "backbone.pth"), 2
+    train(config)
+    trained = read_checkpoint(tmp_path / "run/checkpoints/last.pt").model
+    for name, value in weights.items():
+        if "num_batches" not in name and not name.startswith(("layer2", "layer3", "layer4")):
+            assert torch.equal(trained[f"backbone.{name}"], value), name
+    assert not torch.equal(trained["backbone.layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
+
+
+def test_early_stopping(shapes_root, tmp_path) -> None:
+    result = train(tiny.config(shapes_root, tmp_path / "run", max_iters=50, eval_every=1, patience=2, lr=1e-9))
+    assert result.finished
+    assert result.iteration < 10
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.pt").iteration == result.iteration
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(shapes_root, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"not finite at iteration \d+ .*lower train\.lr \(now 1e\+20\)"):
+        train(tiny.config(shapes_root, tmp_path / "run", max_iters=20, eval_every=0, lr=1e20))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) -> None:
+    out = tmp_path / "run"
+
+    def interrupt() -> None:
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    config = tiny.config(shapes_root, out, max_iters=500, eval_every=0, checkpoint_every=500)
+    result = train(config)
+    assert not result.finished
+    assert read_checkpoint(out / "checkpoints/last.pt").iteration == result.iteration < 500
+    config.train.max_iters = result.iteration + 1
+    assert train(config, resume=True).iteration == result.iteration + 1
+
+
+def test_ones_own_detector_trains(shapes_root, tmp_path) -> None:
+    config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=1)
+    model = resdet.build_model(config.model)
+    del model.heads["mask"]
+    config.model.mask = None
+    result = train(config, model=model)
+    assert list(result.metrics) == ["bbox"]
+
+
+def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
+    config = tiny.config(shapes_root, tmp_path / "run")
+    config.model.num_classes = 80
+    with pytest.raises(UserError, match=r"model\.num_classes is 80, but .* has 4 categories \(disk, box"):
+        train(config)
+    config = tiny.config(tmp_path / "nowhere", tmp_path / "run")
+    config.model.backbone.weights = "missing.pth"
+    with pytest.raises(UserError) as caught:
+        train(config)
+    text = str(caught.value)
+    assert text.count("missing:") == 4
+    assert "quickstart.yaml" in text
+    assert "missing.pth: no such file" in text  # both problems at once
+    assert not (tmp_path / "run").exists()
+    config = tiny.config(shapes_root, tmp_path / "run")
+    config.model.num_classes = None
+    config.train.max_iters, config.train.eval_every = 1, 0
+    assert train(config).finished  # counted from the annotations

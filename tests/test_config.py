@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from resdet.config import Config, data_root, dump_config, find_config, load_config, parse_config, split_paths
+from resdet.errors import UserError
+from resdet.models.build import build_model
+
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_config_loads_builds_and_says_its_command(path: Path) -> None:
+    config = load_config(path)
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(config.model)
+    assert ("mask" in model.heads) is (config.model.mask is not None)
+    text = path.read_text()
+    assert text.startswith("# ")
+    assert f"python tools/train.py configs/{path.name}" in text
+    assert load_config(write_back(config, path.stem)) == config
+
+
+def write_back(config: Config, stem: str) -> Path:
+    import tempfile
+
+    path = Path(tempfile.mkdtemp()) / f"{stem}.yaml"
+    path.write_text(dump_config(config))
+    return path
+
+
+def test_all_configs_of_the_contract_are_there() -> None:
+    wanted = {"fasterrcnn_r50", "quickstart"} | {f"maskrcnn_{n}" for n in ("r50", "r50_3x", "r18", "r34", "r101", "r152", "x101")}
+    assert wanted <= {p.stem for p in SHIPPED}
+    plain = [p.stem for p in SHIPPED if not load_config(p).model.backbone.residual]
+    assert plain == ["maskrcnn_plain34"]
+
+
+def test_overrides_reach_any_depth(tmp_path) -> None:
+    path = write(tmp_path, "train: {lr: 0.1}\n")
+    config = load_config(
+        path,
+        ["train.lr=1e-4", "data.min_size=[320, 400]", "model.mask.num_convs=2", "device=cpu", "model.backbone.weights=none",
+         "data.train.images=/x y/z", "train.amp=off", "data.limit=8"],
+    )  # fmt: skip
+    assert config.train.lr == 1e-4
+    assert config.data.min_size == [320, 400]
+    assert config.model.mask is not None
+    assert config.model.mask.num_convs == 2
+    assert config.data.train.images == Path("/x y/z")
+    assert config.train.amp == "off"
+    assert config.data.limit == 8
+    assert load_config(path, ["data.min_size=480"]).data.min_size == [480]
+    assert load_config(path, ["model.mask=null"]).model.mask is None
+
+
+def test_scalars_are_yaml_1_2(tmp_path) -> None:
+    assert load_config(write(tmp_path, "train: {lr: 1e-3, amp: off}\n")).train.lr == 1e-3
+    assert load_config(write(tmp_path, "train: {compile: true}\n")).train.compile is True
+    with pytest.raises(UserError, match=r"train\.amp"):
+        load_config(write(tmp_path, "train: {amp: on}\n"))
+
+
+def test_all_mistakes_are_listed_with_suggestions(tmp_path) -> None:
+    path = write(tmp_path, "lr: 3\ntrain: {max_iter: 5, lr: fast, amp: bf6}\nmodel: {num_clases: 3, box: {width: -1}}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    text = str(caught.value)
+    assert "6 mistake(s)" in text
+    assert "lr: unknown key; did you mean train.lr?" in text
+    assert "train.max_iter: unknown key; did you mean train.max_iters?" in text
+    assert "model.num_clases: unknown key; did you mean model.num_classes?" in text
+    assert "did you mean 'bf16'?" in text
+    assert "train.lr: Input should be a valid number" in text
+    assert "(given: 'fast')" in text
+    assert "model.box.width" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("[1, 2]", [], "must hold `key: value` pairs"),
+        ("a: [", [], "cannot be read as YAML"),
+        ("", ["train.lr"], "write it as key.sub=value"),
+        ("", ["=3"], "write it as key.sub=value"),
+        ("", ["train.batch_size=5", "train.accumulate=2"], "must be a multiple of train.accumulate"),
+        ("", ["data.min_size=2000"], "is below data.min_size"),
+        ("", ["data.pad_multiple=33"], "multiple of 32"),
+    ],
+)
+def test_other_mistakes(tmp_path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text), overrides)
+
+
+def test_shipped_configs_are_found_by_name_and_a_typo_gets_a_hint(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/quickstart.yaml", "quickstart.yaml", "quickstart"):
+        assert find_config(name).name == "quickstart.yaml"
+    with pytest.raises(UserError, match=r"did you mean configs/maskrcnn_r50\.yaml"):
+        find_config("configs/maskrcn_r50.yaml")
+
+
+def test_data_paths(monkeypatch) -> None:
+    monkeypatch.delenv("RESDET_DATASETS", raising=False)
+    config = parse_config({}).data
+    assert data_root(config) == Path("datasets/coco")
+    assert split_paths(config, "train") == (
+        Path("datasets/coco/train2017"), Path("datasets/coco/annotations/instances_train2017.json"),
+    )  # fmt: skip
+    monkeypatch.setenv("RESDET_DATASETS", "/data")
+    assert data_root(config) == Path("/data/coco")
+    config = parse_config({"data": {"root": "/r", "val": {"images": "/v", "annotations": "/a.json"}}}).data
+    assert split_paths(config, "val") == (Path("/v"), Path("/a.json"))
+    assert split_paths(config, "train")[0] == Path("/r/train2017")
+
+
+def test_the_number_of_classes_must_be_known_to_build() -> None:
+    with pytest.raises(UserError, match=r"model\.num_classes is not set"):
+        build_model(parse_config({}).model)
