@@ -1,0 +1,168 @@
+"""The commands as people and other programs call them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from pictures import textured
+
+from resdet import cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def tool(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(shapes_root, tmp_path_factory) -> tuple[Path, Path]:
+    """(config, run folder)."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = tiny.config_file(shapes_root, folder)
+    done = tool("train", config, "train.max_iters=2", "--output", folder / "run")
+    assert done.returncode == 0, done.stderr
+    assert "COCO mask AP" in done.stdout
+    assert "predictions.jpg" in done.stdout
+    return config, folder / "run"
+
+
+def test_train_then_resume(trained) -> None:
+    config, run = trained
+    again = tool("train", config, "--output", run)
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    assert "Traceback" not in again.stderr
+    more = tool("train", config, "train.max_iters=3", "--output", run, "--resume")
+    assert more.returncode == 0, more.stderr
+    assert "resuming after iteration 2" in more.stdout
+    assert (run / "eval" / "metrics.json").exists()
+
+
+def test_a_stopped_run_exits_with_75(shapes_root, tmp_path) -> None:
+    config = tiny.config_file(shapes_root, tmp_path, eval_every=0, max_iters=5000, checkpoint_every=5000)
+    command = [sys.executable, ROOT / "tools" / "train.py", config, "--output", tmp_path / "run", "data.workers=1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.time() + 100
+    while time.time() < deadline and not (log.exists() and log.read_text()):
+        time.sleep(0.1)
+    process.terminate()
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, output
+    assert "--resume" in output
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_eval_equals_what_training_said(trained, tmp_path) -> None:
+    config, run = trained
+    done = tool("eval", config, "--weights", run / "checkpoints" / "last.pt", "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found == json.loads((run / "eval" / "metrics.json").read_text())
+    assert set(found) == {"bbox", "segm"}
+    assert "COCO box AP" in done.stdout
+    entries = json.loads((tmp_path / "detections.json").read_text())
+    assert {"image_id", "category_id", "bbox", "score", "segmentation"} == set(entries[0])
+    again = tool(
+        "eval", "--results", tmp_path / "detections.json", "--output", tmp_path / "again",
+        "--annotations", Path(tiny_root(config)) / "annotations" / "instances_val2017.json",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == found
+
+
+def tiny_root(config: Path) -> str:
+    import yaml
+
+    return yaml.safe_load(config.read_text())["data"]["root"]
+
+
+def test_visualize_predict(trained, tmp_path) -> None:
+    config, run = trained
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(textured(60, 80)).save(folder / "a.png")
+    Image.fromarray(textured(60, 80)).save(folder / "sub" / "a.png")
+    (folder / "broken.jpg").write_bytes(b"junk")
+    done = tool(
+        "visualize", "predict", config, "--weights", run / "checkpoints" / "last.pt", folder, "device=cpu",
+        "--output", tmp_path / "out", "--score", 0.01,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "a_2.jpg", "sheet.jpg"}
+    assert "passed over:" in done.stdout
+    assert "broken.jpg" in done.stdout
+    assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
+
+
+@pytest.mark.parametrize("kind", ["data", "compare"])
+def test_visualize_a_split(trained, tmp_path, kind: str) -> None:
+    config, run = trained
+    weights = ["--weights", str(run / "checkpoints" / "last.pt")] if kind == "compare" else []
+    arguments = [kind, str(config), "data.limit=3", *weights, "--output", str(tmp_path), "--color-by", "instance"]
+    assert cli.visualize(arguments) == 0
+    assert len(list(tmp_path.glob("0*.jpg"))) == 3
+    width = {"data": 1, "compare": 2}[kind]
+    picture = Image.open(next(tmp_path.glob("0*.jpg")))
+    assert picture.width > picture.height * width * 0.7
+    assert Image.open(tmp_path / "sheet.jpg").width == {"data": 960, "compare": 1920}[kind]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "configs/nothing.yaml"], "config not found"),
+        (["train", "configs/quickstart.yaml", "train.lrr=3"], "did you mean train.lr?"),
+        (["eval", "configs/quickstart.yaml", "--weights", "no.pt", "data.synthetic=null", "data.root=no"], "missing:"),
+        (["eval", "--results", "no.json", "--annotations", "no2.json"], "no2.json: cannot be read"),
+        (["visualize", "predict", "configs/quickstart.yaml", "x.jpg", "--weights", "no.pt", "--output", "o"], "x.jpg"),
+    ],
+)
+def test_mistakes_exit_with_2_and_no_traceback(arguments, message, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_coco_and_weights_are_explained_together(capsys, tmp_path, monkeypatch) -> None:
+    import urllib.error
+
+    import torch
+
+    def no_network(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("RESDET_DATASETS", raising=False)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    assert cli.train(["configs/maskrcnn_r50.yaml"]) == 2
+    error = capsys.readouterr().err
+    for text in ("datasets/coco/train2017", "instances_val2017.json", "data.root=/path/to/coco", "quickstart.yaml",
+                 "resnet50-0676ba61.pth", "model.backbone.weights=none"):  # fmt: skip
+        assert text in error
+    assert len(error.splitlines()) < 25
+
+
+def test_help_and_version_are_quick_and_do_not_import_torch() -> None:
+    code = "import sys; from resdet.cli import main; main(['--version']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("resdet 0.")
+    assert cli.main([]) == 2
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--help"])
+    assert caught.value.code == 0
