@@ -1,8 +1,8 @@
 """resdet: Faster and Mask R-CNN on residual backbones.
 
-    config = resdet.load_config("configs/maskrcnn_r50.yaml", ["train.lr=0.01"])
-    resdet.train(config)
-    instances = resdet.Predictor(config, "outputs/checkpoints/best.pt")(["picture.jpg"])
+config = resdet.load_config("configs/maskrcnn_r50.yaml", ["train.lr=0.01"])
+resdet.train(config)
+instances = resdet.Predictor(config, "outputs/checkpoints/best.pt")(["picture.jpg"])
 """
 
 from __future__ import annotations

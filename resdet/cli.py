@@ -160,4 +160,3 @@ def _guarded(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-

@@ -48,7 +48,9 @@ class BackboneConfig(Section):
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
         "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2",
     ] = "resnet50"  # fmt: skip
-    weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else v)] = "imagenet"  # imagenet, a file, none
+    weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else v)] = (
+        "imagenet"  # imagenet, a file, none
+    )
     norm: NormName = "frozen_bn"
     norm_eps: Annotated[float, Field(ge=0)] = 1e-5
     stride_in_1x1: bool = False
@@ -162,7 +164,12 @@ class DataConfig(Section):
     val: SplitConfig = SplitConfig()
     synthetic: SyntheticConfig | None = None
     min_size: Annotated[list[Positive], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])] = [
-        640, 672, 704, 736, 768, 800,
+        640,
+        672,
+        704,
+        736,
+        768,
+        800,
     ]  # fmt: skip; short sides to draw from; evaluation takes the last
     max_size: Positive = 1333
     flip: Share = 0.5

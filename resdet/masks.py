@@ -38,7 +38,8 @@ def crop_bitmap(bitmap: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     steps = (np.arange(size) + 0.5) / size
     columns = _bilinear(box[0] + steps * (box[2] - box[0]) - x1 - 0.5, inside.shape[1], clamp=True)
     rows = _bilinear(box[1] + steps * (box[3] - box[1]) - y1 - 0.5, inside.shape[0], clamp=True)
-    return (rows @ inside @ columns.T >= 0.5).astype(np.uint8)
+    crop: np.ndarray = (rows @ inside @ columns.T >= 0.5).astype(np.uint8)
+    return crop
 
 
 def decode_rle(segmentation: Rle, height: int, width: int) -> np.ndarray:
@@ -97,7 +98,8 @@ def encode_in_box(probs: np.ndarray, box: np.ndarray, image_size: tuple[int, int
     (y, rows), (x, columns) = _paste_matrices(box, image_size, probs.shape[0], style)
     half = rows @ probs.astype(np.float32)  # (h, m)
     block = max(1, 2**20 // max(1, len(rows)))  # columns at a time: a million pixels
-    starts, ends = [], []
+    starts: list[np.ndarray] = []
+    ends: list[np.ndarray] = []
     for first in range(0, len(columns), block):
         soft = columns[first : first + block] @ half.T  # (block, h): column-major, as COCO's runs are
         on = np.zeros((len(soft), len(rows) + 2), dtype=np.int8)
@@ -106,7 +108,9 @@ def encode_in_box(probs: np.ndarray, box: np.ndarray, image_size: tuple[int, int
         for sign, found in ((1, starts), (-1, ends)):
             column, row = np.nonzero(change == sign)
             found.append((x + first + column) * image_size[0] + y + row)
-    return _encode_runs(np.concatenate(starts or [np.zeros(0, int)]), np.concatenate(ends or [np.zeros(0, int)]), image_size)
+    return _encode_runs(
+        np.concatenate(starts or [np.zeros(0, int)]), np.concatenate(ends or [np.zeros(0, int)]), image_size
+    )
 
 
 def encode_bitmap(bitmap: np.ndarray) -> Rle:

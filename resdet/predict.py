@@ -15,6 +15,7 @@ from resdet.data.images import read_image, resize_image, resized_size
 from resdet.engine.checkpoint import load_weights, read_checkpoint
 from resdet.engine.device import autocast, choose_device
 from resdet.errors import UserError
+from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.structures import Batch, Detections, Instances
@@ -31,6 +32,7 @@ class Predictor:
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
     compile:         torch.compile the network; the first picture of each padded size then takes long.
+    model:           a detector of your own (with another head, say) to fill instead of one built from the config.
     batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results do not depend
                      on the company.
     Raises `UserError`.
@@ -46,6 +48,7 @@ class Predictor:
         device: str | None = None,
         amp: Literal["off", "bf16", "fp16"] = "off",
         compile: bool = False,
+        model: Detector | None = None,
         batch_size: int = 4,
     ) -> None:
         config = config if isinstance(config, Config) else load_config(config)
@@ -53,7 +56,7 @@ class Predictor:
         checkpoint = read_checkpoint(weights)
         self.class_names: list[str] = checkpoint.class_names
         self.category_ids: list[int] = checkpoint.category_ids
-        model_config = config.model.model_copy(deep=True)
+        model_config = config.model.model_copy()
         if model_config.num_classes is None:
             if not self.class_names:
                 raise UserError(f"{weights}: holds no class names, so set model.num_classes")
@@ -61,11 +64,13 @@ class Predictor:
         if not self.class_names:
             self.class_names = [str(k) for k in range(model_config.num_classes)]
             self.category_ids = list(range(1, model_config.num_classes + 1))
+        self.model = model or build_model(model_config)
+        box_head = self.model.heads["box"]
+        assert isinstance(box_head, BoxHead)
         if score_threshold is not None:
-            model_config.box.score_threshold = score_threshold
+            box_head.score_threshold = score_threshold
         if max_detections is not None:
-            model_config.box.max_detections = max_detections
-        self.model = build_model(model_config)
+            box_head.max_detections = max_detections
         load_weights(self.model, checkpoint.model, weights)
         self.model.to(self.device).eval()
         self.model_config, self.min_size, self.max_size = model_config, config.data.min_size[-1], config.data.max_size
@@ -116,7 +121,8 @@ def to_instances(
     host = Detections(*(None if t is None else t.cpu() for t in detections))  # type: ignore[arg-type]
     results = []
     for b, (height, width) in enumerate(originals):
-        keep = host.valid[b].numpy()
+        order = np.argsort(-host.scores[b].float().numpy(), kind="stable")  # a head may have changed the scores
+        keep = order[host.valid[b].numpy()[order]]
         h, w = host.image_sizes[b].tolist()
         scale = np.array([width / w, height / h, width / w, height / h], dtype=np.float32)
         results.append(
@@ -134,7 +140,7 @@ def to_instances(
 
 def to_coco(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO results entries: bbox as XYWH, and the mask as RLE."""
-    rles = instances.rle() or [None] * len(instances)
+    rles: Sequence[Any] = instances.rle() or [None] * len(instances)
     entries = []
     for box, score, label, rle in zip(instances.boxes, instances.scores, instances.labels, rles, strict=True):
         x1, y1, x2, y2 = box.tolist()

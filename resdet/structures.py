@@ -26,7 +26,6 @@ from torch import Tensor
 
 from resdet.masks import encode_in_box, paste_in_box
 
-
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
 
 

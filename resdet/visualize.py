@@ -26,7 +26,12 @@ Rectangle = tuple[float, float, float, float]
 
 
 def draw(
-    image: np.ndarray, instances: Instances, class_names: Sequence[str], *, color_by: ColorBy = "class", scores: bool = True
+    image: np.ndarray,
+    instances: Instances,
+    class_names: Sequence[str],
+    *,
+    color_by: ColorBy = "class",
+    scores: bool = True,
 ) -> np.ndarray:
     """Instances on (H, W, 3) uint8 RGB -> a picture of at least `SMALLEST_SIDE`; large objects are drawn first.
 

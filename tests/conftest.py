@@ -26,7 +26,6 @@ def coco_open() -> Path:
     return folder
 
 
-
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "shapes"

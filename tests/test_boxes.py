@@ -56,9 +56,7 @@ def test_clip_cuts_each_image_to_its_own_size() -> None:
 
 
 def test_big_enough_refuses_empty_inverted_and_nan() -> None:
-    candidates = torch.tensor(
-        [[0.0, 0, 2, 2], [0, 0, 0, 2], [3, 0, 1, 5], [float("nan"), 0, 1, 1], [0, 0, 0.5, 9]]
-    )
+    candidates = torch.tensor([[0.0, 0, 2, 2], [0, 0, 0, 2], [3, 0, 1, 5], [float("nan"), 0, 1, 1], [0, 0, 0.5, 9]])
     assert big_enough(candidates, 0.0).tolist() == [True, False, False, False, True]
     assert big_enough(candidates, 1.0).tolist() == [True, False, False, False, False]
     assert area(candidates[0]) == 4

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
-from pictures import textured
 
+import tiny
+from pictures import textured
 from resdet import cli
 
 ROOT = Path(__file__).parents[1]

@@ -40,7 +40,9 @@ def write_back(config: Config, stem: str) -> Path:
 
 
 def test_all_configs_of_the_contract_are_there() -> None:
-    wanted = {"fasterrcnn_r50", "quickstart"} | {f"maskrcnn_{n}" for n in ("r50", "r50_3x", "r18", "r34", "r101", "r152", "x101")}
+    wanted = {"fasterrcnn_r50", "quickstart"} | {
+        f"maskrcnn_{n}" for n in ("r50", "r50_3x", "r18", "r34", "r101", "r152", "x101")
+    }
     assert wanted <= {p.stem for p in SHIPPED}
     plain = [p.stem for p in SHIPPED if not load_config(p).model.backbone.residual]
     assert plain == ["maskrcnn_plain34"]
@@ -72,7 +74,9 @@ def test_scalars_are_yaml_1_2(tmp_path) -> None:
 
 
 def test_all_mistakes_are_listed_with_suggestions(tmp_path) -> None:
-    path = write(tmp_path, "lr: 3\ntrain: {max_iter: 5, lr: fast, amp: bf6}\nmodel: {num_clases: 3, box: {width: -1}}\n")
+    path = write(
+        tmp_path, "lr: 3\ntrain: {max_iter: 5, lr: fast, amp: bf6}\nmodel: {num_clases: 3, box: {width: -1}}\n"
+    )
     with pytest.raises(UserError) as caught:
         load_config(path)
     text = str(caught.value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pictures import textured
-from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
 
+from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
+from pictures import textured
 from resdet.config import Config
 from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.models.build import build_model
@@ -107,7 +107,9 @@ def test_losses_equal_torchvisions(name: str) -> None:
     pairs = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
     pairs |= {"box_class": "loss_classifier", "box_reg": "loss_box_reg"}
     for mine, its in pairs.items():
-        torch.testing.assert_close(found[mine], expected[its], rtol=1e-4, atol=0, check_dtype=False, msg=lambda m, k=mine: f"{k}: {m}")
+        torch.testing.assert_close(
+            found[mine], expected[its], rtol=1e-4, atol=0, check_dtype=False, msg=lambda m, k=mine: f"{k}: {m}"
+        )
         assert found[mine] > 1e-4
     sum(found.values()).backward()
     sum(expected.values()).backward()

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
-from pictures import textured
 from pycocotools import mask as coco_mask
 
 import resdet
+import tiny
+from pictures import textured
 from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.errors import UserError
 from resdet.models.build import build_model

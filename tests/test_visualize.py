@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from pictures import textured
 
+from pictures import textured
 from resdet.data.coco import Objects
 from resdet.structures import Instances
 from resdet.visualize import _color, _free_place, annotated_instances, contact_sheet, draw
@@ -38,7 +40,7 @@ def test_colours_by_class_and_by_instance() -> None:
     assert not np.array_equal(by_class, by_instance)
     colors = [_color(k) for k in range(30)]
     assert len(set(colors)) == 30
-    assert all(sum(abs(a - b) for a, b in zip(x, y, strict=True)) > 60 for x, y in zip(colors, colors[1:], strict=False))
+    assert all(sum(abs(a - b) for a, b in zip(x, y, strict=True)) > 60 for x, y in itertools.pairwise(colors))
 
 
 def test_labels_do_not_cover_each_other() -> None:

@@ -96,9 +96,7 @@ def _moved(objects: Objects, before: Sequence[np.ndarray], after: Sequence[np.nd
             boxes.append(np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32))
             segmentations.append(None if objects.segmentations[g] is None else {"bitmap": np.asarray(new)})
         labels.append(objects.labels[g])
-    return Objects(
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64).reshape(-1), segmentations
-    )
+    return Objects(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64).reshape(-1), segmentations)
 
 
 def crop_any(segmentation: Polygons | Rle, box: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:

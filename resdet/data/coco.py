@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,7 +87,7 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
     problems: list[str] = []
-    categories = _categories(content["categories"], problems)
+    categories = read_categories(content["categories"], problems)
     records = _images(content["images"], images, limit, problems)
     label_of = {identity: label for label, identity in enumerate(categories)}
     skipped: Counter[str] = Counter()
@@ -94,13 +95,11 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
     known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
     for i, entry in enumerate(content["annotations"]):
         what = f"annotation {entry.get('id', f'number {i}')}"
-        image_id, category = entry.get("image_id"), entry.get("category_id")
-        if image_id not in known:
-            problems.append(f'{what}: image_id {image_id!r} is not among the "images"')
-        elif category not in label_of:
-            problems.append(f'{what}: category_id {category!r} is not among the "categories" ({_few(categories)})')
-        elif image_id in records:
-            box = _box(entry.get("bbox"), records[image_id][1], what, problems)
+        image_id, category = check_ids(entry, known, categories, what, problems)
+        if image_id is None or category is None:
+            continue  # a problem already
+        if image_id in records:
+            box = parse_box(entry.get("bbox"), records[image_id][1], what, problems)
             if entry.get("iscrowd"):
                 skipped["crowd regions (no target of training)"] += 1
             elif box is None:
@@ -108,7 +107,9 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
             elif box[2] <= box[0] or box[3] <= box[1]:
                 skipped["boxes without area inside their image"] += 1
             else:
-                segmentation = _segmentation(entry.get("segmentation"), records[image_id][1], what, problems, skipped)
+                segmentation = parse_segmentation(
+                    entry.get("segmentation"), records[image_id][1], what, problems, skipped
+                )
                 found[image_id].append((box, label_of[category], segmentation))
     if problems:
         raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
@@ -123,7 +124,7 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
     return Annotations(annotations, infos, list(categories.values()), list(categories), skipped)
 
 
-def _categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[int, str]:
+def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[int, str]:
     """{id: name} by rising id: label k is the k-th, however the ids are spaced."""
     categories: dict[int, str] = {}
     for entry in entries:
@@ -154,7 +155,9 @@ def _images(
             problems.append(f"image {identity}: file_name {name!r} is not a name")
             continue
         if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-            problems.append(f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers")
+            problems.append(
+                f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers"
+            )
             continue
         file = folder / name
         if file.parent not in present:
@@ -168,18 +171,33 @@ def _images(
     return records
 
 
-def _box(bbox: Any, size: tuple[int, int], what: str, problems: list[str]) -> list[float] | None:
-    """XYWH -> XYXY, cut to the image."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_finite(v) for v in bbox):
+def check_ids(
+    entry: dict[str, Any], images: Collection[Any], categories: Collection[int], what: str, problems: list[str]
+) -> tuple[int | None, int | None]:
+    """(image_id, category_id) of an annotation or a result, None for one that is unknown, with a problem that says so."""
+    image_id, category = entry.get("image_id"), entry.get("category_id")
+    if not isinstance(image_id, int) or image_id not in images:
+        problems.append(f'{what}: image_id {image_id!r} is not among the "images"')
+        image_id = None
+    if not isinstance(category, int) or category not in categories:
+        problems.append(f'{what}: category_id {category!r} is not among the "categories" ({_few(categories)})')
+        category = None
+    return image_id, category
+
+
+def parse_box(bbox: Any, size: tuple[int, int], what: str, problems: list[str]) -> list[float] | None:
+    """XYWH -> XYXY, cut to the image of `size` (H, W); None, with a problem, if it is no box."""
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
         problems.append(f"{what}: bbox {str(bbox)[:60]} is not [x, y, width, height] in pixels")
         return None
     x, y, w, h = bbox
     return [max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])]
 
 
-def _segmentation(
+def parse_segmentation(
     value: Any, size: tuple[int, int], what: str, problems: list[str], skipped: Counter[str]
 ) -> Polygons | Rle | None:
+    """Checked polygons or RLE of an annotation in an image of `size` (H, W); None, or a problem, where there is none."""
     if not value:
         return None
     if isinstance(value, dict):
@@ -194,7 +212,7 @@ def _segmentation(
             return None
         return value
     whole = isinstance(value, list) and all(
-        isinstance(p, list) and len(p) % 2 == 0 and all(_finite(v) for v in p) for p in value
+        isinstance(p, list) and len(p) % 2 == 0 and all(is_number(v) for v in p) for p in value
     )
     if not whole:
         problems.append(f"{what}: segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
@@ -206,7 +224,8 @@ def _segmentation(
     return polygons or None
 
 
-def _finite(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Finite, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

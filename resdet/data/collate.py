@@ -19,7 +19,7 @@ class Sample(NamedTuple):
     """One image in the network's input frame, as the dataset gives it.
 
     image (H, W, 3) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
-    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, index: the image's place in its dataset.
+    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset.
     """
 
     image: np.ndarray
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     labels: np.ndarray
     masks: np.ndarray | None
     key: int
-    index: int
+    row: int
 
 
 class LoadedBatch(NamedTuple):
@@ -71,7 +71,7 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
     """Samples -> one `Batch` with targets."""
     images, sizes = pad_images([s.image for s in samples], multiple)
     keys = torch.tensor([s.key for s in samples])
-    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.index for s in samples])
+    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.row for s in samples])
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -79,7 +79,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     move = {name: t.to(device, non_blocking=True) for name, t in batch._asdict().items() if isinstance(t, Tensor)}
     targets = batch.targets
     if targets is not None:
-        targets = Targets(*(None if t is None else t.to(device, non_blocking=True) for t in targets))
+        targets = Targets(*(None if t is None else t.to(device, non_blocking=True) for t in targets))  # type: ignore[arg-type]
     return batch._replace(**move, targets=targets)
 
 

@@ -29,7 +29,14 @@ class DetectionDataset(Dataset[Sample | UserError]):
     """
 
     def __init__(
-        self, annotations: Annotations, data: DataConfig, model_input: InputConfig, *, train: bool, masks: bool, seed: int
+        self,
+        annotations: Annotations,
+        data: DataConfig,
+        model_input: InputConfig,
+        *,
+        train: bool,
+        masks: bool,
+        seed: int,
     ) -> None:
         self.annotations, self.data, self.input = annotations, data, model_input
         self.train, self.masks, self.seed = train, masks, seed
@@ -77,7 +84,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             labels=objects.labels,
             masks=None if masks is None else np.ascontiguousarray(masks),
             key=zlib.crc32(f"{self.seed} {epoch} {index}".encode()),
-            index=index,
+            row=index,
         )
 
 

@@ -91,7 +91,9 @@ def find_images(inputs: list[str | Path]) -> list[Path]:
     return found
 
 
-def resized_size(size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest") -> tuple[int, int]:
+def resized_size(
+    size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest"
+) -> tuple[int, int]:
     """(H, W) scaled so that the short side is `min_size`, unless the long side would pass `max_size`.
 
     "floor" is torchvision's rule, under which a short side may come out one pixel less than asked for.
@@ -110,4 +112,5 @@ def resize_image(image: np.ndarray, size: tuple[int, int], kernel: Resize = "ope
         return image
     if kernel == "pillow":
         return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    resized: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized

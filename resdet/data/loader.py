@@ -65,7 +65,7 @@ def batches(
     """Load what `order` says. Raises the `UserError` of a picture that cannot be used."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=order,  # type: ignore[arg-type]
+        batch_sampler=order,
         num_workers=workers,
         collate_fn=partial(_collate, multiple=dataset.data.pad_multiple),
         worker_init_fn=_start_worker,

@@ -87,6 +87,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
 def shape_outline(name: str, rng: np.random.Generator) -> np.ndarray:
     """A polygon (N, 2) within the unit circle, turned and stretched at random."""
     stretch = rng.uniform(0.65, 1.0)
+    angles: np.ndarray
+    radii: np.ndarray
     if name == "disk":
         angles, radii = np.linspace(0, 2 * np.pi, 40, endpoint=False), np.ones(40)
     elif name == "box":

@@ -12,7 +12,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """"auto": CUDA when there, else the CPU. Raises `UserError` for a device that is not there."""
+    """ "auto": CUDA when there, else the CPU. Raises `UserError` for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -20,7 +20,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {name} asked for, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu")
+        raise UserError(
+            f"device: {name} asked for, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu"
+        )
     return device
 
 

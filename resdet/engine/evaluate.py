@@ -9,17 +9,17 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from resdet.data.coco import read_json
+from resdet.data.coco import check_ids, is_number, parse_box, parse_segmentation, read_categories, read_json
 from resdet.data.collate import LoadedBatch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
@@ -74,20 +74,36 @@ class Evaluation:
 
     def __init__(self, annotations: Path, image_ids: Collection[int] | None = None) -> None:
         content = read_json(annotations)
-        chosen = None if image_ids is None else set(image_ids)
-        images = [entry for entry in content["images"] if chosen is None or entry["id"] in chosen]
-        size_of = {entry["id"]: (entry.get("height"), entry.get("width")) for entry in images}
+        problems: list[str] = []
+        known = {entry["id"]: entry for entry in content["images"] if isinstance(entry.get("id"), int)}
+        chosen = known if image_ids is None else {identity: known[identity] for identity in image_ids}
+        size_of = {identity: (entry.get("height"), entry.get("width")) for identity, entry in chosen.items()}
         self.source = annotations
-        self.category_names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]}
+        self.category_names = read_categories(content["categories"], problems)
         self.without_mask = 0
-        entries = []
-        for entry in content["annotations"]:
-            if entry.get("image_id") in size_of:
+        entries: list[dict[str, Any]] = []
+        for i, entry in enumerate(content["annotations"]):
+            what = f"annotation {entry.get('id', f'number {i}')}"
+            image_id, category = check_ids(entry, known, self.category_names, what, problems)
+            if image_id not in size_of or category is None:
+                continue
+            size = size_of[image_id]
+            if not all(isinstance(side, int) for side in size):
+                problems.append(f"image {image_id}: height {size[0]!r} and width {size[1]!r} must be integers")
+                continue
+            usable = parse_box(entry.get("bbox"), size, what, problems) is not None
+            outline = parse_segmentation(entry.get("segmentation"), size, what, problems, Counter())
+            if usable:
                 # pycocotools takes an annotation with id 0 for no match at all, so they are numbered anew.
-                entries.append(self._completed(entry, len(entries) + 1, size_of[entry["image_id"]]))
+                entry = {**entry, "segmentation": outline}
+                entries.append(self._completed(entry, len(entries) + 1, size))
+        if problems:
+            raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.image_sizes = size_of
-        self.coco = _index({"images": images, "annotations": entries, "categories": content["categories"]})
+        self.coco = _index(
+            {"images": list(chosen.values()), "annotations": entries, "categories": content["categories"]}
+        )
 
     def _completed(self, entry: dict[str, Any], identity: int, size: tuple[int, int]) -> dict[str, Any]:
         """What pycocotools needs and custom files often lack: id, iscrowd, area, and an outline to fall back on."""
@@ -162,7 +178,9 @@ def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
-        raise UserError(f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]")
+        raise UserError(
+            f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"
+        )
     problems: list[str] = []
     for i, entry in enumerate(results):
         _check_result(entry, f"entry {i}", evaluation, problems)
@@ -175,18 +193,15 @@ def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any
 
 
 def _check_result(entry: dict[str, Any], what: str, evaluation: Evaluation, problems: list[str]) -> None:
-    image_id, category = entry.get("image_id"), entry.get("category_id")
-    if image_id not in evaluation.image_sizes:
-        problems.append(f"{what}: image_id {image_id!r} is not among the annotated images")
+    image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, what, problems)
+    if image_id is None:
         return
-    if category not in evaluation.category_names:
-        problems.append(f"{what}: category_id {category!r} is not among the annotated categories")
-    if not _number(entry.get("score")):
+    if not is_number(entry.get("score")):
         problems.append(f"{what}: score {entry.get('score')!r} is not a number")
     box, rle = entry.get("bbox"), entry.get("segmentation")
     if box is None and rle is None:
         problems.append(f"{what}: has neither bbox nor segmentation")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(_number, box))):
+    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         problems.append(f"{what}: bbox {str(box)[:60]} is not [x, y, width, height]")
     if isinstance(rle, dict):
         if rle.get("size") != list(evaluation.image_sizes[image_id]) or "counts" not in rle:
@@ -227,7 +242,3 @@ def _index(dataset: dict[str, Any]) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

@@ -55,7 +55,9 @@ def draw_predictions(
     """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
     files = find_images(list(inputs))
     predictor = Predictor(config, weights, score_threshold=score)
-    tiles, failed, used = [], [], set[str]()
+    tiles: list[tuple[np.ndarray, str]] = []
+    failed: list[str] = []
+    used: set[str] = set()
     for file in files:
         try:
             image = read_image(file)
@@ -76,8 +78,6 @@ def draw_predictions(
     _write_sheet(tiles, output, len(files) - len(failed))
 
 
-def _write_sheet(
-    tiles: list[tuple[np.ndarray, str]], output: Path, count: int, columns: int | None = None
-) -> None:
+def _write_sheet(tiles: list[tuple[np.ndarray, str]], output: Path, count: int, columns: int | None = None) -> None:
     save_image(contact_sheet(tiles[:SHEET], columns), output / "sheet.jpg")
     console.print(f"{count} picture(s) in {output}; overview: {output / 'sheet.jpg'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import time
@@ -119,7 +120,7 @@ class Run:
         )
         self.evaluation = inputs.val and Evaluation(inputs.val.source, [i.image_id for i in inputs.val.images])
         if t.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model.to(memory_format=torch.channels_last)
         self.forward: Callable[[Batch], dict[str, Tensor]] = model
         if t.compile:
             torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
@@ -180,8 +181,6 @@ class Run:
         if not self.average:
             return self.model
         # Deep-copied rather than built anew: the model may have heads that no config knows.
-        import copy
-
         averaged = copy.deepcopy(self.model)
         averaged.load_state_dict(self.average.weights)
         return averaged

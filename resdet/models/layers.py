@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # type: ignore[attr-defined]
+from torch.distributed.nn.functional import all_reduce
 
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
@@ -62,7 +62,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         area = float(y.shape[2] * y.shape[3])
         sums = torch.cat([(y * rows).sum((0, 2, 3)), (y * y * rows).sum((0, 2, 3)), weight.sum()[None] * area])
         if sync:
-            sums = all_reduce(sums)
+            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
         channels = y.shape[1]
         count = sums[-1].clamp(min=1)
         mean = sums[:channels] / count
@@ -102,4 +102,5 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` (N,) bool: rows that are data, for batch norm's statistics."""
         x = self.conv(x)
-        return self.norm(x, valid) if isinstance(self.norm, BatchNorm2d) else self.norm(x)
+        y: Tensor = self.norm(x, valid) if isinstance(self.norm, BatchNorm2d) else self.norm(x)
+        return y

@@ -66,7 +66,9 @@ class MaskHead(nn.Module):
         # In float32 even when the network is not: a box's coordinates do not fit bfloat16.
         with torch.autocast(boxes.device.type, enabled=False):
             wanted = targets_in_rois(crops, samples.gt_boxes[:, :limit].flatten(0, 1)[rows], boxes, self.size)
-        return {"mask": mask_loss(logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive)}
+        return {
+            "mask": mask_loss(logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive)
+        }
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `mask_probs` (B, D, m, m) of each detection's own class."""

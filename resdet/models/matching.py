@@ -49,7 +49,9 @@ def match(
     return Matches((best >= high) | rescued, (best < low) & ~rescued, index, best)
 
 
-def sample(positive: Tensor, negative: Tensor, keys: Tensor, count: int, max_positive: int) -> tuple[Tensor, Tensor, Tensor]:
+def sample(
+    positive: Tensor, negative: Tensor, keys: Tensor, count: int, max_positive: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw `count` of N candidates an image at random, at most `max_positive` of them positives.
 
     positive, negative (B, N) bool, keys (B,) int64 -> index (B, R) int64, chosen positive (B, R), valid (B, R) bool with
@@ -90,9 +92,7 @@ def sample_rois(
     """
     boxes = torch.cat([boxes, targets.boxes], dim=1)
     valid = torch.cat([valid, targets.valid], dim=1)
-    found = match(
-        boxes, targets.boxes, targets.valid, high=iou_threshold, low=iou_threshold, low_quality=low_quality
-    )
+    found = match(boxes, targets.boxes, targets.valid, high=iou_threshold, low=iou_threshold, low_quality=low_quality)
     index, positive, chosen = sample(
         found.positive & valid, found.negative & valid, keys, count, int(count * positive_fraction)
     )

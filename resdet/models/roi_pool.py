@@ -61,7 +61,10 @@ class RoIPool(nn.Module):
         rows = (base + y * width[:, None, None])[:, :, None, :, None] + x[:, None, :, None, :]
         weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]  # (P, size, size, 2 ratio, 2 ratio)
         bins = F.embedding_bag(
-            rows.flatten(3).flatten(0, 2), table, mode="sum", per_sample_weights=weights.flatten(3).flatten(0, 2).to(table)
+            rows.flatten(3).flatten(0, 2),
+            table,
+            mode="sum",
+            per_sample_weights=weights.flatten(3).flatten(0, 2).to(table),
         )
         return bins.view(len(boxes), self.size, self.size, -1).permute(0, 3, 1, 2)
 

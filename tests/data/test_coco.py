@@ -7,8 +7,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from pictures import textured
 
+from pictures import textured
 from resdet.data.coco import read_coco
 from resdet.errors import UserError
 
@@ -91,7 +91,10 @@ def test_limit_keeps_the_first_images(tmp_path) -> None:
     [
         ({"annotations": [annotation(image_id=99)]}, "image_id 99 is not among"),
         ({"annotations": [annotation(category_id=0)]}, r"category_id 0 is not among the \"categories\" \(3, 90\)"),
-        ({"annotations": [annotation(bbox=[1, 2, 3])]}, r"annotation 5: bbox \[1, 2, 3\] is not \[x, y, width, height\]"),
+        (
+            {"annotations": [annotation(bbox=[1, 2, 3])]},
+            r"annotation 5: bbox \[1, 2, 3\] is not \[x, y, width, height\]",
+        ),
         ({"annotations": [annotation(bbox=[1, 2, 3, float("nan")])]}, "is not .x, y, width, height."),
         ({"annotations": [annotation(segmentation=[[1, 2, 3]])]}, "neither polygons"),
         ({"annotations": [annotation(segmentation={"size": [1, 2], "counts": "a"})]}, "RLE of size"),
@@ -117,7 +120,9 @@ def test_all_mistakes_are_listed_at_once(tmp_path) -> None:
     assert str(caught.value).count("\n  - ") == 3
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("", "not valid")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("", "not valid")]
+)
 def test_files_of_another_kind(tmp_path, text: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)

@@ -5,9 +5,9 @@ import io
 import cv2
 import numpy as np
 import pytest
-from pictures import textured
 from PIL import Image
 
+from pictures import textured
 from resdet.data.coco import ImageInfo, Objects
 from resdet.data.dataset import read_annotated
 from resdet.data.images import find_images, read_image, resize_image, resized_size

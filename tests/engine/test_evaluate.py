@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED
 
+from conftest import SHARED
 from resdet.cli import evaluate as eval_command
 from resdet.data.coco import read_coco
 from resdet.data.dataset import crop_masks
@@ -24,7 +24,9 @@ def truth_as_detections(file: Path, images: Path, side: int = 448) -> list[dict]
         boxes = info.objects.boxes
         crops = crop_masks(info.objects, info.size, side).astype(np.float32)
         scores = np.linspace(1, 0.5, len(boxes)).astype(np.float32)
-        entries += to_coco(Instances(boxes, scores, info.objects.labels, info.size, crops), info.image_id, read.category_ids)
+        entries += to_coco(
+            Instances(boxes, scores, info.objects.labels, info.size, crops), info.image_id, read.category_ids
+        )
     return entries
 
 
@@ -126,6 +128,7 @@ def test_limits_to_chosen_images(shapes_root) -> None:
     ("change", "message"),
     [
         ({"image_id": 9}, "entry 1: image_id 9 is not among"),
+        ({"image_id": [1]}, "entry 1: image_id"),
         ({"category_id": 9}, "entry 1: category_id 9 is not among"),
         ({"score": "high"}, "entry 1: score 'high' is not a number"),
         ({"score": float("nan")}, "score nan is not a number"),
@@ -139,6 +142,20 @@ def test_mistakes_in_results_are_listed(tmp_path, change: dict, message: str) ->
     results.write_text(json.dumps([HIT, {**HIT, **change}]))
     with pytest.raises(UserError, match=message):
         read_results(results, Evaluation(write_truth(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": None}, "bbox None is not"),
+        ({"image_id": [1]}, r"image_id \[1\] is not among"),
+        ({"category_id": "5"}, "category_id '5' is not among"),
+        ({"segmentation": 3}, "neither polygons"),
+    ],
+)
+def test_mistakes_in_the_ground_truth_are_listed(tmp_path, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Evaluation(write_truth(tmp_path, **change))
 
 
 def test_results_of_another_kind(tmp_path) -> None:

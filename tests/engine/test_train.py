@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-import tiny
 import torch
 
 import resdet
+import tiny
 from resdet.config import load_config
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.evaluate import METRICS
@@ -46,7 +46,9 @@ def test_a_run_leaves_everything_the_contract_names(shapes_root, tmp_path) -> No
     records = lines(out)
     trained = [r for r in records if "loss" in r]
     assert [r["iteration"] for r in trained] == [1, 2, 3, 4]
-    assert {"rpn_objectness", "rpn_box", "box_class", "box_reg", "mask", "lr", "images_per_s", "data_wait"} < set(trained[0])
+    assert {"rpn_objectness", "rpn_box", "box_class", "box_reg", "mask", "lr", "images_per_s", "data_wait"} < set(
+        trained[0]
+    )
     evaluated = [r for r in records if "bbox_AP" in r]
     assert [r["iteration"] for r in evaluated] == [2, 4]
     assert evaluated[0]["val_loss"] > 0
@@ -64,7 +66,9 @@ def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -
     train(tiny.config(shapes_root, tmp_path / "c", **kept), resume=True)
     assert same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "c/checkpoints/last.pt")
     assert [r["iteration"] for r in lines(tmp_path / "c")] == [1, 2, 3, 4]
-    without_time = [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in lines(tmp_path / "c")]
+    without_time = [
+        {k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in lines(tmp_path / "c")
+    ]
     assert without_time == [
         {k: v for k, v in r.items() if k not in ("images_per_s", "data_wait")} for r in lines(tmp_path / "a")
     ]

@@ -31,7 +31,9 @@ def test_match_is_torchvisions(low_quality: bool, chunk: int, monkeypatch) -> No
 
 
 def test_an_image_without_objects_is_all_negative() -> None:
-    found = match(boxes(50), torch.zeros(1, 8, 4), torch.zeros(1, 8, dtype=torch.bool), high=0.7, low=0.3, low_quality=True)
+    found = match(
+        boxes(50), torch.zeros(1, 8, 4), torch.zeros(1, 8, dtype=torch.bool), high=0.7, low=0.3, low_quality=True
+    )
     assert found.negative.all()
     assert not found.positive.any()
 
@@ -71,7 +73,9 @@ def test_uniform_is_uniform_and_independent_between_keys() -> None:
 
 
 def test_sampled_rois_carry_their_objects() -> None:
-    targets = Targets(boxes(2, 8), torch.randint(5, (2, 8)), torch.tensor([[True] * 3 + [False] * 5, [False] * 8]), None)
+    targets = Targets(
+        boxes(2, 8), torch.randint(5, (2, 8)), torch.tensor([[True] * 3 + [False] * 5, [False] * 8]), None
+    )
     proposals = boxes(2, 100)
     proposals[0, :20] = targets.boxes[0, 1] + torch.rand(20, 4)
     samples = sample_rois(

@@ -1,0 +1,73 @@
+"""What the README shows works as shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import yaml
+
+import resdet
+import tiny
+from resdet.data.augment import Augmentations
+from resdet.predict import Predictor
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language: str, containing: str) -> str:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (found,) = [body for name, body in blocks if name == language and containing in body]
+    return found
+
+
+def test_a_head_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
+    code = block("python", "class IoUHead")
+    body = code[code.index("class IoUHead") :]
+    assert len(body.strip().splitlines()) <= 30
+    config = tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=3)
+    monkeypatch.setattr(resdet, "load_config", lambda *_: config)
+    space: dict = {}
+    exec(code, space)
+    model = space["model"]
+    before = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["model"]
+    assert "heads.iou.layers.1.weight" in before
+    assert '"iou"' in (tmp_path / "run/metrics.jsonl").read_text()
+    again = resdet.build_model(config.model)
+    again.heads["iou"] = space["IoUHead"](again.fpn.channels)
+    predictor = Predictor(config, tmp_path / "run/checkpoints/last.pt", model=again, score_threshold=0.0)
+    import numpy as np
+
+    (found,) = predictor([np.zeros((64, 80, 3), np.uint8)])
+    assert (np.diff(found.scores) <= 0).all()
+    assert model.heads["iou"] is not again.heads["iou"]
+
+
+def test_the_augmentations_are_valid() -> None:
+    example = yaml.safe_load(block("yaml", "augmentations"))
+    assert len(Augmentations(example["data"]["train"]["augmentations"]).transforms) == 3
+
+
+def test_the_tree_names_every_file_and_no_other() -> None:
+    tree = block("", "resdet/\n  cli.py")
+    named = set(re.findall(r"\w+\.py", tree))
+    there = {p.name for p in (ROOT / "resdet").rglob("*.py") if p.name != "__init__.py"}
+    assert named == there
+
+
+def test_commands_name_configs_that_exist_and_the_gate_runs_them() -> None:
+    for name in re.findall(r"configs/(\w+)\.yaml", README):
+        assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
+    for name in re.findall(r"`((?:maskrcnn|fasterrcnn)_\w+)`", README):
+        assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
+    gate = (ROOT / ".ci" / "run").read_text()
+    assert 'pip install -e ".[dev]" && pytest' in README
+    assert 'pip install -q -e ".[dev]"' in gate
+    assert gate.rstrip().endswith("pytest")
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    for path in (ROOT / "resdet").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
