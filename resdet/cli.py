@@ -48,7 +48,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
         return 0 if train(config, resume=args.resume).finished else RESUMABLE
 
-    return _guarded(run)
+    return _guarded(run, when_interrupted=RESUMABLE)
 
 
 def evaluate(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +144,7 @@ def _config(args: argparse.Namespace, default_output: bool = False) -> Config:
     return config
 
 
-def _guarded(run: Callable[[], int]) -> int:
+def _guarded(run: Callable[[], int], when_interrupted: int = 130) -> int:
     """Run a command; a user's mistake becomes one message and exit code 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     from resdet.errors import UserError
@@ -156,7 +156,7 @@ def _guarded(run: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return RESUMABLE if "train" in sys.argv[0] or "train" in sys.argv[1:2] else 130
+        return when_interrupted
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

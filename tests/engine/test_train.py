@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -150,6 +152,32 @@ def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) ->
     assert read_checkpoint(out / "checkpoints/last.pt").iteration == result.iteration < 500
     config.train.max_iters = result.iteration + 1
     assert train(config, resume=True).iteration == result.iteration + 1
+
+
+@pytest.mark.slow
+def test_a_compiled_run_follows_the_eager_one(shapes_root, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor takes minutes
+    losses = []
+    for compile in (False, True):
+        torch._dynamo.reset()
+        out = tmp_path / str(compile)
+        config = tiny.config(shapes_root, out, max_iters=3, eval_every=0, compile=compile)
+        config.data.min_size, config.data.max_size, config.data.pad_multiple = [64], 96, 96  # one padded size
+        train(config)
+        losses.append([record["loss"] for record in lines(out)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_tensorboard_gets_the_numbers_and_is_asked_for_by_name_when_missing(shapes_root, tmp_path, monkeypatch) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=2, tensorboard=True))
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"loss", "lr", "segm_AP"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("loss")] == [1, 2]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"pip install 'resdet\[tensorboard\]'"):
+        train(tiny.config(shapes_root, tmp_path / "other", max_iters=2, eval_every=0, tensorboard=True))
 
 
 def test_ones_own_detector_trains(shapes_root, tmp_path) -> None:
