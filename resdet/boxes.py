@@ -57,15 +57,21 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     )
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4)."""
+def decode(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float], *, clamp_shrink: bool = False
+) -> Tensor:
+    """Inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4).
+
+    clamp_shrink: bound shrinking as growth is (mmdetection), not growth alone (detectron2, torchvision).
+    """
     deltas, anchors = at_least_float32(deltas), at_least_float32(anchors)
     wx, wy, ww, wh = weights
     aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah
     cx, cy = deltas[..., 0] / wx * aw + ax, deltas[..., 1] / wy * ah + ay
-    w = torch.exp((deltas[..., 2] / ww).clamp(max=MAX_LOG_SCALE)) * aw
-    h = torch.exp((deltas[..., 3] / wh).clamp(max=MAX_LOG_SCALE)) * ah
+    lowest = -MAX_LOG_SCALE if clamp_shrink else None
+    w = torch.exp((deltas[..., 2] / ww).clamp(lowest, MAX_LOG_SCALE)) * aw
+    h = torch.exp((deltas[..., 3] / wh).clamp(lowest, MAX_LOG_SCALE)) * ah
     return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
 
 

@@ -93,6 +93,7 @@ class RPNConfig(Section):
     high: Share = 0.7
     low: Share = 0.3
     loss_beta: float = 0.0
+    clamp_shrink: bool = False  # bound how far a delta shrinks a box, too (mmdetection)
 
 
 class PoolConfig(Section):
@@ -114,6 +115,9 @@ class BoxConfig(Section):
     nms_threshold: Share = 0.5
     max_detections: Positive = 100
     min_size: float = 0.0
+    # Boxes without area: dropped before suppression, after it (detectron2), or never (mmdetection)
+    empty: Literal["drop_first", "drop_last", "keep"] = "drop_first"
+    clamp_shrink: bool = False
 
 
 class MaskConfig(Section):
@@ -253,7 +257,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     file = find_config(path)
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as YAML: {error}") from None
     if values is None:
@@ -263,6 +267,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(values, override)
     return parse_config(values, source=str(path))
+
+
+def load_yaml(text: str) -> Any:
+    """YAML 1.2 scalars, no Python objects. Raises `yaml.YAMLError`."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Config:
@@ -300,7 +309,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise UserError(f"override {override!r}: write it as key.sub=value, for example train.lr=0.01")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value cannot be read: {error}") from None
     *parents, last = key.split(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from resdet.checkpoints.recognise import open_checkpoint
 from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
-from resdet.engine.checkpoint import load_weights, read_checkpoint
+from resdet.engine.checkpoint import Checkpoint, load_weights, read_checkpoint
 from resdet.engine.device import autocast, choose_device
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
@@ -27,7 +29,7 @@ class Predictor:
     """A detector ready to use: `predictor([picture, …]) -> [Instances, …]`.
 
     config:          a `Config` or the path of one.
-    weights:         a checkpoint file of this architecture, with its classes in it.
+    weights:         a checkpoint (file) of this architecture, with its classes in it.
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
@@ -41,7 +43,7 @@ class Predictor:
     def __init__(
         self,
         config: Config | str | Path,
-        weights: str | Path,
+        weights: str | Path | Checkpoint,
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -53,13 +55,14 @@ class Predictor:
     ) -> None:
         config = config if isinstance(config, Config) else load_config(config)
         self.device = choose_device(device or config.device)
-        checkpoint = read_checkpoint(weights)
+        checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
+        source = "the checkpoint" if isinstance(weights, Checkpoint) else weights
         self.class_names: list[str] = checkpoint.class_names
         self.category_ids: list[int] = checkpoint.category_ids
         model_config = config.model.model_copy()
         if model_config.num_classes is None:
             if not self.class_names:
-                raise UserError(f"{weights}: holds no class names, so set model.num_classes")
+                raise UserError(f"{source}: holds no class names, so set model.num_classes")
             model_config.num_classes = len(self.class_names)
         if not self.class_names:
             self.class_names = [str(k) for k in range(model_config.num_classes)]
@@ -71,11 +74,42 @@ class Predictor:
             box_head.score_threshold = score_threshold
         if max_detections is not None:
             box_head.max_detections = max_detections
-        load_weights(self.model, checkpoint.model, weights)
+        load_weights(self.model, checkpoint.model, source)
         self.model.to(self.device).eval()
         self.model_config, self.min_size, self.max_size = model_config, config.data.min_size[-1], config.data.max_size
         self.pad_multiple, self.amp, self.batch_size = config.data.pad_multiple, amp, batch_size
         self._predict: Any = torch.compile(self.model.predict) if compile else self.model.predict
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        *,
+        score_threshold: float | None = None,
+        max_detections: int | None = None,
+        device: str = "auto",
+        amp: Literal["off", "bf16", "fp16"] = "off",
+        compile: bool = False,
+        batch_size: int = 4,
+    ) -> Predictor:
+        """A detector of torchvision, detectron2, mmdetection or resdet, its architecture and numerics from the file.
+
+        What was recognised is printed by `logging` at INFO. Raises `UserError`.
+        """
+        found = open_checkpoint(path)
+        logging.getLogger("resdet").info("%s", found.report())
+        config = Config(model=found.model)
+        config.data.min_size, config.data.max_size = [found.min_size], found.max_size
+        return cls(
+            config,
+            Checkpoint(found.weights, found.class_names, found.category_ids),
+            score_threshold=score_threshold,
+            max_detections=max_detections,
+            device=device,
+            amp=amp,
+            compile=compile,
+            batch_size=batch_size,
+        )
 
     def __call__(self, images: Sequence[Picture]) -> list[Instances]:
         """Paths or (H, W, 3) uint8 RGB arrays -> one `Instances` each, in order, in the picture's own pixels."""

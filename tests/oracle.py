@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
+from resdet.checkpoints.names import to_ours
 from resdet.config import ModelConfig, parse_config
 
 CLASSES = 20  # torchvision counts the background: 21
 
-NAMES = [
-    (r"backbone\.body\.", "backbone."),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"fpn.lateral.\1.conv."),
-    (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"fpn.lateral.\1.norm."),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1.conv."),
-    (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output.\1.norm."),
-    (r"rpn\.head\.conv\.(\d)\.0\.", r"rpn.convs.\1."),
-    (r"rpn\.head\.cls_logits\.", "rpn.objectness."),
-    (r"rpn\.head\.bbox_pred\.", "rpn.deltas."),
-    (r"roi_heads\.box_head\.fc6\.", "heads.box.trunk.fc1."),
-    (r"roi_heads\.box_head\.fc7\.", "heads.box.trunk.fc2."),
-    (r"roi_heads\.box_head\.5\.", "heads.box.trunk.fc."),
-    (r"roi_heads\.box_head\.(\d)\.0\.", r"heads.box.trunk.convs.\1.conv."),
-    (r"roi_heads\.box_head\.(\d)\.1\.", r"heads.box.trunk.convs.\1.norm."),
-    (r"roi_heads\.box_predictor\.cls_score\.", "heads.box.classifier."),
-    (r"roi_heads\.box_predictor\.bbox_pred\.", "heads.box.regressor."),
-    (r"roi_heads\.mask_head\.(\d)\.0\.", r"heads.mask.convs.\1.conv."),
-    (r"roi_heads\.mask_head\.(\d)\.1\.", r"heads.mask.convs.\1.norm."),
-    (r"roi_heads\.mask_predictor\.conv5_mask\.", "heads.mask.upsample."),
-    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "heads.mask.logits."),
-]
-
 
 def from_torchvision(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> ours; its background row, the first, goes last (classifier) or away (boxes, masks)."""
-    converted = {}
-    for name, value in weights.items():
-        for pattern, ours in NAMES:
-            name, hits = re.subn(f"^{pattern}", ours, name)
-            if hits:
-                break
-        if name.startswith("heads.box.classifier"):
-            value = torch.cat([value[1:], value[:1]])
-        elif name.startswith("heads.box.regressor"):
-            value = value[4:]
-        elif name.startswith("heads.mask.logits"):
-            value = value[1:]
-        converted[name] = value
+    """torchvision's names and class layout -> ours, nothing left over."""
+    converted, unknown = to_ours(weights, "torchvision")
+    assert not unknown
     return converted
 
 

@@ -5,6 +5,8 @@ Letters: P = B * R pooled RoIs, N = R * K candidates an image.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,6 +65,8 @@ class BoxHead(nn.Module):
 
     delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
     score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
+    clamp_shrink: see `boxes.decode`.
+    empty: when boxes without area go: before suppression, after it, or never; part of a checkpoint's numerics.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class BoxHead(nn.Module):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         min_size: float = 0.0,
+        empty: Literal["drop_first", "drop_last", "keep"] = "drop_first",
+        clamp_shrink: bool = False,
     ) -> None:
         super().__init__()
         self.pool, self.trunk, self.num_classes = pool, trunk, num_classes
@@ -85,7 +91,8 @@ class BoxHead(nn.Module):
         for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-        self.delta_weights, self.loss_beta, self.min_size = delta_weights, loss_beta, min_size
+        self.delta_weights, self.loss_beta, self.min_size, self.empty = delta_weights, loss_beta, min_size, empty
+        self.clamp_shrink = clamp_shrink
         self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,14 +121,19 @@ class BoxHead(nn.Module):
         """Proposals in, `max_detections` scored, labelled, refined and suppressed boxes out."""
         logits, deltas = self(features, detections.boxes, detections.valid)
         scores = at_least_float32(logits).softmax(-1)[..., :-1]  # (B, R, K)
-        boxes = decode(deltas, detections.boxes.unsqueeze(2), self.delta_weights)
+        boxes = decode(deltas, detections.boxes.unsqueeze(2), self.delta_weights, clamp_shrink=self.clamp_shrink)
         scores = torch.where(detections.valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
         scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
         boxes = clip(take(boxes.flatten(1, 2), index), detections.image_sizes)
         labels = index % self.num_classes
-        keep = nms(boxes, scores, labels, (scores >= 0) & big_enough(boxes, self.min_size), self.nms_threshold)
+        usable = scores >= 0
+        if self.empty == "drop_first":
+            usable = usable & big_enough(boxes, self.min_size)
+        keep = nms(boxes, scores, labels, usable, self.nms_threshold)
         scores, index = torch.where(keep, scores, -1.0).topk(min(self.max_detections, keep.shape[1]), dim=1)
         valid = scores >= 0
+        if self.empty == "drop_last":
+            valid = valid & big_enough(take(boxes, index), self.min_size)
         return detections._replace(
             boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
             scores=scores.clamp(min=0),

@@ -54,6 +54,7 @@ def build_model(config: ModelConfig) -> Detector:
         high=r.high,
         low=r.low,
         loss_beta=r.loss_beta,
+        clamp_shrink=r.clamp_shrink,
     )
     heads: dict[str, nn.Module] = {"box": _box_head(config, fpn)}
     if config.mask:
@@ -98,6 +99,8 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
         nms_threshold=b.nms_threshold,
         max_detections=b.max_detections,
         min_size=b.min_size,
+        empty=b.empty,
+        clamp_shrink=b.clamp_shrink,
     )
 
 

@@ -81,9 +81,9 @@ class Detector(nn.Module):
         """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
         features = self.features(batch)
         scores = self.rpn(features, _size(batch.images))
-        boxes, logits, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
+        boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
         labels = torch.zeros_like(valid, dtype=torch.int64)
-        detections = Detections(boxes, logits.sigmoid(), labels, valid, batch.image_sizes)
+        detections = Detections(boxes, objectness, labels, valid, batch.image_sizes)
         for head in self.heads.values():
             detections = head.predict(features, detections)  # type: ignore[operator]
         return detections

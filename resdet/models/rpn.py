@@ -40,6 +40,7 @@ class RPN(nn.Module):
     nms_threshold: IoU within a level. min_size: smaller proposals, in input pixels, are dropped.
     samples: anchors an image in the loss, at most positive_fraction of them positive; positive from IoU `high` on,
     negative below `low`. loss_beta: where the box loss turns from squared to absolute (0: L1).
+    clamp_shrink: see `boxes.decode`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class RPN(nn.Module):
         high: float = 0.7,
         low: float = 0.3,
         loss_beta: float = 0.0,
+        clamp_shrink: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = anchors
@@ -72,6 +74,7 @@ class RPN(nn.Module):
         self.nms_threshold, self.min_size = nms_threshold, min_size
         self.samples, self.max_positive = samples, int(samples * positive_fraction)
         self.high, self.low, self.loss_beta = high, low, loss_beta
+        self.clamp_shrink = clamp_shrink
 
     def forward(self, features: dict[str, Tensor], input_size: tuple[int, int]) -> Scores:
         """`input_size` is the padded input's (H, W). Anchors are ordered (level, row, column, shape)."""
@@ -85,24 +88,24 @@ class RPN(nn.Module):
 
     @torch.no_grad()  # Faster R-CNN does not learn through its proposals' coordinates
     def propose(self, scores: Scores, image_sizes: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
-        """-> boxes (B, R, 4), logits (B, R), valid (B, R), by falling score; R = limits.post_nms."""
-        all_boxes, all_logits = [], []
+        """-> boxes (B, R, 4), scores (B, R) in 0..1, valid (B, R), by falling score; R = limits.post_nms."""
+        all_boxes, all_ranks = [], []
         k = limits.pre_nms
         for logits, deltas, anchors in zip(*scores, strict=True):
             # Padded by k, so that the number of candidates is k however small the map: an exported model's H and W
             # stay free, and every level looks the same.
-            padded = F.pad(at_least_float32(logits), (0, k), value=-torch.inf)
-            value, index = padded.topk(k, dim=1)
+            rank, index = F.pad(at_least_float32(logits), (0, k), value=-torch.inf).topk(k, dim=1)
             index = index.clamp(max=len(anchors) - 1)
-            all_boxes.append(clip(decode(take(deltas, index), anchors[index], DELTA_WEIGHTS), image_sizes))
-            all_logits.append(value)
-        boxes, logits = torch.cat(all_boxes, dim=1), torch.cat(all_logits, dim=1)  # (B, L * k, 4), (B, L * k)
-        level = torch.arange(len(all_boxes), device=boxes.device).repeat_interleave(k).expand_as(logits)
-        valid = (logits > -torch.inf) & big_enough(boxes, self.min_size)
-        keep = nms(boxes, logits, level, valid, self.nms_threshold)
-        value, index = torch.where(keep, logits, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
-        valid = value > -torch.inf
-        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), value, valid
+            boxes = decode(take(deltas, index), anchors[index], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink)
+            all_boxes.append(clip(boxes, image_sizes))
+            all_ranks.append(rank)
+        boxes, ranks = torch.cat(all_boxes, dim=1), torch.cat(all_ranks, dim=1)  # (B, L * k, 4), (B, L * k)
+        level = torch.arange(len(all_boxes), device=boxes.device).repeat_interleave(k).expand_as(ranks)
+        valid = (ranks > -torch.inf) & big_enough(boxes, self.min_size)
+        keep = nms(boxes, ranks, level, valid, self.nms_threshold)
+        rank, index = torch.where(keep, ranks, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
+        valid = rank > -torch.inf
+        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), rank.sigmoid(), valid
 
     def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
         """Both sums run over the sampled anchors and are divided by their number in the batch."""

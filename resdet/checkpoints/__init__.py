@@ -1,0 +1,1 @@
+"""Everybody's checkpoints: file -> tensors (`files`), tensors -> our names (`names`), -> a model (`recognise`)."""

@@ -1,0 +1,156 @@
+"""Checkpoint files of any tool -> tensors by name and plain metadata. No file ever runs code.
+
+`.pth`, `.pt`, `.bin` open through torch's weights-only unpickler, `.pkl` (detectron2, Caffe2) through one that admits
+NumPy arrays and plain containers alone, `.safetensors` hold no code to begin with.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resdet.errors import UserError
+
+
+class Contents(NamedTuple):
+    """weights: name -> tensor on the CPU. meta: what else the file says, plain Python."""
+
+    weights: dict[str, Tensor]
+    meta: dict[str, Any]
+
+
+def read_file(path: str | Path) -> Contents:
+    """Read a checkpoint of any known container. Raises `UserError`, in one line, for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        raise UserError(f"{path}: the file is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if head.lstrip()[:1] == b"<":
+        raise UserError(f"{path}: is an HTML page, not weights; the download link led elsewhere")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    torch_file = zipfile.is_zipfile(path) or b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:32]  # zip, or torch < 1.6
+    content = _read_torch(path) if torch_file else _read_pickle(path)
+    weights, meta = _unwrapped(content, path)
+    bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{path}: {len(bad)} tensor(s) hold NaN or infinity, the first {bad[0]}")
+    return Contents(weights, meta)
+
+
+def _read_torch(path: Path) -> Any:
+    """torch.save's format. mmengine's logging objects, which are of no use here, become empty ones."""
+    try:
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        inert = [(_Inert, name) for name in unknown if re.match(r"(mmengine|mmcv|mmdet)\.", name)]
+        with torch.serialization.safe_globals([*inert, *_NUMPY_GLOBALS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # fed with garbage, an unpickler raises anything
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from None
+
+
+def _read_safetensors(path: Path) -> Contents:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return Contents(weights, dict(file.metadata() or {}))
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file ({_first_line(error)})") from None
+
+
+def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The dict of tensors inside whatever wraps it ("model", "state_dict", …), and the rest as metadata."""
+    meta: dict[str, Any] = {}
+    while isinstance(content, dict):
+        arrays = {str(k): _tensor(v) for k, v in content.items() if isinstance(v, Tensor | np.ndarray)}
+        if arrays:
+            meta |= {str(k): v for k, v in content.items() if not isinstance(v, Tensor | np.ndarray)}
+            return {k: v for k, v in arrays.items() if v is not None}, meta
+        inner = next(
+            (k for k in ("model", "state_dict", "model_ema", "ema", "blobs") if isinstance(content.get(k), dict)), None
+        )
+        if inner is None:
+            break
+        meta |= {str(k): v for k, v in content.items() if k != inner}
+        content = content[inner]
+    raise UserError(f"{path}: holds no dictionary of tensors")
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor | None:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return torch.from_numpy(np.array(value)) if value.dtype.kind in "fiub" else None
+
+
+class _Inert:
+    """Stands in for an object whose class we neither need nor trust."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes bytes in protocol 2; any other use of codecs is refused."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits what arrays and plain containers are made of, by exact name."""
+
+    _reconstruct = np.zeros(0).__reduce__()[0]  # lives in another module from NumPy 2 on
+    _scalar = np.float64(0).__reduce__()[0]
+    allowed = {  # noqa: RUF012
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy.core.multiarray", "scalar"): _scalar,
+        ("numpy._core.multiarray", "scalar"): _scalar,
+        ("collections", "OrderedDict"): dict,
+        ("_codecs", "encode"): _latin1,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which weights do not need")
+        return self.allowed[module, name]
+
+
+_NUMPY_GLOBALS: list[Any] = [
+    np.ndarray,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "fdbBhilqe?"),
+    (_ArrayUnpickler._reconstruct, "numpy.core.multiarray._reconstruct"),
+    (_ArrayUnpickler._reconstruct, "numpy._core.multiarray._reconstruct"),
+    (_ArrayUnpickler._scalar, "numpy.core.multiarray.scalar"),
+    (_ArrayUnpickler._scalar, "numpy._core.multiarray.scalar"),
+]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,138 @@
+"""Parameter names and class layouts of torchvision, detectron2 and mmdetection -> ours.
+
+One table a source: (pattern at the start of a name, ours). What a pattern leaves of the name is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Source = Literal["torchvision", "detectron2", "mmdetection", "resdet"]
+
+_RES = r"backbone\.bottom_up\.res"
+TABLES: dict[Source, list[tuple[str, str]]] = {
+    "resdet": [],
+    "torchvision": [
+        (r"backbone\.body\.", "backbone."),
+        (r"backbone\.fpn\.inner_blocks\.(\d)\.0\.", r"fpn.lateral.\1.conv."),
+        (r"backbone\.fpn\.inner_blocks\.(\d)\.1\.", r"fpn.lateral.\1.norm."),
+        (r"backbone\.fpn\.inner_blocks\.(\d)\.(?=weight|bias)", r"fpn.lateral.\1.conv."),  # files of V1 on disk
+        (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1.conv."),
+        (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output.\1.norm."),
+        (r"backbone\.fpn\.layer_blocks\.(\d)\.(?=weight|bias)", r"fpn.output.\1.conv."),
+        (r"rpn\.head\.conv\.(\d)\.0\.", r"rpn.convs.\1."),
+        (r"rpn\.head\.conv\.(?=weight|bias)", "rpn.convs.0."),
+        (r"rpn\.head\.cls_logits\.", "rpn.objectness."),
+        (r"rpn\.head\.bbox_pred\.", "rpn.deltas."),
+        (r"roi_heads\.box_head\.fc6\.", "heads.box.trunk.fc1."),
+        (r"roi_heads\.box_head\.fc7\.", "heads.box.trunk.fc2."),
+        (r"roi_heads\.box_head\.5\.", "heads.box.trunk.fc."),
+        (r"roi_heads\.box_head\.(\d)\.0\.", r"heads.box.trunk.convs.\1.conv."),
+        (r"roi_heads\.box_head\.(\d)\.1\.", r"heads.box.trunk.convs.\1.norm."),
+        (r"roi_heads\.box_predictor\.cls_score\.", "heads.box.classifier."),
+        (r"roi_heads\.box_predictor\.bbox_pred\.", "heads.box.regressor."),
+        (r"roi_heads\.mask_head\.(\d)\.0\.", r"heads.mask.convs.\1.conv."),
+        (r"roi_heads\.mask_head\.(\d)\.1\.", r"heads.mask.convs.\1.norm."),
+        (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
+        (r"roi_heads\.mask_predictor\.conv5_mask\.", "heads.mask.upsample."),
+        (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "heads.mask.logits."),
+    ],
+    "detectron2": [
+        (r"backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bn1."),
+        (r"backbone\.bottom_up\.stem\.conv1\.", "backbone.conv1."),
+        *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.norm\.", rf"backbone.layer{k}.\1.bn\2.") for k in range(1, 5)),
+        *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.", rf"backbone.layer{k}.\1.conv\2.") for k in range(1, 5)),
+        *((rf"{_RES}{k + 1}\.(\d+)\.shortcut\.norm\.", rf"backbone.layer{k}.\1.downsample.1.") for k in range(1, 5)),
+        *((rf"{_RES}{k + 1}\.(\d+)\.shortcut\.", rf"backbone.layer{k}.\1.downsample.0.") for k in range(1, 5)),
+        *((rf"backbone\.fpn_lateral{k + 2}\.norm\.", f"fpn.lateral.{k}.norm.") for k in range(4)),
+        *((rf"backbone\.fpn_lateral{k + 2}\.", f"fpn.lateral.{k}.conv.") for k in range(4)),
+        *((rf"backbone\.fpn_output{k + 2}\.norm\.", f"fpn.output.{k}.norm.") for k in range(4)),
+        *((rf"backbone\.fpn_output{k + 2}\.", f"fpn.output.{k}.conv.") for k in range(4)),
+        (r"proposal_generator\.rpn_head\.conv\.conv(\d)\.", r"rpn.convs.\1."),
+        (r"proposal_generator\.rpn_head\.conv\.", "rpn.convs.0."),
+        (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.objectness."),
+        (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.deltas."),
+        (r"roi_heads\.box_head\.conv(\d)\.norm\.", r"heads.box.trunk.convs.-\1.norm."),
+        (r"roi_heads\.box_head\.conv(\d)\.", r"heads.box.trunk.convs.-\1.conv."),
+        (r"roi_heads\.box_head\.fc(\d)\.", r"heads.box.trunk.fc\1."),
+        (r"roi_heads\.box_predictor\.cls_score\.", "heads.box.classifier."),
+        (r"roi_heads\.box_predictor\.bbox_pred\.", "heads.box.regressor."),
+        (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.", r"heads.mask.convs.-\1.norm."),
+        (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
+        (r"roi_heads\.mask_head\.deconv\.", "heads.mask.upsample."),
+        (r"roi_heads\.mask_head\.predictor\.", "heads.mask.logits."),
+    ],
+    "mmdetection": [
+        (r"backbone\.", "backbone."),
+        (r"neck\.lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1.conv."),
+        (r"neck\.lateral_convs\.(\d)\.(?:bn|gn)\.", r"fpn.lateral.\1.norm."),
+        (r"neck\.fpn_convs\.(\d)\.conv\.", r"fpn.output.\1.conv."),
+        (r"neck\.fpn_convs\.(\d)\.(?:bn|gn)\.", r"fpn.output.\1.norm."),
+        (r"rpn_head\.rpn_conv\.(\d)\.conv\.", r"rpn.convs.\1."),
+        (r"rpn_head\.rpn_conv\.", "rpn.convs.0."),
+        (r"rpn_head\.rpn_cls\.", "rpn.objectness."),
+        (r"rpn_head\.rpn_reg\.", "rpn.deltas."),
+        (r"roi_head\.bbox_head\.shared_convs\.(\d)\.conv\.", r"heads.box.trunk.convs.\1.conv."),
+        (r"roi_head\.bbox_head\.shared_convs\.(\d)\.(?:bn|gn)\.", r"heads.box.trunk.convs.\1.norm."),
+        (r"roi_head\.bbox_head\.shared_fcs\.0\.", "heads.box.trunk.fc1."),
+        (r"roi_head\.bbox_head\.shared_fcs\.1\.", "heads.box.trunk.fc2."),
+        (r"roi_head\.bbox_head\.fc_cls\.", "heads.box.classifier."),
+        (r"roi_head\.bbox_head\.fc_reg\.", "heads.box.regressor."),
+        (r"roi_head\.mask_head\.convs\.(\d)\.conv\.", r"heads.mask.convs.\1.conv."),
+        (r"roi_head\.mask_head\.convs\.(\d)\.(?:bn|gn)\.", r"heads.mask.convs.\1.norm."),
+        (r"roi_head\.mask_head\.upsample\.", "heads.mask.upsample."),
+        (r"roi_head\.mask_head\.conv_logits\.", "heads.mask.logits."),
+    ],
+}
+# A name of each source that no other has.
+SIGNS: dict[Source, str] = {
+    "detectron2": r"backbone\.bottom_up\.",
+    "torchvision": r"backbone\.body\.",
+    "mmdetection": r"neck\.lateral_convs\.",
+    "resdet": r"fpn\.lateral\.",
+}
+
+
+def source_of(names: list[str]) -> Source | None:
+    """Whose names these are; None for none of a detector's."""
+    return next((source for source, sign in SIGNS.items() if any(re.match(sign, name) for name in names)), None)
+
+
+def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights by our names and in our class layout, and the names that no rule knows."""
+    converted: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for name, value in weights.items():
+        ours = _translate(name, source)
+        if ours is None:
+            unknown.append(name)
+        else:
+            converted[ours] = _without_background(ours, value) if source == "torchvision" else value
+    one_fc = "heads.box.trunk.convs.0.conv.weight" in converted
+    if one_fc:  # 4conv1fc's single layer is called like the first of two elsewhere
+        converted = {k.replace("heads.box.trunk.fc1.", "heads.box.trunk.fc."): v for k, v in converted.items()}
+    return converted, unknown
+
+
+def _translate(name: str, source: Source) -> str | None:
+    if source == "resdet":
+        return name
+    for pattern, ours in TABLES[source]:
+        translated, hits = re.subn(f"^{pattern}", ours, name)
+        if hits:
+            # "-1" to "-4": layers that are counted from one.
+            return re.sub(r"\.convs\.-(\d)\.", lambda m: f".convs.{int(m[1]) - 1}.", translated)
+    return None
+
+
+def _without_background(name: str, value: Tensor) -> Tensor:
+    """torchvision's background is the first row everywhere; ours the last of the classifier and nowhere else."""
+    if name.startswith("heads.box.classifier."):
+        return torch.cat([value[1:], value[:1]])
+    if name.startswith("heads.box.regressor."):
+        return value[4:]
+    return value[1:] if name.startswith("heads.mask.logits.") else value

@@ -1,0 +1,191 @@
+"""Checkpoints in the names and layouts of others become the model that they belong to."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from oracle import CLASSES, torchvision_model
+from pictures import textured
+from resdet.checkpoints.names import TABLES, to_ours
+from resdet.checkpoints.recognise import open_checkpoint
+from resdet.config import parse_config
+from resdet.errors import UserError
+from resdet.models.build import build_model
+from resdet.predict import Predictor
+
+V1, V2 = "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
+
+
+def on_disk_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of torchvision's published V1 files, from before its modules were renamed."""
+    old = [
+        (r"rpn\.head\.conv\.0\.0\.", "rpn.head.conv."),
+        (r"(inner|layer)_blocks\.(\d)\.0\.", r"\1_blocks.\2."),
+    ]
+    renamed = {}
+    for name, value in weights.items():
+        for pattern, replacement in old:
+            name = re.sub(pattern, replacement, name)
+        name = re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", name)
+        renamed[name] = value
+    return renamed
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_torchvisions_v1_detects_the_same(old: bool, tmp_path) -> None:
+    theirs = torchvision_model(V1, min_size=800)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 0.0  # as torchvision sets it when it loads these weights
+    weights = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
+    torch.save(on_disk_names(weights) if old else weights, tmp_path / "v1.pth")
+    assert old is ("rpn.head.conv.weight" in on_disk_names(weights)) or not old
+    found = open_checkpoint(tmp_path / "v1.pth")
+    assert (found.source, found.model.num_classes, found.model.backbone.norm_eps) == ("torchvision", CLASSES, 0.0)
+    assert found.left_over == []
+    if old:
+        return  # the same weights, so the same detections: the slow part once is enough
+    predictor = Predictor.from_checkpoint(tmp_path / "v1.pth", score_threshold=0.1, device="cpu")
+    theirs.roi_heads.score_thresh = 0.1
+    picture = textured(120, 150)
+    with torch.inference_mode():
+        (expected,) = theirs([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])
+    (ours,) = predictor([picture])
+    assert len(ours) == len(expected["scores"]) > 10
+    np.testing.assert_allclose(ours.scores, expected["scores"], atol=1e-3)
+    np.testing.assert_allclose(ours.boxes, expected["boxes"], atol=0.1)
+
+
+def test_torchvisions_v2_is_told_by_its_norms(tmp_path) -> None:
+    torch.save({"model": torchvision_model(V2).state_dict()}, tmp_path / "v2.pth")
+    found = open_checkpoint(tmp_path / "v2.pth")
+    m = found.model
+    assert (m.backbone.norm, m.backbone.norm_eps, m.fpn.norm, m.rpn.num_convs) == ("bn", 1e-5, "bn", 2)
+    assert (m.box.trunk, m.box.norm, m.mask) == ("4conv1fc", "bn", None)
+    build_model(m).load_state_dict(found.weights, strict=True)
+    assert "V2" in found.report()
+
+
+def ours_small(name: str, mask: bool = True) -> dict[str, Tensor]:
+    config = {"num_classes": 80, "backbone": {"name": name, "weights": "x"}, "mask": {} if mask else None}
+    return build_model(parse_config({"model": config}).model).state_dict()
+
+
+def in_their_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The inverse of a table, found by trying: every name of theirs that the rules could mean."""
+    theirs = {}
+    for name, value in weights.items():
+        for pattern, replacement in TABLES[source]:
+            mine = re.escape(replacement).replace(r"\\1", r"(\d+)").replace(r"\\2", r"(\d+)")
+            mine = mine.replace(r"\-(\d+)", r"(\d+)").replace(r"-(\d+)", r"(\d+)")
+            match = re.match(mine, name)
+            if not match:
+                continue
+            numbers = list(match.groups())
+            if "-" in replacement:
+                numbers[0] = str(int(numbers[0]) + 1)
+            candidate = re.sub(r"\(\\d\+?\)", lambda _, n=numbers: n.pop(0), pattern)
+            candidate = re.sub(r"\(\?[:=][^)]*\)", "", candidate).replace("\\", "") + name[match.end() :]
+            back, unknown = to_ours({candidate: value}, source)
+            if not unknown and list(back) in ([name], [name.replace(".fc.", ".fc1.")]):
+                theirs[candidate] = value
+                break
+        else:
+            raise AssertionError(f"{source} has no name for {name}")
+    return theirs
+
+
+@pytest.mark.parametrize(("backbone", "grouped"), [("resnet50", False), ("resnext101_32x8d", True)])
+def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
+    weights = ours_small(backbone)
+    theirs = {k: v.numpy() for k, v in in_their_names(weights, "detectron2").items()}
+    assert "backbone.bottom_up.res2.0.shortcut.norm.weight" in theirs
+    assert "roi_heads.mask_head.mask_fcn1.weight" in theirs
+    with (tmp_path / "model.pkl").open("wb") as file:
+        pickle.dump({"model": theirs, "__author__": "x", "matching_heuristics": True}, file, protocol=2)
+    found = open_checkpoint(tmp_path / "model.pkl")
+    m = found.model
+    assert found.source == "detectron2"
+    assert m.backbone.name == backbone
+    assert m.backbone.stride_in_1x1 is not grouped
+    assert m.input.bgr
+    assert m.input.std == ((57.375, 57.12, 58.395) if grouped else (1, 1, 1))
+    assert (m.input.resize, m.input.rounding, m.anchors.offset) == ("pillow", "nearest", 0)
+    assert (m.pool.aligned, m.pool.sampling_ratio, m.box.empty) == (True, 0, "drop_last")
+    assert (m.num_classes, found.category_ids[:3], found.category_ids[-1]) == (80, [1, 2, 3], 90)
+    assert (found.class_names[0], found.class_names[-1]) == ("person", "toothbrush")
+    for name, value in weights.items():
+        assert torch.equal(found.weights[name], value), name
+
+
+CFG = """
+model = dict(type='MaskRCNN', backbone=dict(style='{style}', depth=50),
+    data_preprocessor=dict(mean=[{mean}, 116.28, 103.53], std=[{std}, 57.12, 57.375], bgr_to_rgb={rgb}))
+import os
+os.system('touch executed')
+"""
+
+
+class HistoryBuffer:
+    """Like mmengine's, whose pickles hold more than weights."""
+
+    def __init__(self) -> None:
+        self.log = np.arange(4)
+
+
+@pytest.mark.parametrize("caffe", [True, False])
+def test_mmdetection_numerics_come_from_the_config_in_the_file(caffe: bool, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = ours_small("resnet50", mask=False)
+    theirs = in_their_names(weights, "mmdetection")
+    assert "neck.lateral_convs.0.conv.weight" in theirs
+    text = CFG.format(style="caffe" if caffe else "pytorch", mean=103.53 if caffe else 123.675, std=1.0, rgb=not caffe)
+    names = tuple(f"thing {k}" for k in range(80))
+    monkeypatch.setattr(HistoryBuffer, "__module__", "mmengine.logging.history_buffer")
+    import sys
+    import types
+
+    for part in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    sys.modules["mmengine.logging.history_buffer"].HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+    content = {
+        "meta": {"cfg": text, "dataset_meta": {"classes": names}},
+        "state_dict": theirs | {"ema_" + k.replace(".", "_"): v + 1 for k, v in theirs.items()},
+        "message_hub": {"loss": HistoryBuffer()},
+    }
+    torch.save(content, tmp_path / "epoch_12.pth")
+    found = open_checkpoint(tmp_path / "epoch_12.pth")
+    m = found.model
+    assert found.source == "mmdetection"
+    assert m.mask is None
+    assert m.backbone.stride_in_1x1 is caffe
+    assert m.input.bgr is caffe
+    assert m.input.mean[0] == (103.53 if caffe else 123.675)
+    assert m.input.std[0] == 1.0
+    assert (m.input.resize, m.pool.sampling_ratio, m.box.empty, m.box.clamp_shrink) == ("opencv", 0, "keep", True)
+    assert found.class_names[3] == "thing 3"
+    assert torch.equal(found.weights["heads.box.trunk.fc1.weight"], weights["heads.box.trunk.fc1.weight"])
+    assert not (tmp_path / "executed").exists()  # the config was read, never run
+
+
+def test_our_own_checkpoints_open_without_a_config(shapes_root, tmp_path) -> None:
+    import resdet
+    import tiny
+
+    resdet.train(tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=0))
+    predictor = Predictor.from_checkpoint(tmp_path / "run/checkpoints/last.pt", device="cpu", score_threshold=0.0)
+    assert predictor.class_names == ["disk", "box", "triangle", "star"]
+    assert predictor.min_size == 64
+    assert predictor([textured(70, 90)])[0].masks is not None
+
+
+def test_a_backbone_alone_is_told_where_it_belongs(tmp_path) -> None:
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "r.pth")
+    with pytest.raises(UserError, match=r"weights of a backbone alone go into model\.backbone\.weights"):
+        open_checkpoint(tmp_path / "r.pth")
