@@ -36,6 +36,7 @@ def trained(shapes_root, tmp_path_factory) -> tuple[Path, Path]:
     return config, folder / "run"
 
 
+@pytest.mark.slow
 def test_train_then_resume(trained) -> None:
     config, run = trained
     again = tool("train", config, "--output", run)
@@ -48,6 +49,7 @@ def test_train_then_resume(trained) -> None:
     assert (run / "eval" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_exits_with_75(shapes_root, tmp_path) -> None:
     config = tiny.config_file(shapes_root, tmp_path, eval_every=0, max_iters=5000, checkpoint_every=5000)
     command = [sys.executable, ROOT / "tools" / "train.py", config, "--output", tmp_path / "run", "data.workers=1"]
@@ -63,6 +65,7 @@ def test_a_stopped_run_exits_with_75(shapes_root, tmp_path) -> None:
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
 
+@pytest.mark.slow
 def test_eval_equals_what_training_said(trained, tmp_path) -> None:
     config, run = trained
     done = tool("eval", config, "--weights", run / "checkpoints" / "last.pt", "--output", tmp_path)
@@ -87,6 +90,7 @@ def tiny_root(config: Path) -> str:
     return yaml.safe_load(config.read_text())["data"]["root"]
 
 
+@pytest.mark.slow
 def test_visualize_predict(trained, tmp_path) -> None:
     config, run = trained
     folder = tmp_path / "in"
@@ -105,6 +109,7 @@ def test_visualize_predict(trained, tmp_path) -> None:
     assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["data", "compare"])
 def test_visualize_a_split(trained, tmp_path, kind: str) -> None:
     config, run = trained

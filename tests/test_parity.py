@@ -34,10 +34,15 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
         assert len(found) == len(expected["scores"])
         total += len(found)
         np.testing.assert_allclose(found.scores, expected["scores"], atol=1e-4)
-        np.testing.assert_allclose(found.boxes, expected["boxes"], atol=1e-3)
-        np.testing.assert_array_equal(found.labels + 1, expected["labels"])
+        # Two that score the same to seven digits may change places, so each is looked for among all of its class.
+        gap = np.abs(found.boxes[:, None] - expected["boxes"].numpy()).max(-1)
+        gap = np.where(found.labels[:, None] + 1 == expected["labels"].numpy(), gap, np.inf)
+        place = gap.argmin(1)
+        assert sorted(place) == list(range(len(found)))
+        assert gap.min(1).max() <= 1e-3
+        np.testing.assert_allclose(found.scores, expected["scores"].numpy()[place], atol=1e-4)
         if "masks" in expected:
-            wanted = expected["masks"][:, 0].numpy() > 0.5
+            wanted = expected["masks"][place, 0].numpy() > 0.5
             union = (found.masks | wanted).sum((1, 2))
             shared = (found.masks & wanted).sum((1, 2))
             assert (shared[union > 0] / union[union > 0]).min() > 0.999
@@ -47,7 +52,7 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
 
 @pytest.mark.parametrize("name", [n if n == NAMES[2] else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
-    same_detections(name, [textured(160, 224), textured(230, 150, seed=1)], tmp_path, size=200)
+    same_detections(name, [textured(160, 224), textured(230, 150, seed=1)], tmp_path, size=160)
 
 
 @pytest.mark.slow
@@ -55,8 +60,8 @@ def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
 def test_detections_equal_torchvisions_on_real_pictures(name: str, tmp_path, coco_open) -> None:
     from resdet.data.images import read_image
 
-    pictures = [read_image(p) for p in sorted((coco_open / "val2017").glob("*.jpg"))[:3]]
-    same_detections(name, pictures, tmp_path, size=800)
+    pictures = [read_image(p) for p in sorted((coco_open / "val2017").glob("*.jpg"))[:2]]
+    same_detections(name, pictures, tmp_path, size=512)
 
 
 def random_targets(b: int, g: int, size: tuple[int, int], masks: int | None = 28) -> Targets:
@@ -69,7 +74,7 @@ def random_targets(b: int, g: int, size: tuple[int, int], masks: int | None = 28
 
 
 def exhaustive(name: str) -> tuple[torch.nn.Module, Detector]:
-    few = 100  # proposals, all of which are sampled
+    few = 40  # proposals, all of which are sampled
     theirs = torchvision_model(
         name, rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6, rpn_post_nms_top_n_train=few
     )

@@ -111,6 +111,6 @@ def resize_image(image: np.ndarray, size: tuple[int, int], kernel: Resize = "ope
     if image.shape[:2] == size:
         return image
     if kernel == "pillow":
-        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
     resized: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     return resized

@@ -37,7 +37,7 @@ def on_disk_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("old", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_torchvisions_v1_detects_the_same(old: bool, tmp_path) -> None:
     theirs = torchvision_model(V1, min_size=800)
     for module in theirs.modules():
@@ -101,7 +101,9 @@ def in_their_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]
     return theirs
 
 
-@pytest.mark.parametrize(("backbone", "grouped"), [("resnet50", False), ("resnext101_32x8d", True)])
+@pytest.mark.parametrize(
+    ("backbone", "grouped"), [("resnet50", False), pytest.param("resnext101_32x8d", True, marks=pytest.mark.slow)]
+)
 def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
     weights = ours_small(backbone)
     theirs = {k: v.numpy() for k, v in in_their_names(weights, "detectron2").items()}

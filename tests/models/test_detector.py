@@ -49,7 +49,11 @@ def backward(losses: dict[str, Tensor]) -> None:
     torch.stack(list(losses.values())).sum().backward()
 
 
-BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+BACKENDS = [
+    pytest.param("eager", marks=pytest.mark.slow),
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -70,6 +74,7 @@ def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: s
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_prediction_is_one_graph() -> None:
     torch._dynamo.reset()
     model = small().eval()

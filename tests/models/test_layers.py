@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -67,6 +68,7 @@ def _sync_worker(rank: int, file: str, x: torch.Tensor, expected: torch.Tensor) 
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sync_batch_norm_over_two_processes_equals_one(tmp_path) -> None:
     x = torch.randn(6, 6, 5, 5)
     expected = nn.BatchNorm2d(6)(x).detach()
