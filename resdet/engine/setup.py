@@ -39,13 +39,13 @@ def prepare_inputs(config: Config, *, weights_needed: bool = True) -> tuple[Conf
     train = read_split(config, "train")
     val = read_split(config, "val") if config.train.eval_every else None
     config = with_num_classes(config, train)
+    if not any(len(i.objects.labels) for i in train.images):
+        raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.model.mask and not any(any(i.objects.segmentations) for i in train.images):
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "use a Faster R-CNN config (configs/fasterrcnn_r50.yaml) or model.mask=null"
         )
-    if not any(len(i.objects.labels) for i in train.images):
-        raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if val and val.class_names != train.class_names:
         both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
         raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))

@@ -207,3 +207,26 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
     config.model.num_classes = None
     config.train.max_iters, config.train.eval_every = 1, 0
     assert train(config).finished  # counted from the annotations
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": []}, r"none of its 12 images has an object"),
+        ({"segmentation": None}, r"no object has a segmentation.*configs/fasterrcnn_r50\.yaml"),
+        ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}, {"id": 7, "name": "c"}, {"id": 10, "name": "d"}]},
+         "categories of the training and the validation annotations differ"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_train_this_model_are_named(shapes_root, tmp_path, change: dict, message: str) -> None:
+    content = json.loads((shapes_root / "annotations/instances_train2017.json").read_text())
+    if "segmentation" in change:
+        content["annotations"] = [{**entry, **change} for entry in content["annotations"]]
+    else:
+        content |= change
+    (tmp_path / "changed.json").write_text(json.dumps(content))
+    config = tiny.config(shapes_root, tmp_path / "run")
+    config.data.train.annotations = tmp_path / "changed.json"
+    with pytest.raises(UserError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
