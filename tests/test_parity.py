@@ -50,7 +50,8 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
     assert total >= 50
 
 
-@pytest.mark.parametrize("name", [n if n == NAMES[2] else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
     same_detections(name, [textured(160, 224), textured(230, 150, seed=1)], tmp_path, size=160)
 
@@ -94,7 +95,7 @@ def norms_fixed(model: torch.nn.Module) -> None:
             module.eval()
 
 
-@pytest.mark.parametrize("name", [n if n in NAMES[::2] else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])])
 def test_losses_equal_torchvisions(name: str) -> None:
     theirs, ours = exhaustive(name)
     norms_fixed(theirs)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracle import CLASSES, torchvision_model
+from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
 from pictures import textured
 from resdet.checkpoints.names import TABLES, to_ours
 from resdet.checkpoints.recognise import open_checkpoint
@@ -37,29 +37,22 @@ def on_disk_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("old", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_torchvisions_v1_detects_the_same(old: bool, tmp_path) -> None:
-    theirs = torchvision_model(V1, min_size=800)
-    for module in theirs.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 0.0  # as torchvision sets it when it loads these weights
-    weights = {k: v for k, v in theirs.state_dict().items() if "num_batches" not in k}
-    torch.save(on_disk_names(weights) if old else weights, tmp_path / "v1.pth")
-    assert old is ("rpn.head.conv.weight" in on_disk_names(weights)) or not old
+@pytest.mark.parametrize("old", [True, False])
+def test_torchvisions_v1_in_its_old_and_its_new_names(old: bool, tmp_path) -> None:
+    """The model that the parity tests hold against torchvision's detections, with the epsilon of its published weights."""
+    weights = {k: v for k, v in torchvision_model(V1).state_dict().items() if "num_batches" not in k}
+    given = on_disk_names(weights) if old else weights
+    assert ("rpn.head.conv.weight" in given) is old
+    torch.save(given, tmp_path / "v1.pth")
     found = open_checkpoint(tmp_path / "v1.pth")
-    assert (found.source, found.model.num_classes, found.model.backbone.norm_eps) == ("torchvision", CLASSES, 0.0)
-    assert found.left_over == []
-    if old:
-        return  # the same weights, so the same detections: the slow part once is enough
-    predictor = Predictor.from_checkpoint(tmp_path / "v1.pth", score_threshold=0.1, device="cpu")
-    theirs.roi_heads.score_thresh = 0.1
-    picture = textured(120, 150)
-    with torch.inference_mode():
-        (expected,) = theirs([torch.from_numpy(picture).permute(2, 0, 1).float() / 255])
-    (ours,) = predictor([picture])
-    assert len(ours) == len(expected["scores"]) > 10
-    np.testing.assert_allclose(ours.scores, expected["scores"], atol=1e-3)
-    np.testing.assert_allclose(ours.boxes, expected["boxes"], atol=0.1)
+    expected = torchvision_numerics(V1)
+    expected.backbone = found.model.backbone
+    assert found.model == expected
+    assert (found.model.backbone.norm, found.model.backbone.norm_eps) == ("frozen_bn", 0.0)
+    assert (found.source, found.model.num_classes, found.left_over) == ("torchvision", CLASSES, [])
+    for name, value in from_torchvision(weights).items():
+        assert torch.equal(found.weights[name], value), name
+    build_model(found.model).load_state_dict(found.weights, strict=True)
 
 
 def test_torchvisions_v2_is_told_by_its_norms(tmp_path) -> None:

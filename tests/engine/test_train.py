@@ -100,7 +100,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(shapes_root, tmp_pat
         torch.testing.assert_close(results[1][name], value, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("amp", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(shapes_root, tmp_path, amp: str) -> None:
     if amp == "fp16" and not torch.amp.autocast_mode.is_autocast_available("cpu"):
         pytest.skip("no autocast here")
