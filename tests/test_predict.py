@@ -84,6 +84,7 @@ def test_mistakes_are_named(predictor, shapes_root, tmp_path) -> None:
         Predictor(tiny.config(shapes_root, tmp_path), tmp_path / "w.pt", device="gpu")
 
 
+@pytest.mark.slow
 def test_run_lengths_of_a_12_megapixel_picture_take_little_memory() -> None:
     import tracemalloc
 

@@ -95,7 +95,11 @@ def in_their_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]
 
 
 @pytest.mark.parametrize(
-    ("backbone", "grouped"), [("resnet50", False), pytest.param("resnext101_32x8d", True, marks=pytest.mark.slow)]
+    ("backbone", "grouped"),
+    [
+        pytest.param("resnet50", False, marks=pytest.mark.slow),
+        pytest.param("resnext101_32x8d", True, marks=pytest.mark.slow),
+    ],
 )
 def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
     weights = ours_small(backbone)

@@ -50,7 +50,7 @@ def test_boxes_scale_with_the_picture(shapes) -> None:
         assert np.array_equal(a.masks, b.masks)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_any_number_of_workers_gives_the_same_batches(shapes, context: str) -> None:
     augmentations = [{"name": "RandomBrightnessContrast", "p": 0.5}, {"name": "Rotate", "limit": 10, "p": 0.5}]
     data = dataset(shapes, train={"augmentations": augmentations})

@@ -125,6 +125,7 @@ def test_frozen_stages_stay_and_the_rest_moves(shapes_root, tmp_path) -> None:
     assert not torch.equal(trained["backbone.layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
 
 
+@pytest.mark.slow
 def test_early_stopping(shapes_root, tmp_path) -> None:
     result = train(tiny.config(shapes_root, tmp_path / "run", max_iters=50, eval_every=1, patience=2, lr=1e-9))
     assert result.finished
