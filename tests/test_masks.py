@@ -6,7 +6,15 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from resdet.masks import crop_bitmap, crop_polygons, encode_bitmap, encode_in_box, paste_in_box, targets_in_rois
+from resdet.masks import (
+    crop_bitmap,
+    crop_polygons,
+    decode_rle,
+    encode_bitmap,
+    encode_in_box,
+    paste_in_box,
+    targets_in_rois,
+)
 
 
 def blob(rng: np.random.Generator, center: tuple[float, float], radius: float, points: int = 24) -> np.ndarray:
@@ -73,6 +81,14 @@ def test_bitmap_and_polygon_crops_agree() -> None:
         bitmap = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([points.ravel().tolist()], 200, 200)))
         assert (polygon != crop_bitmap(bitmap, box, 112)).mean() < 0.04
         assert 0.2 < polygon.mean() < 0.95
+
+
+def test_uncompressed_and_compressed_runs_decode_alike() -> None:
+    bitmap = np.zeros((5, 4), np.uint8)
+    bitmap[1:4, 2] = 1  # runs go down the columns: 11 off, 3 on, 6 off
+    runs: dict[str, object] = {"size": [5, 4], "counts": [11, 3, 6]}
+    assert np.array_equal(decode_rle(runs, 5, 4), bitmap)
+    assert np.array_equal(decode_rle(encode_bitmap(bitmap), 5, 4), bitmap)
 
 
 def test_crop_of_one_pixel_box_is_not_empty() -> None:

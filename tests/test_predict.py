@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,17 @@ def test_arguments(predictor, shapes_root, tmp_path) -> None:
     assert predictor([]) == []
     rough = Predictor(tiny.config_file(shapes_root, tmp_path), tmp_path / "w.pt", amp="bf16", score_threshold=0.05)
     assert rough([textured(80, 80)])[0].scores.dtype == np.float32
+
+
+@pytest.mark.slow
+def test_compiled_prediction_is_the_same(predictor, shapes_root, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # inductor takes minutes
+    arguments = {"score_threshold": 0.05, "max_detections": 7}
+    compiled = Predictor(tiny.config(shapes_root, tmp_path), tmp_path / "w.pt", compile=True, **arguments)
+    (found,), (expected,) = compiled([textured(80, 80)]), predictor([textured(80, 80)])
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+    np.testing.assert_allclose(found.mask_probs, expected.mask_probs, atol=1e-3)
 
 
 def test_mistakes_are_named(predictor, shapes_root, tmp_path) -> None:
