@@ -1,4 +1,4 @@
-"""The commands: `resdet train|eval|visualize …`, and the same as `python tools/train.py …`.
+"""The commands: `resdet train|eval|visualize|convert …`, and the same as `python tools/train.py …`.
 
 Exit codes: 0 done, 2 the user's mistake (one clear message), 75 stopped early and resumable.
 """
@@ -22,7 +22,7 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 def main(arguments: Sequence[str] | None = None) -> int:
     """`resdet VERB …`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    verbs = {"train": train, "eval": evaluate, "visualize": visualize}
+    verbs = {"train": train, "eval": evaluate, "visualize": visualize, "convert": convert}
     if not arguments or arguments[0] not in verbs:
         from resdet import __version__
 
@@ -119,6 +119,36 @@ def visualize(arguments: Sequence[str] | None = None) -> int:
         else:
             weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
             pictures.draw_split(config, args.split, args.count, args.output, args.color_by, weights, score)
+        return 0
+
+    return _guarded(run)
+
+
+def convert(arguments: Sequence[str] | None = None) -> int:
+    """Another tool's checkpoint to resdet's format, or a checkpoint to torchvision's."""
+    parser = _parser("convert", "Rewrite a checkpoint of any known tool as resdet's, or as torchvision's.")
+    parser.add_argument(
+        "input", metavar="IN", help="a file of torchvision, detectron2, mmdetection, timm, …; torchvision:NAME"
+    )
+    parser.add_argument("output", metavar="OUT", type=Path, help="a .safetensors file; .pth with --to torchvision")
+    parser.add_argument("--to", choices=("resdet", "torchvision"), default="resdet")
+    args = parser.parse_args(arguments)
+    ending = {"resdet": ".safetensors", "torchvision": ".pth"}[args.to]
+    if args.output.suffix != ending:
+        parser.error(f"OUT must end in {ending}")
+
+    def run() -> int:
+        from resdet.checkpoints.export import save_own, save_torchvision
+        from resdet.checkpoints.locate import find_weights
+        from resdet.checkpoints.recognise import recognise
+
+        found = recognise(find_weights(args.input))
+        print(found.report())
+        if args.to == "torchvision":
+            print(save_torchvision(found, args.output))
+        else:
+            save_own(found, args.output)
+        print(f"written: {args.output}")
         return 0
 
     return _guarded(run)

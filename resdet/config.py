@@ -49,22 +49,16 @@ class BackboneConfig(Section):
         "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2",
     ] = "resnet50"  # fmt: skip
     weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else v)] = (
-        "imagenet"  # imagenet, a file, none
+        "imagenet"  # imagenet (that is _v1), imagenet_v1, imagenet_v2, timm:NAME, a file, none
     )
     norm: NormName = "frozen_bn"
     norm_eps: Annotated[float, Field(ge=0)] = 1e-5
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2  # 0 none, 1 stem, 2 stem and layer1, …
     zero_init_last: bool = False
+    deep_stem: bool = False  # with avg_down: ResNet-D
+    avg_down: bool = False
     residual: bool = True
-
-    @model_validator(mode="after")
-    def _train_what_is_random(self) -> BackboneConfig:
-        """Without weights, a frozen stage would stay random for ever, and a frozen batch norm an identity."""
-        if self.weights == "none":
-            self.frozen_stages = 0
-            self.norm = "bn" if self.norm == "frozen_bn" else self.norm
-        return self
 
 
 class FPNConfig(Section):
@@ -130,6 +124,9 @@ class MaskConfig(Section):
 
 class ModelConfig(Section):
     num_classes: Positive | None = None  # without background; None: as many as the annotations have categories
+    # A whole detector to start from: any tool's checkpoint, or torchvision:NAME. It brings its architecture and numerics;
+    # what is set here beside it goes first.
+    weights: str | None = None
     input: InputConfig = InputConfig()
     backbone: BackboneConfig = BackboneConfig()
     fpn: FPNConfig = FPNConfig()
@@ -138,6 +135,15 @@ class ModelConfig(Section):
     pool: PoolConfig = PoolConfig()
     box: BoxConfig = BoxConfig()
     mask: MaskConfig | None = None  # None: Faster R-CNN
+
+    @model_validator(mode="after")
+    def _train_what_is_random(self) -> ModelConfig:
+        """Without weights, a frozen stage would stay random for ever, and a frozen batch norm an identity."""
+        b = self.backbone
+        if b.weights == "none" and self.weights is None and (b.frozen_stages or b.norm == "frozen_bn"):
+            norm = "bn" if b.norm == "frozen_bn" else b.norm
+            self.backbone = b.model_copy(update={"frozen_stages": 0, "norm": norm})
+        return self
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -192,6 +198,8 @@ class TrainConfig(Section):
     accumulate: Positive = 1  # forward passes a step: the batch is split into so many parts
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
+    head_lr: Annotated[float, Field(gt=0)] = 1.0  # the heads' learning rate, times this
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # layer4's rate times this, layer3's times its square, …
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not of norms and biases of norms
     schedule: Literal["multistep", "cosine"] = "multistep"

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from resdet.checkpoints.recognise import open_checkpoint
+from resdet.checkpoints.locate import find_weights
+from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
+from resdet.checkpoints.transfer import completed
 from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
-from resdet.engine.checkpoint import Checkpoint, load_weights, read_checkpoint
+from resdet.engine.checkpoint import load_weights
 from resdet.engine.device import autocast, choose_device
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
@@ -28,8 +30,9 @@ Picture = str | Path | np.ndarray
 class Predictor:
     """A detector ready to use: `predictor([picture, …]) -> [Instances, …]`.
 
-    config:          a `Config` or the path of one.
-    weights:         a checkpoint (file) of this architecture, with its classes in it.
+    config:          a `Config` or the path of one. Its data section says how pictures are resized; of its model section
+                     what it sets itself counts, the rest (architecture, numerics, classes) comes from the checkpoint.
+    weights:         a checkpoint of resdet or of any tool that `from_checkpoint` knows.
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
@@ -43,7 +46,7 @@ class Predictor:
     def __init__(
         self,
         config: Config | str | Path,
-        weights: str | Path | Checkpoint,
+        weights: str | Path | Recognised,
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -55,18 +58,12 @@ class Predictor:
     ) -> None:
         config = config if isinstance(config, Config) else load_config(config)
         self.device = choose_device(device or config.device)
-        checkpoint = weights if isinstance(weights, Checkpoint) else read_checkpoint(weights)
-        source = "the checkpoint" if isinstance(weights, Checkpoint) else weights
-        self.class_names: list[str] = checkpoint.class_names
-        self.category_ids: list[int] = checkpoint.category_ids
-        model_config = config.model.model_copy()
-        if model_config.num_classes is None:
-            if not self.class_names:
-                raise UserError(f"{source}: holds no class names, so set model.num_classes")
-            model_config.num_classes = len(self.class_names)
-        if not self.class_names:
-            self.class_names = [str(k) for k in range(model_config.num_classes)]
-            self.category_ids = list(range(1, model_config.num_classes + 1))
+        found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
+        model_config = completed(config.model, found)
+        model_config.num_classes = count = found.values["num_classes"]
+        self.source = found
+        self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
+        self.category_ids: list[int] = found.category_ids or list(range(1, count + 1))
         self.model = model or build_model(model_config)
         box_head = self.model.heads["box"]
         assert isinstance(box_head, BoxHead)
@@ -74,7 +71,7 @@ class Predictor:
             box_head.score_threshold = score_threshold
         if max_detections is not None:
             box_head.max_detections = max_detections
-        load_weights(self.model, checkpoint.model, source)
+        load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
         self.model.to(self.device).eval()
         self.model_config, self.min_size, self.max_size = model_config, config.data.min_size[-1], config.data.max_size
         self.pad_multiple, self.amp, self.batch_size = config.data.pad_multiple, amp, batch_size
@@ -83,7 +80,7 @@ class Predictor:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        path_or_name: str | Path,
         *,
         score_threshold: float | None = None,
         max_detections: int | None = None,
@@ -94,15 +91,16 @@ class Predictor:
     ) -> Predictor:
         """A detector of torchvision, detectron2, mmdetection or resdet, its architecture and numerics from the file.
 
-        What was recognised is printed by `logging` at INFO. Raises `UserError`.
+        path_or_name: a file, or "torchvision:maskrcnn_resnet50_fpn_v2" and the like.
+        What was recognised is printed by `logging` at INFO, and stays in `predictor.source`. Raises `UserError`.
         """
-        found = open_checkpoint(path)
+        found = open_checkpoint(find_weights(str(path_or_name)))
         logging.getLogger("resdet").info("%s", found.report())
-        config = Config(model=found.model)
+        config = Config()
         config.data.min_size, config.data.max_size = [found.min_size], found.max_size
         return cls(
             config,
-            Checkpoint(found.weights, found.class_names, found.category_ids),
+            found,
             score_threshold=score_threshold,
             max_detections=max_detections,
             device=device,
@@ -172,8 +170,8 @@ def to_instances(
     return results
 
 
-def to_coco(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """COCO results entries: bbox as XYWH, and the mask as RLE."""
+def to_coco(instances: Instances, image_id: int, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+    """COCO results entries: bbox as XYWH, and the mask as RLE. category_ids: label by label."""
     rles: Sequence[Any] = instances.rle() or [None] * len(instances)
     entries = []
     for box, score, label, rle in zip(instances.boxes, instances.scores, instances.labels, rles, strict=True):

@@ -21,7 +21,7 @@ from resdet.errors import UserError
 
 
 class Contents(NamedTuple):
-    """weights: name -> tensor on the CPU. meta: what else the file says, plain Python."""
+    """weights: name -> tensor on the CPU, nested dicts flattened. meta: what else the file says, plain Python."""
 
     weights: dict[str, Tensor]
     meta: dict[str, Any]
@@ -44,11 +44,14 @@ def read_file(path: str | Path) -> Contents:
         return _read_safetensors(path)
     torch_file = zipfile.is_zipfile(path) or b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:32]  # zip, or torch < 1.6
     content = _read_torch(path) if torch_file else _read_pickle(path)
-    weights, meta = _unwrapped(content, path)
+    return _flattened(content, path)
+
+
+def require_finite(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Raises `UserError` that names the first tensor with a NaN or an infinity."""
     bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {len(bad)} tensor(s) hold NaN or infinity, the first {bad[0]}")
-    return Contents(weights, meta)
 
 
 def _read_torch(path: Path) -> Any:
@@ -80,22 +83,26 @@ def _read_safetensors(path: Path) -> Contents:
         raise UserError(f"{path}: not a readable safetensors file ({_first_line(error)})") from None
 
 
-def _unwrapped(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The dict of tensors inside whatever wraps it ("model", "state_dict", …), and the rest as metadata."""
-    meta: dict[str, Any] = {}
-    while isinstance(content, dict):
-        arrays = {str(k): _tensor(v) for k, v in content.items() if isinstance(v, Tensor | np.ndarray)}
-        if arrays:
-            meta |= {str(k): v for k, v in content.items() if not isinstance(v, Tensor | np.ndarray)}
-            return {k: v for k, v in arrays.items() if v is not None}, meta
-        inner = next(
-            (k for k in ("model", "state_dict", "model_ema", "ema", "blobs") if isinstance(content.get(k), dict)), None
-        )
-        if inner is None:
-            break
-        meta |= {str(k): v for k, v in content.items() if k != inner}
-        content = content[inner]
-    raise UserError(f"{path}: holds no dictionary of tensors")
+def _flattened(content: Any, path: Path) -> Contents:
+    """Every tensor by its path through nested dicts ("state_dict.module.conv1.weight"); the top level's rest as metadata."""
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    weights: dict[str, Tensor] = {}
+    waiting: list[tuple[str, Any]] = [("", content)]
+    seen: set[int] = set()
+    while waiting:
+        prefix, value = waiting.pop()
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))  # a hostile dict may contain itself
+            waiting += [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in reversed(value.items())]
+        elif isinstance(value, Tensor | np.ndarray):
+            tensor = _tensor(value)
+            if tensor is not None:
+                weights[prefix] = tensor
+    if not weights:
+        raise UserError(f"{path}: holds no dictionary of tensors")
+    owners = {name.partition(".")[0] for name in weights}
+    return Contents(weights, {str(k): v for k, v in content.items() if str(k) not in owners})
 
 
 def _tensor(value: Tensor | np.ndarray) -> Tensor | None:

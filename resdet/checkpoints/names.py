@@ -6,6 +6,7 @@ One table a source: (pattern at the start of a name, ours). What a pattern leave
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -97,9 +98,18 @@ SIGNS: dict[Source, str] = {
 }
 
 
-def source_of(names: list[str]) -> Source | None:
-    """Whose names these are; None for none of a detector's."""
-    return next((source for source, sign in SIGNS.items() if any(re.match(sign, name) for name in names)), None)
+def source_of(names: Iterable[str]) -> tuple[Source, str] | None:
+    """Whose detector these names are, and the prefix before them ("model.", "state_dict.module.", …); None for no detector.
+
+    Where several copies are inside (averaged weights, an optimiser's state), the first in the file is meant.
+    """
+    names = list(names)
+    for source, sign in SIGNS.items():
+        for name in names:
+            match = re.match(rf"((?:.*\.)?){sign}", name)
+            if match:
+                return source, match[1]
+    return None
 
 
 def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,101 +1,211 @@
-"""A checkpoint's tensors -> the model that they belong to: source, architecture, numerics, classes.
-
-Shapes tell the architecture. What shapes cannot tell (channel order, pixel scaling, stride placement, RoIAlign, …) is the
-source's convention, or stands in the config text that mmdetection stores in its files.
-"""
+"""A checkpoint's tensors -> the model that they belong to: source, architecture from shapes, numerics, classes."""
 
 from __future__ import annotations
 
-import ast
+import json
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from resdet.checkpoints.files import read_file
-from resdet.checkpoints.names import Source, source_of, to_ours
-from resdet.config import ModelConfig, load_yaml, parse_config
+from resdet.checkpoints.backbones import architecture, recognise_backbone
+from resdet.checkpoints.files import Contents, read_file, require_finite
+from resdet.checkpoints.names import source_of, to_ours
+from resdet.checkpoints.numerics import add_numerics, class_names
+from resdet.config import ModelConfig, find_config, load_yaml, parse_config
 from resdet.errors import UserError
-from resdet.models.resnet import RESNETS, Architecture
-
-CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
 
 
 @dataclass
 class Recognised:
-    """A checkpoint in our terms. `notes` say what was found and what was decided, for `report`."""
+    """A checkpoint in our terms.
+
+    values:      the nested `model` section that belongs to the weights: architecture and numerics.
+    weights:     by the names of our detector.
+    whole:       a detector; False for a backbone alone.
+    class_names, category_ids: label by label; empty where the file does not say.
+    notes:       what was found and what was decided, for `report`.
+    """
 
     path: Path
-    source: Source
-    model: ModelConfig
+    source: str
+    values: dict[str, Any]
     weights: dict[str, Tensor]
-    class_names: list[str]
-    category_ids: list[int]
+    whole: bool = True
+    class_names: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
     min_size: int = 800
     max_size: int = 1333
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @cached_property
+    def model(self) -> ModelConfig:
+        return parse_config({"model": self.values}, source=str(self.path)).model
+
     def report(self) -> str:
         """A few lines for people."""
         m = self.model
-        kind = "Mask R-CNN" if m.mask else "Faster R-CNN"
+        kind = ("Mask R-CNN" if m.mask else "Faster R-CNN") if self.whole else "a backbone"
+        classes = f", {m.num_classes} classes" if self.whole else ""
+        depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
         lines = [
-            f"{self.path}: {self.source}, {kind}, {m.backbone.name}, {m.num_classes} classes, {len(self.weights)} tensors",
-            f"  input: {'BGR' if m.input.bgr else 'RGB'}, mean {list(m.input.mean)}, std {list(m.input.std)}, "
+            f"{self.path}: {self.source}, {kind}, {depth}{classes}, {len(self.weights)} tensors",
+            f"  input: {'BGR' if m.input.bgr else 'RGB'}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
             f"resize {m.input.resize}, {m.input.rounding}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
             f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
-            *(f"  {note}" for note in self.notes),
         ]
+        if self.whole:
+            lines.append(
+                f"  anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}; "
+                f"RoIAlign: {'' if m.pool.aligned else 'not '}aligned, "
+                f"{m.pool.sampling_ratio or 'adaptive'} samples a bin side"
+                + (f"; masks pasted as {m.mask.paste}" if m.mask else "")
+            )
+        lines += [f"  {note}" for note in self.notes]
         if self.left_over:
-            lines.append(f"  left over: {len(self.left_over)} ({', '.join(self.left_over[:4])} …)")
+            rest = ", …" if len(self.left_over) > 4 else ""
+            lines.append(f"  left over: {len(self.left_over)} ({', '.join(self.left_over[:4])}{rest})")
         return "\n".join(lines)
 
 
-def open_checkpoint(path: str | Path) -> Recognised:
-    """Read and recognise a detector's checkpoint of torchvision, detectron2, mmdetection or resdet. Raises `UserError`."""
+def recognise(path: str | Path) -> Recognised:
+    """Read and recognise a detector's checkpoint or a backbone's, of any known tool. Raises `UserError`."""
     path = Path(path)
-    raw, meta = read_file(path)
-    raw = _stripped(raw)
-    source = source_of(list(raw))
-    if source is None:
+    contents = read_file(path)
+    found = _detector(contents, path) or _backbone(contents, path)
+    if found is None:
         raise UserError(
-            f"{path}: not a Faster or Mask R-CNN with FPN of torchvision, detectron2, mmdetection or resdet "
-            f"(its first tensors: {', '.join(list(raw)[:3])}); weights of a backbone alone go into model.backbone.weights"
+            f"{path}: neither a Faster or Mask R-CNN with FPN of torchvision, detectron2, mmdetection or resdet, nor a "
+            "residual backbone (looked under any prefix for layer1.0.conv1.weight of torchvision and timm, "
+            "res2.0.conv1.weight of detectron2, res2_0_branch2a_w of Caffe2); "
+            f"its first tensors: {', '.join(list(contents.weights)[:3])}"
         )
-    weights, left_over = to_ours(raw, source)
-    if source == "resdet" and isinstance(meta.get("config"), str):
-        config = parse_config(load_yaml(meta["config"]), source=f"{path}: its config")
-        names, ids = list(meta.get("class_names", [])), list(meta.get("category_ids", []))
-        config.model.num_classes = config.model.num_classes or len(names)
-        return Recognised(
-            path, source, config.model, weights, names, ids, config.data.min_size[-1], config.data.max_size
+    return found
+
+
+def open_checkpoint(path: str | Path) -> Recognised:
+    """`recognise` a whole detector. Raises `UserError`."""
+    found = recognise(path)
+    if not found.whole:
+        raise UserError(
+            f"{path}: holds a backbone alone ({found.source}, {found.model.backbone.name}), which detects nothing yet: "
+            f"train a detector from it with model.backbone.weights={path}"
         )
+    return found
+
+
+def open_backbone(path: str | Path) -> Recognised:
+    """`recognise` a backbone, by itself or out of a detector. Raises `UserError`."""
+    found = recognise(path)
+    if not found.whole:
+        return found
+    keys = ("name", "norm_eps", "deep_stem", "avg_down", "residual", "stride_in_1x1")
+    model = found.model.model_dump(include={"input", "backbone"})
+    return Recognised(
+        found.path,
+        f"the backbone of {found.source}'s detector",
+        {"input": model["input"], "backbone": {key: model["backbone"][key] for key in keys}},
+        {k: v for k, v in found.weights.items() if k.startswith("backbone.")},
+        whole=False,
+    )
+
+
+def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
+    """How a config would have to change to fit these weights, and the shipped config that does; "" if that is unclear."""
     try:
-        values = _architecture(weights)
+        wanted = _architecture(weights)
+    except (KeyError, IndexError, StopIteration):
+        return ""
+    ours = config.model_dump()
+    changes = []
+    for key, value in _leaves({k: v for k, v in wanted.items() if k != "num_classes"}):
+        section, _, name = key.rpartition(".")
+        mine = ours[section] and ours[section].get(name)
+        if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and mine != value:
+            changes.append(f"model.{key}={value}")
+    if config.mask and "mask" not in wanted:
+        changes.append("model.mask=null")
+    name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
+    shipped = f"configs/{'maskrcnn' if 'mask' in wanted else 'fasterrcnn'}_{name}.yaml"
+    try:
+        find_config(shipped)
+    except UserError:
+        shipped = ""
+    fits = f"; compare {shipped}" if shipped else ""
+    return f"the file's model needs {' '.join(changes)}{fits}" if changes else ""
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _backbone(contents: Contents, path: Path) -> Recognised | None:
+    try:
+        found = recognise_backbone(contents.weights)
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]}") from None
+    if found is None:
+        return None
+    require_finite(found.weights, path)
+    weights = {f"backbone.{name}": value for name, value in found.weights.items()}
+    result = Recognised(
+        path, found.origin, found.values, weights, whole=False, left_over=_worth_telling(found.left_over)
+    )
+    if contents.meta.get("format") == "resdet backbone":  # as `export.save_own` wrote it
+        result.source, result.values = "resdet", load_yaml(str(contents.meta["config"]))["model"]
+    return result
+
+
+def _detector(contents: Contents, path: Path) -> Recognised | None:
+    match = source_of(contents.weights)
+    if match is None:
+        return None
+    source, prefix = match
+    inside = {name[len(prefix) :]: value for name, value in contents.weights.items() if name.startswith(prefix)}
+    # Averaged copies beside the weights, in mmdetection's way.
+    inside = {name: value for name, value in inside.items() if not name.startswith("ema_")}
+    require_finite(inside, path)
+    weights, left_over = to_ours(inside, source)
+    meta = contents.meta
+    found = Recognised(path, source, {}, weights, left_over=_worth_telling(left_over))
+    if source == "resdet":
+        found.class_names, found.category_ids = _listed(meta.get("class_names")), _listed(meta.get("category_ids"))
+        if meta.get("config"):
+            config = parse_config(load_yaml(str(meta["config"])), source=f"{path}: its config")
+            found.values = config.model.model_dump(mode="json", exclude={"weights"})
+            found.values["num_classes"] = found.values["num_classes"] or len(found.class_names)
+            found.min_size, found.max_size = config.data.min_size[-1], config.data.max_size
+            return found
+    try:
+        found.values = _architecture(weights)
     except (KeyError, IndexError, StopIteration) as error:
         raise UserError(
             f"{path}: looks like {source}'s, but tensors are missing or of another kind ({error})"
         ) from None
-    notes: list[str] = []
-    found = Recognised(path, source, ModelConfig(), weights, [], [], left_over=_worth_telling(left_over), notes=notes)
-    _numerics(values, source, weights, meta, found)
-    found.model = parse_config({"model": values}, source=str(path)).model
-    found.class_names, found.category_ids = _classes(source, values["num_classes"], meta)
+    if source != "resdet":
+        found.notes = add_numerics(found.values, source, inside, meta)
+        found.class_names, found.category_ids = class_names(source, found.values["num_classes"], meta)
     return found
 
 
-def _stripped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without a prefix that all names share ("module.", "model.") and without averaged copies beside the weights."""
-    weights = {k: v for k, v in weights.items() if not k.startswith("ema_")}
-    while weights and source_of(list(weights)) is None:
-        prefixes = {name.partition(".")[0] for name in weights}
-        if len(prefixes) != 1 or not all("." in name for name in weights):
-            break
-        weights = {name.partition(".")[2]: value for name, value in weights.items()}
-    return weights
+def _numbers(values: Iterable[float]) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in values) + "]"
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, also from the JSON text that safetensors' metadata is."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    return list(value or [])
 
 
 def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -109,27 +219,13 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             return "none"
         return "bn" if f"{prefix}.running_mean" in weights else "gn"
 
-    blocks = tuple(count(rf"backbone\.layer{k}\.(\d+)\.") for k in range(1, 5))
-    bottleneck = "backbone.layer1.0.conv3.weight" in weights
-    groups, base_width = 1, 64
-    if bottleneck:
-        middle = weights["backbone.layer1.0.conv2.weight"]
-        groups = middle.shape[0] // middle.shape[1]
-        base_width = middle.shape[0] // groups
-    wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
-    name = next((name for name, arch in RESNETS.items() if arch == wanted), None)
-    if name is None:
-        raise KeyError(f"a backbone of {wanted}; known are {', '.join(RESNETS)}")
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     classes = len(weights["heads.box.classifier.bias"]) - 1
     four_conv = "heads.box.trunk.convs.0.conv.weight" in weights
     values: dict[str, Any] = {
         "num_classes": classes,
-        "backbone": {
-            "name": name,
-            "weights": "in the checkpoint",  # which is not "none": nothing here is random
-            "norm": "frozen_bn" if "backbone.bn1.running_mean" in weights else "gn",
-            "frozen_stages": 2,
-        },
+        # The weights are "in the checkpoint", which is not "none": nothing here is random.
+        "backbone": {**architecture(backbone), "weights": "in the checkpoint", "frozen_stages": 2},
         "fpn": {"channels": weights["fpn.lateral.0.conv.weight"].shape[0], "norm": norm("fpn.lateral.0.norm")},
         "rpn": {"num_convs": count(r"rpn\.convs\.(\d)\.")},
         "box": {
@@ -145,103 +241,6 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "norm": norm("heads.mask.convs.0.norm"),
         }
     return values
-
-
-def _numerics(
-    values: dict[str, Any], source: Source, weights: dict[str, Tensor], meta: dict[str, Any], found: Recognised
-) -> None:
-    """Fill in what shapes cannot tell."""
-    backbone, box = values["backbone"], values["box"]
-    if source == "resdet":
-        return
-    if source == "torchvision":
-        v2 = values["fpn"]["norm"] == "bn"
-        values["input"] = {"resize": "torch", "rounding": "floor"}
-        values["anchors"] = {"offset": 0.0, "rounded": True, "grid_stride": True}
-        values["rpn"] |= {"min_size": 1e-3, "post_nms_train": 2000, "loss_beta": 1 / 9}
-        values["pool"] = {"aligned": False, "sampling_ratio": 2}
-        box |= {"min_size": 1e-2, "loss_beta": 1 / 9}
-        # The V1 COCO weights were trained with an epsilon of zero; V2 has real batch norm.
-        backbone |= {"norm_eps": 1e-5, "norm": "bn"} if v2 else {"norm_eps": 0.0}
-        found.notes.append(f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid")
-        if "mask" in values:
-            values["mask"]["paste"] = "torchvision"
-        return
-    values["anchors"] = {"offset": 0.0}
-    values["pool"] = {"aligned": True, "sampling_ratio": 0}
-    if source == "detectron2":
-        grouped = backbone["name"].startswith("resnext")
-        values["input"] = {
-            "bgr": True, "mean": CAFFE_MEAN, "resize": "pillow",
-            "std": (57.375, 57.12, 58.395) if grouped else (1.0, 1.0, 1.0),
-        }  # fmt: skip
-        backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn" and values["fpn"]["norm"] != "gn"
-        box["empty"] = "drop_last"
-        found.notes.append("input scaling and stride placement are those of detectron2's model zoo for this backbone")
-        return
-    text = meta.get("meta", {}).get("cfg") or meta.get("meta", {}).get("config") or ""
-    model = _python_literal(text if isinstance(text, str) else "", "model")
-    pixels = model.get("data_preprocessor") or _python_literal(text if isinstance(text, str) else "", "img_norm_cfg")
-    caffe = model.get("backbone", {}).get("style") == "caffe"
-    rgb = bool(pixels.get("bgr_to_rgb", pixels.get("to_rgb", not caffe)))
-    values["input"] = {
-        "bgr": not rgb,
-        "mean": tuple(pixels.get("mean", CAFFE_MEAN if caffe else (123.675, 116.28, 103.53))),
-        "std": tuple(pixels.get("std", (1.0, 1.0, 1.0) if caffe else (58.395, 57.12, 57.375))),
-    }
-    backbone["stride_in_1x1"] = caffe
-    box |= {"empty": "keep", "clamp_shrink": True}
-    values["rpn"]["clamp_shrink"] = True
-    box["low_quality"] = "mask" in values
-    told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
-    found.notes.append(f"input scaling and stride placement from {told}")
-
-
-def _python_literal(text: str, name: str) -> dict[str, Any]:
-    """The value of `name = dict(…)` in Python source, without running it; {} if it is not there or not plain."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    for statement in tree.body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-        if isinstance(statement, ast.Assign) and isinstance(target, ast.Name) and target.id == name:
-            value = _value(statement.value)
-            return value if isinstance(value, dict) else {}
-    return {}
-
-
-def _value(node: ast.expr) -> Any:
-    """dict(…) calls, containers and constants; None for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {k.arg: _value(k.value) for k in node.keywords if k.arg}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(entry) for entry in node.elts]
-    if isinstance(node, ast.Dict):
-        return {
-            _value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)
-        }
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value if isinstance(node.operand.value, int | float) else None
-    return node.value if isinstance(node, ast.Constant) else None
-
-
-def _classes(source: Source, count: int, meta: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """(names, dataset category ids), label by label."""
-    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
-    coco: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # with background and gaps, by id
-    if source == "torchvision" and count == len(coco) - 1:
-        return coco[1:], list(range(1, count + 1))
-    dataset = meta.get("meta", {}).get("dataset_meta", {}) if isinstance(meta.get("meta"), dict) else {}
-    given = next((dataset[k] for k in ("classes", "CLASSES") if k in dataset), None) or (
-        meta["meta"].get("CLASSES") if isinstance(meta.get("meta"), dict) else None
-    )
-    ids = [k for k, name in enumerate(coco) if name not in ("__background__", "N/A")]
-    names = [str(name) for name in given] if given is not None and len(given) == count else None
-    if count == len(ids):
-        return names or [coco[k] for k in ids], ids
-    return names or [f"class {k}" for k in range(count)], list(range(1, count + 1))
 
 
 def _worth_telling(names: list[str]) -> list[str]:

@@ -58,14 +58,19 @@ class Annotations:
         return line + "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A COCO annotation file as a dict with its three lists. Raises `UserError`."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises `UserError`."""
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_coco_json(path: Path) -> dict[str, Any]:
+    """A COCO annotation file as a dict with its three lists. Raises `UserError`."""
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a JSON object with images, annotations and categories, not a list")
     problems = [
@@ -83,7 +88,7 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
 
     Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
     """
-    content = read_json(annotations)
+    content = read_coco_json(annotations)
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
     problems: list[str] = []

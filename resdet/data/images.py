@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resdet.errors import UserError
 
@@ -49,6 +49,8 @@ def read_header(data: bytes, name: str | Path) -> Header:
         with Image.open(io.BytesIO(data)) as image:
             orientation = image.getexif().get(0x0112, 1)
             return Header((image.height, image.width), orientation if orientation in _UPRIGHT else 1)
+    except UnidentifiedImageError:  # whose own text names an object in memory
+        raise UserError(f"{name}: not a picture of a format that can be read") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: not a readable picture ({error})") from None
 

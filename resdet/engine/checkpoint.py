@@ -70,16 +70,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path) -> None:
-    """Fill `model` exactly; raises one `UserError` that lists every missing, left-over and misshapen entry."""
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path, hint: str = "") -> None:
+    """Fill `model` exactly; raises one `UserError` that lists missing, left-over and misshapen entries, first ones first.
+
+    hint: what would make them fit, for the error.
+    """
     own = model.state_dict()
     # A batch norm counts its batches, a frozen one does not; the number means nothing for prediction.
     given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked") or k in own}
-    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
-    problems = [f"missing: {k}" for k in missing] + [f"left over: {k}" for k in given if k not in own]
-    for k in own.keys() & given.keys():
-        if own[k].shape != given[k].shape:
+    problems = []
+    for k in own:  # in the order of the computation
+        if k not in given:
+            problems += [] if k.endswith("num_batches_tracked") else [f"missing: {k}"]
+        elif own[k].shape != given[k].shape:
             problems.append(f"{k}: the file has {tuple(given[k].shape)}, the config builds {tuple(own[k].shape)}")
+    problems += [f"left over: {k}" for k in given if k not in own]
     if problems:
-        raise listed(f"{source}: does not fit the model that the config describes:", sorted(problems), limit=8)
+        title = f"{source}: does not fit the model that the config describes{f' ({hint})' if hint else ''}:"
+        raise listed(title, problems, limit=8)
     model.load_state_dict(given, strict=False)

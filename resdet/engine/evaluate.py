@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +18,15 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from resdet.data.coco import check_ids, is_number, parse_box, parse_segmentation, read_categories, read_json
+from resdet.data.coco import (
+    check_ids,
+    is_number,
+    parse_box,
+    parse_segmentation,
+    read_categories,
+    read_coco_json,
+    read_json,
+)
 from resdet.data.collate import LoadedBatch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
@@ -41,12 +48,14 @@ def predict_dataset(
     amp: str = "off",
     losses: bool = False,
     paste: str = "resdet",
+    category_ids: Sequence[int | None] | None = None,
 ) -> Iterator[tuple[LoadedBatch, list[dict[str, Any]], dict[str, float]]]:
     """For each batch of the dataset: the batch, its COCO results entries and, if asked for, its losses.
 
+    category_ids: label by label, where the model's classes are not the dataset's; None leaves a class out.
     The model is in evaluation mode while this runs (no statistics of a batch norm move) and as before afterwards.
     """
-    infos, ids = dataset.annotations.images, dataset.annotations.category_ids
+    infos, ids = dataset.annotations.images, category_ids or dataset.annotations.category_ids
     was_training = model.training
     model.eval()
     try:
@@ -60,6 +69,7 @@ def predict_dataset(
                 entry
                 for index, found in zip(loaded.indices, instances, strict=True)
                 for entry in to_coco(found, infos[index].image_id, ids)
+                if entry["category_id"] is not None
             ]
             yield loaded, entries, values
     finally:
@@ -73,7 +83,7 @@ class Evaluation:
     """
 
     def __init__(self, annotations: Path, image_ids: Collection[int] | None = None) -> None:
-        content = read_json(annotations)
+        content = read_coco_json(annotations)
         problems: list[str] = []
         known = {entry["id"]: entry for entry in content["images"] if isinstance(entry.get("id"), int)}
         chosen = known if image_ids is None else {identity: known[identity] for identity in image_ids}
@@ -171,12 +181,7 @@ class Evaluation:
 
 def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
     """A COCO results JSON -> its entries and what they can be scored for. Raises one `UserError` that lists all mistakes."""
-    try:
-        results = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    results = read_json(path)
     if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
         raise UserError(
             f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"

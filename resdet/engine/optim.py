@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +13,36 @@ from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """SGD or AdamW over what trains; the affine parameters of norms are not decayed."""
+    """SGD or AdamW over what trains, in groups of equal decay and equal "lr_scale", by which a step scales its rate.
+
+    The affine parameters of norms are not decayed. Rates are scaled by `rate_scale`.
+    """
     norms = (BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
     undecayed = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in undecayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if id(parameter) in undecayed else config.weight_decay
+            groups.setdefault((rate_scale(name, config), decay), []).append(parameter)
+    ordered = [{"params": params, "lr_scale": scale, "weight_decay": d} for (scale, d), params in groups.items()]
     fused = device.type == "cuda"
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.AdamW(ordered, lr=config.lr, fused=fused)
+    return torch.optim.SGD(ordered, lr=config.lr, momentum=config.momentum, fused=fused)
+
+
+def rate_scale(name: str, config: TrainConfig) -> float:
+    """What the learning rate of a detector's parameter is multiplied by.
+
+    Heads learn `head_lr` times as fast. Under `layer_decay` d the backbone learns slower towards the pixels: layer4 at d,
+    layer3 at d**2, …, the stem at d**5 (layer-wise decay, Clark et al. 2020, arXiv:2003.10555).
+    """
+    if name.startswith("heads."):
+        return config.head_lr
+    if not name.startswith("backbone."):
+        return 1.0
+    stage = re.match(r"backbone\.layer(\d)\.", name)
+    return float(config.layer_decay ** (5 - int(stage[1]) if stage else 5))
 
 
 def learning_rate(iteration: int, config: TrainConfig) -> float:

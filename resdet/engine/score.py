@@ -7,7 +7,9 @@ from typing import Any
 
 from rich.progress import track
 
+from resdet.checkpoints.transfer import few, plain_name
 from resdet.config import Config
+from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
 from resdet.engine.evaluate import Evaluation, Metrics, predict_dataset, read_results
 from resdet.engine.log import console
@@ -24,23 +26,46 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     if problems:
         raise UserError("\n\n".join(problems))
     predictor = Predictor(config, weights)
+    if predictor.source.source != "resdet":
+        console.print(predictor.source.report())
     annotations = read_split(config, "val")
-    if len(annotations.class_names) != predictor.model.num_classes:
-        raise UserError(
-            f"{weights} knows {predictor.model.num_classes} classes, {annotations.source} has "
-            f"{len(annotations.class_names)}: evaluate on data with the same categories"
-        )
-    dataset = DetectionDataset(annotations, config.data, config.model.input, train=False, masks=False, seed=config.seed)
+    model = predictor.model_config
+    dataset = DetectionDataset(annotations, config.data, model.input, train=False, masks=False, seed=config.seed)
     entries: list[dict[str, Any]] = []
     steps = predict_dataset(
         predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),
-        amp=config.train.amp, paste=config.model.mask.paste if config.model.mask else "resdet",
+        amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
+        category_ids=match_classes(predictor, annotations),
     )  # fmt: skip
     for _, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
         entries += found
     evaluation = Evaluation(annotations.source, [info.image_id for info in annotations.images])
-    kinds = ("bbox", "segm") if config.model.mask and evaluation.has_masks else ("bbox",)
+    kinds = ("bbox", "segm") if model.mask and evaluation.has_masks else ("bbox",)
     return _report(evaluation, entries, kinds, output)
+
+
+def match_classes(predictor: Predictor, annotations: Annotations) -> list[int | None]:
+    """For each label of the model the dataset's category id of that name; None for a class the dataset does not have.
+
+    A checkpoint without class names is taken to have the dataset's if it has as many. Raises `UserError` if no class is
+    known to both.
+    """
+    if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
+        return list(annotations.category_ids)
+    id_of = dict(zip(map(plain_name, annotations.class_names), annotations.category_ids, strict=True))
+    matched = [id_of.get(plain_name(name)) for name in predictor.class_names]
+    unknown = [name for name in annotations.class_names if id_of[plain_name(name)] not in matched]
+    if len(unknown) == len(annotations.class_names):
+        raise UserError(
+            f"{predictor.source.path} and {annotations.source} have no class in common: the checkpoint knows "
+            f"{few(predictor.class_names)}; the data have {few(annotations.class_names)}"
+        )
+    if unknown:
+        console.print(f"take care: the checkpoint does not know {len(unknown)} classes of the data: {few(unknown)}")
+    if None in matched:
+        others = [name for name, found in zip(predictor.class_names, matched, strict=True) if found is None]
+        console.print(f"{len(others)} classes of the checkpoint are not in the data and are left out: {few(others)}")
+    return matched
 
 
 def score_file(results: Path, annotations: Path, output: Path) -> Metrics:

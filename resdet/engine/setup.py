@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Literal, NamedTuple
 
+from resdet.checkpoints.recognise import Recognised
+from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, data_root, split_paths
 from resdet.data.coco import Annotations, read_coco
 from resdet.data.shapes import ensure_shapes
 from resdet.engine.log import console
 from resdet.errors import UserError
-from resdet.models.pretrained import find_weights
 
 
 class Inputs(NamedTuple):
-    """What a run stands on. val is None without evaluation, backbone None without pretrained weights."""
+    """What a run stands on. val is None without evaluation, start None without pretrained weights."""
 
     train: Annotations
     val: Annotations | None
-    backbone: Path | None
+    start: Recognised | None
 
 
-def prepare_inputs(config: Config, *, weights_needed: bool = True) -> tuple[Config, Inputs]:
-    """Find data and weights, check that they fit the config, fill in `model.num_classes`. Raises one `UserError`."""
+def prepare_inputs(config: Config, earlier: Recognised | None = None) -> tuple[Config, Inputs]:
+    """Find data and weights, check that they fit the config, complete its model section by what they tell.
+
+    earlier: the checkpoint that a run resumes from, in the place of other weights. Raises one `UserError`.
+    """
     make_synthetic(config)
     splits: list[Literal["train", "val"]] = ["train", "val"] if config.train.eval_every else ["train"]
     problems = missing_data(config, splits)
-    backbone = None
-    b = config.model.backbone
-    if weights_needed and b.weights != "none":
+    start = None
+    if earlier is None:
         try:
-            backbone = find_weights(b.name, b.weights)
+            start = starting_point(config.model)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n\n".join(problems))
+    found = earlier or start
+    if found:
+        config = config.model_copy(update={"model": completed(config.model, found)})
     train = read_split(config, "train")
     val = read_split(config, "val") if config.train.eval_every else None
     config = with_num_classes(config, train)
@@ -44,12 +49,12 @@ def prepare_inputs(config: Config, *, weights_needed: bool = True) -> tuple[Conf
     if config.model.mask and not any(any(i.objects.segmentations) for i in train.images):
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
-            "use a Faster R-CNN config (configs/fasterrcnn_r50.yaml) or model.mask=null"
+            "set model.mask=null, which makes it a Faster R-CNN"
         )
     if val and val.class_names != train.class_names:
         both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
         raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
-    return config, Inputs(train, val, backbone)
+    return config, Inputs(train, val, start)
 
 
 def make_synthetic(config: Config) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resdet.checkpoints.recognise import open_checkpoint
+from resdet.checkpoints.transfer import disagreements, fill
 from resdet.config import Config, dump_config
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
@@ -26,10 +28,9 @@ from resdet.engine.evaluate import Evaluation, Metrics, predict_dataset
 from resdet.engine.log import RunLog, console, duration
 from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
 from resdet.engine.setup import Inputs, prepare_inputs
-from resdet.errors import UserError
+from resdet.errors import UserError, listed
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.models.pretrained import load_backbone
 from resdet.structures import Batch
 from resdet.visualize import prediction_sheet
 
@@ -48,8 +49,8 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     """Train as `config` says, into `config.output`.
 
     resume: go on from `checkpoints/last.pt`; on an output folder without a run, start afresh.
-    model:  a detector of your own, for instance `build_model(config.model)` with another head; its backbone is filled
-            from `model.backbone.weights` all the same.
+    model:  a detector of your own, for instance `build_model(config.model)` with another head; it is filled from
+            `model.weights` or `model.backbone.weights` all the same.
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
     output, device = config.output, choose_device(config.device)
@@ -57,13 +58,18 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     if not resume and (last.exists() or (output / "config.yaml").exists()):
         raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
     earlier = read_checkpoint(last) if resume and last.exists() else None
-    config, inputs = prepare_inputs(config, weights_needed=earlier is None)
+    given = config.model
+    config, inputs = prepare_inputs(config, open_checkpoint(last) if earlier else None)
     torch.manual_seed(config.seed)
     if model is None:
         model = build_model(config.model)
-    if inputs.backbone:
-        load_backbone(model.backbone, inputs.backbone)
-        console.print(f"backbone: {config.model.backbone.name} from {inputs.backbone}")
+    elif inputs.start and (against := disagreements(given, inputs.start)):
+        raise listed(f"the model was built with other numerics than {inputs.start.path} needs; set them:", against)
+    if inputs.start:
+        console.print(inputs.start.report())
+        console.print(fill(model, inputs.start, inputs.train.class_names, config.model))
+        for line in disagreements(config.model, inputs.start):
+            console.print(f"  take care: {line}")
     run = Run(config, inputs, model.to(device), device)
     if earlier:
         run.restore(earlier, last)
@@ -138,7 +144,7 @@ class Run:
         t = self.config.train
         self.rate = learning_rate(self.iteration, t)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+            group["lr"] = self.rate * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for part in split_batch(batch, t.accumulate):

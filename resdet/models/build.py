@@ -26,6 +26,8 @@ def build_backbone(config: ModelConfig) -> ResNet:
         stride_in_1x1=c.stride_in_1x1,
         frozen_stages=c.frozen_stages,
         zero_init_last=c.zero_init_last,
+        deep_stem=c.deep_stem,
+        avg_down=c.avg_down,
         residual=c.residual,
     )
 

@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
 
     def __init__(
         self, inputs: int, channels: int, stride: int, arch: Architecture, norm: Norm, eps: float,
-        stride_in_1x1: bool, residual: bool,
+        stride_in_1x1: bool, residual: bool, avg_down: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
@@ -48,7 +48,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = make_norm(norm, channels, eps)
         self.residual = residual
-        self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual)
+        self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
 
     def __init__(
         self, inputs: int, channels: int, stride: int, arch: Architecture, norm: Norm, eps: float,
-        stride_in_1x1: bool, residual: bool,
+        stride_in_1x1: bool, residual: bool, avg_down: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         width = channels * arch.base_width // 64 * arch.groups
@@ -78,7 +78,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, channels * 4, 1, bias=False)
         self.bn3 = make_norm(norm, channels * 4, eps)
         self.residual = residual
-        self.downsample = _shortcut(inputs, channels * 4, stride, norm, eps, residual)
+        self.downsample = _shortcut(inputs, channels * 4, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -87,11 +87,25 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.downsample(x) if self.residual else y)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm, eps: float, residual: bool) -> nn.Module:
+def _shortcut(
+    inputs: int, outputs: int, stride: int, norm: Norm, eps: float, residual: bool, avg_down: bool
+) -> nn.Module:
     """The projection of a shortcut where shapes differ; the identity, without parameters, elsewhere."""
     if not residual or (stride == 1 and inputs == outputs):
         return nn.Identity()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs, eps))
+    if not avg_down:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs, eps))
+    pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+    return nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1, bias=False), make_norm(norm, outputs, eps))
+
+
+def _deep_stem(norm: Norm, eps: float) -> nn.Module:
+    """Three 3x3 convolutions in the place of one 7x7; the last one's norm is the stem's."""
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), make_norm(norm, 32, eps), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1, bias=False), make_norm(norm, 32, eps), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+    )  # fmt: skip
 
 
 class ResNet(nn.Module):
@@ -102,6 +116,9 @@ class ResNet(nn.Module):
     stride_in_1x1:     bottlenecks downsample in their first 1x1 convolution.
     frozen_stages:     how many stages do not train, from the stem on: 0 none, 1 stem, 2 stem and layer1, … 5 all.
     zero_init_last:    the last norm of each residual branch starts at zero (Goyal et al. 2017).
+    deep_stem:         three 3x3 convolutions as the stem, and
+    avg_down:          shortcuts that average before their 1x1 convolution: both together are ResNet-D (He et al. 2018,
+                       arXiv:1812.01187), with timm's parameter names.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
     """
 
@@ -114,13 +131,15 @@ class ResNet(nn.Module):
         stride_in_1x1: bool = False,
         frozen_stages: int = 0,
         zero_init_last: bool = False,
+        deep_stem: bool = False,
+        avg_down: bool = False,
         residual: bool = True,
     ) -> None:
         super().__init__()
         block = Bottleneck if arch.bottleneck else BasicBlock
         self.channels = {f"c{k}": 2 ** (k + 4) * block.expansion for k in range(2, 6)}
         self.strides = {f"c{k}": 2**k for k in range(2, 6)}
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.conv1 = _deep_stem(norm, norm_eps) if deep_stem else nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
         self.bn1 = make_norm(norm, 64, norm_eps)
         inputs = 64
         for k, count in enumerate(arch.blocks, 1):
@@ -128,7 +147,7 @@ class ResNet(nn.Module):
             stage = []
             for i in range(count):
                 stride = 2 if k > 1 and i == 0 else 1
-                stage.append(block(inputs, channels, stride, arch, norm, norm_eps, stride_in_1x1, residual))
+                stage.append(block(inputs, channels, stride, arch, norm, norm_eps, stride_in_1x1, residual, avg_down))
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
         self._initialise(zero_init_last)

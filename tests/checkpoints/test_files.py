@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from resdet.checkpoints.files import read_file
+from resdet.checkpoints.files import read_file, require_finite
 from resdet.errors import UserError
 
 
@@ -69,8 +69,8 @@ def test_numpy_pickles_are_read(protocol: int, tmp_path) -> None:
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "n": np.float32(1)}, protocol=protocol))
     weights, meta = read_file(path)
-    assert weights["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert weights["b"].dtype == torch.int64
+    assert weights["model.a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert weights["model.b"].dtype == torch.int64
     assert meta["__author__"] == "x"
 
 
@@ -81,7 +81,7 @@ def test_torch_files_old_and_new_and_safetensors_are_read(tmp_path) -> None:
     save_file(state, tmp_path / "x.safetensors", metadata={"note": "hello"})
     for name in ("new.pth", "old.pth", "x.safetensors"):
         weights, meta = read_file(tmp_path / name)
-        assert torch.equal(weights["w"], state["w"])
+        assert torch.equal(weights["state_dict.w" if name == "new.pth" else "w"], state["w"])
         assert meta == {"new.pth": {"epoch": 3}, "old.pth": {}, "x.safetensors": {"note": "hello"}}[name]
 
 
@@ -93,7 +93,7 @@ def test_torch_files_old_and_new_and_safetensors_are_read(tmp_path) -> None:
         ("a.pth", b"<!DOCTYPE html><html>", "HTML page"),
         ("a.pth", b"PK\x03\x04 torn", "read safely"),
         ("a.pkl", b"junk", "read safely"),
-        ("a.pkl", pickle.dumps([1, 2]), "no dictionary of tensors"),
+        ("a.pkl", pickle.dumps([1, 2]), "holds a list, not a dictionary of tensors"),
         ("a.pkl", pickle.dumps({"model": {"a": "text"}}), "no dictionary of tensors"),
         ("a.safetensors", b"\xff" * 16, "not a readable safetensors"),
     ],
@@ -112,8 +112,24 @@ def test_truncated_and_poisoned_files(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:-600])
     with pytest.raises(UserError, match="read safely"):
         read_file(path)
-    torch.save({"w": torch.tensor([1.0, float("nan")])}, path)
     with pytest.raises(UserError, match="NaN or infinity, the first w"):
-        read_file(path)
+        require_finite({"v": torch.ones(2), "w": torch.tensor([1.0, float("nan")])}, path)
     with pytest.raises(UserError, match="no such weights file"):
         read_file(tmp_path / "nothing.pth")
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path) -> None:
+    content: dict[str, Any] = {"w": np.zeros(2, np.float32)}
+    content["again"] = content
+    (tmp_path / "loop.pkl").write_bytes(pickle.dumps(content))
+    assert list(read_file(tmp_path / "loop.pkl").weights) == ["w"]
+
+
+def test_a_gigantic_header_is_refused(tmp_path) -> None:
+    (tmp_path / "a.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}" * 8)
+    with pytest.raises(UserError, match="not a readable safetensors"):
+        read_file(tmp_path / "a.safetensors")
+    big = b"\x80\x02\x8e" + (2**60).to_bytes(8, "little") + b"x"  # a pickle that promises 2**60 bytes
+    (tmp_path / "a.pkl").write_bytes(big)
+    with pytest.raises(UserError, match="read safely"):
+        read_file(tmp_path / "a.pkl")

@@ -15,7 +15,6 @@ from pictures import textured
 from resdet.checkpoints.names import TABLES, to_ours
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.config import parse_config
-from resdet.errors import UserError
 from resdet.models.build import build_model
 from resdet.predict import Predictor
 
@@ -182,9 +181,3 @@ def test_our_own_checkpoints_open_without_a_config(shapes_root, tmp_path) -> Non
     assert predictor.class_names == ["disk", "box", "triangle", "star"]
     assert predictor.min_size == 64
     assert predictor([textured(70, 90)])[0].masks is not None
-
-
-def test_a_backbone_alone_is_told_where_it_belongs(tmp_path) -> None:
-    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "r.pth")
-    with pytest.raises(UserError, match=r"weights of a backbone alone go into model\.backbone\.weights"):
-        open_checkpoint(tmp_path / "r.pth")

@@ -31,6 +31,13 @@ def test_a_sample_is_a_function_of_seed_epoch_and_image(shapes) -> None:
     assert len({s.image.shape for s in [first, *later]}) > 1  # other short sides
 
 
+def test_mask_crops_have_the_side_that_the_config_says(shapes) -> None:
+    small, usual = dataset(shapes, mask_size=28)[0, 0].masks, dataset(shapes)[0, 0].masks
+    assert small.shape[1:] == (28, 28)
+    assert usual.shape[1:] == (112, 112)
+    assert np.abs(small.mean((1, 2)) - usual.mean((1, 2))).max() < 0.05  # the same outlines
+
+
 def test_flip_moves_picture_boxes_and_masks_together(shapes) -> None:
     flipped, plain = dataset(shapes, flip=1, min_size=96), dataset(shapes, flip=0, min_size=96)
     for index in range(6):

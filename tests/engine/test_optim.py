@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from resdet.config import TrainConfig
+import resdet
+import tiny
+from resdet.config import TrainConfig, parse_config
+from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
+from resdet.models.build import build_model
 from resdet.models.layers import BatchNorm2d
 
 
@@ -51,3 +55,35 @@ def test_weight_average_is_the_weighted_mean() -> None:
         keep = min(0.9, iteration / (iteration + 10))
         expected = keep * expected + (1 - keep) * iteration
     assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_heads_and_layers_learn_at_their_own_rates() -> None:
+    model = build_model(parse_config({"model": tiny.MODEL}).model)
+    config = TrainConfig(head_lr=10, layer_decay=0.5)
+    optimizer = build_optimizer(model, config, torch.device("cpu"))
+    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    b = model.backbone
+    assert scale[id(b.conv1.weight)] == scale[id(b.bn1.weight)] == 0.5**5
+    stages = (b.layer1, b.layer2, b.layer3, b.layer4)
+    assert [scale[id(stage[0].conv1.weight)] for stage in stages] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert scale[id(model.fpn.lateral[0].conv.weight)] == scale[id(model.rpn.deltas.bias)] == 1
+    assert {scale[id(p)] for p in model.heads.parameters()} == {10}
+    assert len(scale) == sum(p.requires_grad for p in model.parameters())
+    assert [g["lr_scale"] for g in build_optimizer(model, TrainConfig(), torch.device("cpu")).param_groups] == [1, 1]
+
+
+def test_a_step_moves_each_group_by_its_scaled_rate(shapes_root, tmp_path) -> None:
+    """Plain SGD without momentum or decay: the step of a head's weight is head_lr times the step of the same at 1."""
+    moves = []
+    for head_lr in (1.0, 3.0):
+        config = tiny.config(
+            shapes_root, tmp_path / str(head_lr), max_iters=1, eval_every=0, momentum=0, weight_decay=0, head_lr=head_lr
+        )
+        torch.manual_seed(config.seed)
+        before = build_model(config.model).state_dict()
+        resdet.train(config)
+        after = read_checkpoint(tmp_path / str(head_lr) / "checkpoints/last.pt").model
+        names = ("heads.box.classifier.bias", "rpn.objectness.bias")
+        moves.append([(after[name] - before[name]).abs().sum().item() for name in names])
+    assert moves[1][0] == pytest.approx(3 * moves[0][0], rel=1e-3)
+    assert moves[1][1] == pytest.approx(moves[0][1], rel=1e-3)

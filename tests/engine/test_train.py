@@ -203,7 +203,7 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
     text = str(caught.value)
     assert text.count("missing:") == 4
     assert "quickstart.yaml" in text
-    assert "missing.pth: no such file" in text  # both problems at once
+    assert "missing.pth: no such weights file" in text  # both problems at once
     assert not (tmp_path / "run").exists()
     config = tiny.config(shapes_root, tmp_path / "run")
     config.model.num_classes = None
@@ -215,7 +215,7 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
     ("change", "message"),
     [
         ({"annotations": []}, r"none of its 12 images has an object"),
-        ({"segmentation": None}, r"no object has a segmentation.*configs/fasterrcnn_r50\.yaml"),
+        ({"segmentation": None}, r"no object has a segmentation.*set model\.mask=null"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}, {"id": 7, "name": "c"}, {"id": 10, "name": "d"}]},
          "categories of the training and the validation annotations differ"),
     ],

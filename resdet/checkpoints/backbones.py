@@ -1,0 +1,126 @@
+"""Backbones alone: torchvision's and timm's names, detectron2's, Caffe2's (the MSRA files), under any prefix -> ours."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from resdet.checkpoints.names import to_ours
+from resdet.models.resnet import RESNETS, Architecture
+
+CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
+EPS = 1e-5
+
+
+class Backbone(NamedTuple):
+    """weights: names as in `ResNet`. values: the config's `input` and `backbone` keys that belong to them.
+
+    origin: whose names they are, for people. left_over: names beside the backbone's; a classifier's are not counted.
+    """
+
+    origin: str
+    weights: dict[str, Tensor]
+    values: dict[str, Any]
+    left_over: list[str]
+
+
+def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
+    """None if no residual backbone is among these tensors. Raises `KeyError` for one that resdet cannot build."""
+    for origin, sign, translate in (
+        ("torchvision's or timm's names", r"layer1\.0\.conv1\.weight$", _torchvision_names),
+        ("detectron2's names", r"res2\.0\.conv1\.weight$", _detectron2_names),
+        ("Caffe2's names", r"res2_0_branch2a_w$", _caffe2_names),
+    ):
+        match = next((m for m in (re.match(rf"((?:.*\.)?){sign}", name) for name in raw) if m), None)
+        if match is None:
+            continue
+        prefix = match[1]
+        inside = {name[len(prefix) :]: value for name, value in raw.items() if name.startswith(prefix)}
+        weights, left_over = translate(inside)
+        caffe = translate is not _torchvision_names
+        values = architecture(weights)
+        grouped = values["name"].startswith("resnext")
+        if values["norm"] != "gn":
+            values |= {"norm_eps": EPS}
+            del values["norm"]  # frozen, trained, synchronised: all the same weights
+        values["stride_in_1x1"] = caffe and not grouped
+        origin += f", prefix {prefix!r}" if prefix else ""
+        return Backbone(origin, weights, {"input": pixels(caffe, grouped), "backbone": values}, left_over)
+    return None
+
+
+def pixels(caffe: bool, grouped: bool) -> dict[str, Any]:
+    """The input scaling of ImageNet weights: torchvision's, or that of the Caffe models (ResNeXt's divides by std)."""
+    if not caffe:
+        return {"bgr": False, "mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+    return {"bgr": True, "mean": CAFFE_MEAN, "std": (57.375, 57.12, 58.395) if grouped else (1.0, 1.0, 1.0)}
+
+
+def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The keys of `model.backbone` that shapes and names tell. Raises `KeyError`."""
+    blocks = tuple(
+        len({m[1] for m in (re.match(rf"layer{k}\.(\d+)\.", name) for name in weights) if m}) for k in range(1, 5)
+    )
+    bottleneck = "layer1.0.conv3.weight" in weights
+    groups, base_width = 1, 64
+    if bottleneck:
+        middle = weights["layer1.0.conv2.weight"]
+        groups = middle.shape[0] // middle.shape[1]
+        base_width = middle.shape[0] // groups
+    wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
+    name = next((name for name, arch in RESNETS.items() if arch == wanted), None)
+    if name is None:
+        raise KeyError(f"a backbone of {wanted}; known are {', '.join(RESNETS)}")
+    return {
+        "name": name,
+        "norm": "frozen_bn" if "bn1.running_mean" in weights else "gn",
+        "deep_stem": "conv1.0.weight" in weights,
+        "residual": any(name.startswith("layer2.0.downsample.") for name in weights),
+        "avg_down": "layer2.0.downsample.1.weight" in weights and weights["layer2.0.downsample.1.weight"].ndim == 4,
+    }
+
+
+def _torchvision_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    kept = {k: v for k, v in weights.items() if re.match(r"(conv1|bn1|layer[1-4])\.", k)}
+    return kept, [k for k in weights if k not in kept and not re.match(r"(fc|head|classifier)\.", k)]
+
+
+def _detectron2_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    converted, unknown = to_ours({f"backbone.bottom_up.{k}": v for k, v in weights.items()}, "detectron2")
+    kept = {k.removeprefix("backbone."): v for k, v in converted.items()}
+    return kept, [k.removeprefix("backbone.bottom_up.") for k in unknown if ".linear." not in k]
+
+
+_CAFFE2_BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)_(w|(?:bn|gn)_\w+)$")
+_CAFFE2_STEM = re.compile(r"(?:conv1_(w)|(?:res_)?conv1_((?:bn|gn)_\w+))$")
+_CAFFE2_LAST = {
+    "s": "weight", "gamma": "weight", "b": "bias", "beta": "bias", "rm": "running_mean", "running_mean": "running_mean",
+    "riv": "running_var", "running_var": "running_var",
+}  # fmt: skip
+
+
+def _caffe2_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    kept, unknown = {}, []
+    for name, value in weights.items():
+        stem, block = _CAFFE2_STEM.match(name), _CAFFE2_BLOCK.match(name)
+        part = (stem[1] or stem[2]) if stem else block[4] if block else ""
+        last = "weight" if part == "w" else _CAFFE2_LAST.get(part[3:])
+        if last is None:
+            if not re.search(r"_momentum$|^(pred|fc1000|lr|conv1_b)", name):
+                unknown.append(name)
+            continue
+        conv = part == "w"
+        if block and block[3] == "1":
+            ours = f"downsample.{0 if conv else 1}"
+        else:
+            ours = f"{'conv' if conv else 'bn'}{'abc'.index(block[3][1]) + 1 if block else 1}"
+        ours = f"layer{int(block[1]) - 1}.{block[2]}.{ours}" if block else ours
+        kept[f"{ours}.{last}"] = value
+        if part in ("bn_s", "bn_gamma"):
+            # The MSRA files hold batch norms as a scale and a shift: mean 0, a variance that its epsilon completes to 1.
+            kept.setdefault(f"{ours}.running_mean", torch.zeros(len(value)))
+            kept.setdefault(f"{ours}.running_var", torch.full((len(value),), 1 - EPS))
+    return kept, unknown

@@ -1,0 +1,183 @@
+"""A recognised checkpoint -> a file: resdet's own format, or torchvision's names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from resdet.checkpoints.recognise import Recognised
+from resdet.errors import UserError, listed
+
+# (ours, torchvision's), each at the start of a name; the rest of the name is kept.
+TO_TORCHVISION = [
+    (r"backbone\.", "backbone.body."),
+    (r"fpn\.lateral\.(\d)\.conv\.", r"backbone.fpn.inner_blocks.\1.0."),
+    (r"fpn\.lateral\.(\d)\.norm\.", r"backbone.fpn.inner_blocks.\1.1."),
+    (r"fpn\.output\.(\d)\.conv\.", r"backbone.fpn.layer_blocks.\1.0."),
+    (r"fpn\.output\.(\d)\.norm\.", r"backbone.fpn.layer_blocks.\1.1."),
+    (r"rpn\.convs\.(\d)\.", r"rpn.head.conv.\1.0."),
+    (r"rpn\.objectness\.", "rpn.head.cls_logits."),
+    (r"rpn\.deltas\.", "rpn.head.bbox_pred."),
+    (r"heads\.box\.trunk\.fc1\.", "roi_heads.box_head.fc6."),
+    (r"heads\.box\.trunk\.fc2\.", "roi_heads.box_head.fc7."),
+    (r"heads\.box\.trunk\.fc\.", "roi_heads.box_head.5."),
+    (r"heads\.box\.trunk\.convs\.(\d)\.conv\.", r"roi_heads.box_head.\1.0."),
+    (r"heads\.box\.trunk\.convs\.(\d)\.norm\.", r"roi_heads.box_head.\1.1."),
+    (r"heads\.box\.classifier\.", "roi_heads.box_predictor.cls_score."),
+    (r"heads\.box\.regressor\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"heads\.mask\.convs\.(\d)\.conv\.", r"roi_heads.mask_head.\1.0."),
+    (r"heads\.mask\.convs\.(\d)\.norm\.", r"roi_heads.mask_head.\1.1."),
+    (r"heads\.mask\.upsample\.", "roi_heads.mask_predictor.conv5_mask."),
+    (r"heads\.mask\.logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
+]
+EPS = 1e-5  # of the batch norms that torchvision's builders make
+
+
+def save_own(found: Recognised, path: Path) -> None:
+    """resdet's own format: safetensors by our names, with config and classes as metadata. Raises `UserError`."""
+    config = {"model": found.values, "data": {"min_size": [found.min_size], "max_size": found.max_size}}
+    metadata = {
+        "format": "resdet detector" if found.whole else "resdet backbone",
+        "source": found.source,
+        "config": yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
+        "class_names": json.dumps(found.class_names),
+        "category_ids": json.dumps(found.category_ids),
+    }
+    weights = {name: value.contiguous().clone() for name, value in found.weights.items()}
+    _write(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+
+
+def save_torchvision(found: Recognised, path: Path) -> str:
+    """A state dict that torchvision's builder loads strictly. -> how to load it there, and what differs there.
+
+    Epsilon and channel order are worked into the weights. Raises `UserError` for what torchvision cannot build.
+    """
+    builder = _builder(found)
+    weights = to_torchvision(found)
+    _write(path, lambda temporary: torch.save(weights, temporary))
+    i = found.model.input
+    mean, std = (list(v[::-1] if i.bgr else v) for v in (i.mean, i.std))
+    numbers = [f"[{', '.join(f'{v / 255:.6g}' for v in values)}]" for values in (mean, std)]
+    lines = [
+        "to load it in torchvision:",
+        "  import torch, torchvision",
+        f"  model = {builder}",
+        f'  model.load_state_dict(torch.load("{path}"))',
+    ]
+    lines[2] = lines[2][:-1] + (
+        f",\n      image_mean={numbers[0]}, image_std={numbers[1]}, min_size={found.min_size}, max_size={found.max_size})"
+    )
+    different = _differences(found)
+    if different:
+        lines += [
+            "torchvision computes differently, so boxes will move a little:",
+            *(f"  {line}" for line in different),
+        ]
+    return "\n".join(lines)
+
+
+def to_torchvision(found: Recognised) -> dict[str, Tensor]:
+    """Weights by torchvision's names (those in memory), background first, batch norm's epsilon 1e-5, RGB."""
+    model = found.model
+    weights = {}
+    for name, value in found.weights.items():
+        if name.startswith("backbone.") and name.endswith("running_var"):
+            value = value + (model.backbone.norm_eps - EPS)
+        if name == "backbone.conv1.weight" and model.input.bgr:
+            value = value.flip(1)
+        if name.startswith("heads.box.classifier."):
+            value = torch.cat([value[-1:], value[:-1]])
+        elif name.startswith("heads.box.regressor."):
+            value = torch.cat([torch.zeros_like(value[:4]), value])
+        elif name.startswith("heads.mask.logits."):
+            value = torch.cat([torch.zeros_like(value[:1]), value])
+        for pattern, theirs in TO_TORCHVISION:
+            translated, hits = re.subn(f"^{pattern}", theirs, name)
+            if hits:
+                weights[translated] = value.clone()
+                break
+        else:
+            raise UserError(f"{found.path}: torchvision has no name for {name}")
+    return weights
+
+
+def _builder(found: Recognised) -> str:
+    """The call that builds the model in torchvision. Raises one `UserError` with all that it cannot build."""
+    if not found.whole:
+        raise UserError(f"{found.path}: a backbone alone has torchvision's names already")
+    m = found.model
+    v2 = m.fpn.norm == "bn"
+    mask = m.mask
+    fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
+        "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),
+        "backbone.deep_stem": (m.backbone.deep_stem, (False,)),
+        "backbone.avg_down": (m.backbone.avg_down, (False,)),
+        "backbone.residual": (m.backbone.residual, (True,)),
+        "fpn.channels": (m.fpn.channels, (256,)),
+        "fpn.norm": (m.fpn.norm, ("none", "bn")),
+        "anchors.sizes": (tuple(m.anchors.sizes), ((32, 64, 128, 256, 512),)),
+        "anchors.ratios": (tuple(m.anchors.ratios), ((0.5, 1.0, 2.0),)),
+        "rpn.num_convs": (m.rpn.num_convs, (2 if v2 else 1,)),
+        "box.trunk": (m.box.trunk, ("4conv1fc" if v2 else "2fc",)),
+        "box.width": (m.box.width, (1024,)),
+        "box.norm": (m.box.norm, ("bn" if v2 else "none",)),
+        "box.delta_weights": (tuple(m.box.delta_weights), ((10, 10, 5, 5),)),
+    }
+    if mask:
+        fixed |= {
+            "mask.num_convs": (mask.num_convs, (4,)),
+            "mask.width": (mask.width, (256,)),
+            "mask.norm": (mask.norm, ("bn" if v2 else "none",)),
+            "mask.pool_size": (mask.pool_size, (14,)),
+        }
+    if v2 and m.backbone.name != "resnet50":
+        fixed["backbone.name"] = (m.backbone.name, ("resnet50",))
+    problems = [f"model.{k} is {v}, torchvision's builder has {ok[0]}" for k, (v, ok) in fixed.items() if v not in ok]
+    if problems:
+        raise listed(f"{found.path}: torchvision cannot build this model:", problems)
+    assert m.num_classes is not None
+    name = "MaskRCNN" if mask else "FasterRCNN"
+    count = f"num_classes={m.num_classes + 1}"
+    if m.backbone.name == "resnet50":
+        function = f"{name.lower()}_resnet50_fpn{'_v2' if v2 else ''}"
+        return f"torchvision.models.detection.{function}(weights=None, weights_backbone=None, {count})"
+    body = f'backbone_utils.resnet_fpn_backbone(backbone_name="{m.backbone.name}", weights=None)'
+    return f"torchvision.models.detection.{name}(torchvision.models.detection.{body}, {count})"
+
+
+def _differences(found: Recognised) -> list[str]:
+    m = found.model
+    same: dict[str, tuple[Any, Any]] = {
+        "input.resize": (m.input.resize, "torch"),
+        "input.rounding": (m.input.rounding, "floor"),
+        "anchors.offset": (m.anchors.offset, 0),
+        "anchors.rounded": (m.anchors.rounded, True),
+        "anchors.grid_stride": (m.anchors.grid_stride, True),
+        "pool.aligned": (m.pool.aligned, False),
+        "pool.sampling_ratio": (m.pool.sampling_ratio, 2),
+        "rpn.clamp_shrink": (m.rpn.clamp_shrink, False),
+    }
+    if m.mask:
+        same["mask.paste"] = (m.mask.paste, "torchvision")
+    return [f"model.{key} is {value} here, {theirs} there" for key, (value, theirs) in same.items() if value != theirs]
+
+
+def _write(path: Path, save: Callable[[Path], object]) -> None:
+    """Into another name first: a failure leaves no half-written file. Raises `UserError`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error})") from None

@@ -1,0 +1,119 @@
+"""What a config calls weights -> a file on disk: a path, or a name of torchvision's or timm's that is found or downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import urllib.error
+from pathlib import Path
+
+import torch
+import torchvision
+
+from resdet.errors import UserError
+
+IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet_v1": "IMAGENET1K_V1", "imagenet_v2": "IMAGENET1K_V2"}
+
+
+def find_weights(weights: str, backbone: str | None = None) -> Path:
+    """`weights` -> a whole file. Raises `UserError` that says which one is missing, where it was looked for, what to do.
+
+    weights: a path; "torchvision:NAME", a detector or classifier of torchvision's; "timm:NAME"; with a `backbone`
+             ("resnet50") also "imagenet", "imagenet_v1" or "imagenet_v2", which are torchvision's files.
+    """
+    if weights in IMAGENET:
+        if backbone is None:
+            raise UserError(f"{weights}: names a backbone's weights: set model.backbone.weights, not model.weights")
+        return _cached(_torchvision_url(backbone, IMAGENET[weights], weights))
+    kind, _, name = weights.partition(":")
+    if kind == "torchvision":
+        return _cached(_torchvision_url(name, "DEFAULT", weights))
+    if kind == "timm":
+        return _timm(name)
+    path = Path(weights)
+    if not path.is_file():
+        names = f"{', '.join(IMAGENET)}, timm:NAME, none" if backbone else "torchvision:NAME"
+        raise UserError(f"{path}: no such weights file (write a file, {names})")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where torch.hub and torchvision keep what they download."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _torchvision_url(name: str, version: str, asked: str) -> str:
+    known = torchvision.models.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=2)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"{asked}: torchvision has no model {name!r}{hint}")
+    versions = torchvision.models.get_model_weights(name)
+    if version not in versions.__members__:
+        raise UserError(f"{asked}: torchvision has {', '.join(versions.__members__)} for {name}, no {version}")
+    url: str = versions[version].url
+    return url
+
+
+def _cached(url: str) -> Path:
+    """torch.hub's file of that address, downloaded if need be; its name's hash must fit either way."""
+    path = cache_folder() / url.rpartition("/")[2]
+    digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    wanted = digest[1] if digest else ""
+    if path.is_file():
+        actual = _sha256(path)
+        if not actual.startswith(wanted):
+            raise UserError(
+                f"{path}: damaged: its name promises a SHA-256 that begins with {wanted}, "
+                f"but it is {actual[:8]}…; delete it and start again, or fetch {url}"
+            )
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=wanted)  # to another name, then renamed
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"weights are not there and could not be downloaded ({error}).\n"
+            f"  looked for:   {path}\n"
+            f"  to fix:       download {url} elsewhere and put it there"
+            f"{'' if 'TORCH_HOME' in os.environ else ' (or set TORCH_HOME)'},\n"
+            f"                or name a file of your own: model.backbone.weights=/path/to/{path.name},\n"
+            f"                or train from scratch: model.backbone.weights=none"
+        ) from None
+    return path
+
+
+def _timm(name: str) -> Path:
+    """A file put by hand into torch.hub's cache, or the one of the Hugging Face hub that timm would take."""
+    by_hand = cache_folder() / f"{name}.safetensors"
+    if by_hand.is_file():
+        return by_hand
+    try:
+        import timm
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(f"timm:{name} needs the extra: pip install 'resdet[timm]', or the file {by_hand}") from None
+    try:
+        config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        config = None
+    if config is None or not config.hf_hub_id:
+        near = difflib.get_close_matches(name, timm.list_pretrained("*resne*"), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"timm:{name}: timm has no such pretrained model{hint}")
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
+    except Exception as error:  # of a dozen kinds, by the version of three libraries
+        raise UserError(
+            f"timm:{name} is not there and could not be downloaded ({type(error).__name__}).\n"
+            f"  looked for:   {by_hand}, and Hugging Face's cache (HF_HOME)\n"
+            f"  to fix:       put https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors there, "
+            "under that name"
+        ) from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

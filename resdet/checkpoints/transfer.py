@@ -1,0 +1,165 @@
+"""Starting from others' weights: the config that they bring, and which of them go where in a new model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from resdet.checkpoints.locate import find_weights
+from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
+from resdet.config import ModelConfig, parse_config
+from resdet.errors import UserError, listed
+
+# Layers with rows for every class, and how many rows a class has in them.
+PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1}
+
+
+def starting_point(config: ModelConfig) -> Recognised | None:
+    """Open what `model.weights`, or else `model.backbone.weights`, names. Raises `UserError`."""
+    if config.weights:
+        return recognise(find_weights(config.weights))
+    b = config.backbone
+    if b.weights == "none":
+        return None
+    found = open_backbone(find_weights(b.weights, b.name))
+    name = found.model.backbone.name
+    if name != b.name:
+        raise UserError(
+            f"{found.path}: holds a {name}, the config says {b.name}: set model.backbone.name={name}, or name other weights"
+        )
+    return found
+
+
+def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
+    """The config with the architecture and the numerics of a checkpoint, except where it sets a key itself."""
+    theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
+    return parse_config({"model": _merged(theirs, config.model_dump(exclude_unset=True))}, str(found.path)).model
+
+
+def disagreements(config: ModelConfig, found: Recognised) -> list[str]:
+    """The numerics in which a config goes against the checkpoint that it starts from."""
+    ours, lines = config.model_dump(), []
+    for section, values in found.model.model_dump(
+        include={"input", "anchors", "pool"} if found.whole else {"input"}
+    ).items():
+        lines += [
+            f"model.{section}.{key}={ours[section][key]} is the config's; the weights are made for {value}"
+            for key, value in values.items()
+            if ours[section][key] != value
+        ]
+    if config.backbone.stride_in_1x1 != found.model.backbone.stride_in_1x1:
+        lines.append(
+            f"model.backbone.stride_in_1x1={config.backbone.stride_in_1x1} is the config's; the weights' is other"
+        )
+    return lines
+
+
+def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config: ModelConfig) -> str:
+    """Put the weights where they belong. -> a report: loaded, re-initialised and why, missing, left over.
+
+    Predictors of other classes stay random but for the rows of classes that both sides name (and, with such, the
+    background's). What the file does not have stays random too, which for a part of the backbone is an error, as is a
+    part of another shape. Raises `UserError`.
+    """
+    own = model.state_dict()
+    kept = rows_of(found, class_names)
+    same = kept == list(range(len(class_names)))
+    ready: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    redone: list[str] = []
+    for name, value in own.items():
+        given = found.weights.get(name)
+        if given is None:
+            continue
+        layer = name.rpartition(".")[0]
+        if layer in PREDICTORS and found.whole and not (same and given.shape == value.shape):
+            redone.append(name)
+            if given.shape[1:] == value.shape[1:]:
+                ready[name] = _with_rows(value, given, kept, PREDICTORS[layer])
+                continue
+        if given.shape != value.shape:
+            wrong.append(f"{name}: the file has {tuple(given.shape)}, the config builds {tuple(value.shape)}")
+        else:
+            ready[name] = given
+    missing = [k for k in own if k not in found.weights and not k.endswith("num_batches_tracked")]
+    torn = [k for k in missing if k.startswith("backbone.")]
+    if torn or wrong:
+        hint = fit_hint(found.weights, config) if found.whole else ""
+        problems = [f"missing: {k}" for k in torn] + wrong
+        raise listed(
+            f"{found.path}: does not fit the config{f' ({hint})' if hint else ''}; where they first differ:",
+            problems,
+            4,
+        )
+    model.load_state_dict(ready, strict=False)
+    left = [k for k in found.weights if k not in own and not k.endswith("num_batches_tracked")]
+    lines = [f"  loaded: {len(ready) - len(redone)} tensors, all of the backbone's"]
+    if redone:
+        carried = [name for name, old in zip(class_names, kept, strict=True) if old is not None]
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in redone)
+        lines.append(
+            f"  re-initialised: {', '.join(layers)}: the data have {len(class_names)} classes, the file "
+            f"{found.model.num_classes}{'' if found.class_names else ' without names'}; rows carried over for: "
+            + (few(carried) if carried else "none, no class has a name in both")
+        )
+    if missing:
+        lines.append(f"  not in the file, so random: {_by_part(missing)}")
+    if left:
+        lines.append(f"  left over: {_by_part(left)}")
+    return "\n".join(lines)
+
+
+def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:
+    """For each class its label in the checkpoint, by name; None for one that it does not know.
+
+    A file without class names is taken to have the same classes if it has as many.
+    """
+    if not found.whole:
+        return [None] * len(class_names)
+    if not found.class_names and found.model.num_classes == len(class_names):
+        return list(range(len(class_names)))
+    label_of = {plain_name(name): label for label, name in enumerate(found.class_names)}
+    return [label_of.get(plain_name(name)) for name in class_names]
+
+
+def _with_rows(value: Tensor, given: Tensor, kept: list[int | None], rows: int) -> Tensor:
+    """`value` with the rows of `given` for the classes that both have; the background is a last row of its own."""
+    result = value.clone()
+    for new, old in enumerate(kept):
+        if old is not None:
+            result[new * rows : (new + 1) * rows] = given[old * rows : (old + 1) * rows]
+    if len(value) == len(kept) * rows + 1 and any(old is not None for old in kept):
+        result[-1] = given[-1]
+    return result
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` in place of its own."""
+    result = dict(base)
+    for key, value in over.items():
+        inner = base.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def plain_name(name: str) -> str:
+    """A class name without what people spell differently: case, underscores, spaces."""
+    return re.sub(r"[\s_-]+", " ", name.strip().casefold())
+
+
+def _by_part(names: list[str]) -> str:
+    """ "heads.mask (12 tensors), …": parts rather than hundreds of names."""
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        part = ".".join(parts[:2] if parts[0] == "heads" else parts[:1])
+        counts[part] = counts.get(part, 0) + 1
+    return ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts.items())
+
+
+def few(names: Sequence[str], count: int = 10) -> str:
+    """The first names, and how many there are."""
+    return ", ".join(names[:count]) + (f", … {len(names)} in all" if len(names) > count else "")

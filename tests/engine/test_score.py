@@ -1,0 +1,53 @@
+"""Scoring a model whose classes are not exactly the dataset's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from resdet.config import dump_config, parse_config
+from resdet.engine.checkpoint import Checkpoint, save_checkpoint
+from resdet.engine.score import score_model
+from resdet.errors import UserError
+from resdet.models.build import build_model
+
+
+def checkpoint(folder, names: list[str]):
+    torch.manual_seed(0)
+    config = parse_config({"model": {**tiny.MODEL, "num_classes": len(names)}})
+    model = build_model(config.model)
+    model.heads["box"].score_threshold = 0.0
+    torch.nn.init.normal_(model.heads["box"].classifier.weight, std=0.5)
+    ids = list(range(1, len(names) + 1))
+    save_checkpoint(Checkpoint(model.state_dict(), names, ids, dump_config(config)), folder / "w.pt")
+    return folder / "w.pt"
+
+
+def test_classes_are_matched_by_name(shapes_root, tmp_path, capsys) -> None:
+    """As with torchvision's 90 classes on COCO's 80 categories."""
+    weights = checkpoint(tmp_path, ["Star", "moon", "disk", "N/A", "box"])
+    config = tiny.config(shapes_root, tmp_path / "x")
+    score_model(config, weights, tmp_path / "out")
+    used = {entry["category_id"] for entry in json.loads((tmp_path / "out/detections.json").read_text())}
+    ids = {"disk": 1, "box": 4, "star": 10}
+    assert used == set(ids.values())
+    said = capsys.readouterr().out
+    assert "the checkpoint does not know 1 classes of the data: triangle" in said
+    assert "2 classes of the checkpoint are not in the data and are left out: moon, N/A" in said
+
+
+def test_no_class_in_common_is_an_error(shapes_root, tmp_path) -> None:
+    weights = checkpoint(tmp_path, ["cat", "dog"])
+    with pytest.raises(UserError, match=r"no class in common: the checkpoint knows cat, dog; the data have disk, box"):
+        score_model(tiny.config(shapes_root, tmp_path / "x"), weights, tmp_path / "out")
+
+
+def test_a_file_without_names_needs_as_many_classes(shapes_root, tmp_path) -> None:
+    model = torch.load(checkpoint(tmp_path, list("abcd")), weights_only=True)["model"]
+    torch.save(model, tmp_path / "bare.pth")
+    score_model(tiny.config(shapes_root, tmp_path / "x"), tmp_path / "bare.pth", tmp_path / "out")
+    used = {entry["category_id"] for entry in json.loads((tmp_path / "out/detections.json").read_text())}
+    assert used <= {1, 4, 7, 10}

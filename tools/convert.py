@@ -1,0 +1,7 @@
+"""`python tools/convert.py --help`; the same as `resdet convert`."""
+
+import sys
+
+from resdet.cli import convert
+
+sys.exit(convert())
