@@ -10,6 +10,7 @@ import yaml
 
 import resdet
 import tiny
+from resdet.config import Config, _keys
 from resdet.data.augment import Augmentations
 from resdet.predict import Predictor
 
@@ -66,6 +67,14 @@ def test_commands_name_configs_that_exist_and_the_gate_runs_them() -> None:
     assert 'pip install -e ".[dev]" && pytest' in README
     assert 'pip install -q -e ".[dev]"' in gate
     assert gate.rstrip().endswith("pytest")
+
+
+def test_config_keys_in_the_documents_exist() -> None:
+    known = set(_keys(Config))
+    for file in ("README.md", "docs/migrating.md", "datasets/README.md"):
+        named = set(re.findall(r"\b((?:model|data|train)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)\b", (ROOT / file).read_text()))
+        wrong = {k for k in named - known if not k.endswith((".py", ".json", ".pkl", ".yaml"))}
+        assert wrong - {"model.fpn.channels", "model.heads", "model.predict"} == set(), file
 
 
 def test_no_module_is_longer_than_400_lines() -> None:
