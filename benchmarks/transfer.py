@@ -67,7 +67,7 @@ def main(output: Path) -> None:
     for (name, curve), color in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
         axes.plot(list(curve), [100 * ap for ap in curve.values()], marker="o", color=color)
         last = max(curve)
-        axes.annotate(f" {name}", (last, 100 * curve[last]), color=color, va="center")
+        axes.annotate(f"  {name}", (last, 100 * curve[last]), color=color, va="center")
         print(f"{name}: " + "  ".join(f"{i}: {100 * ap:.1f}" for i, ap in curve.items()))
     axes.set(
         xlabel="iteration", ylabel="box AP on 100 held-out pictures, %", xlim=(0, 1.55 * ITERATIONS), ylim=(0, None)

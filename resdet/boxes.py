@@ -91,6 +91,26 @@ def big_enough(boxes: Tensor, min_size: float) -> Tensor:
     return (w > 0) & (h > 0) & (w >= min_size) & (h >= min_size)
 
 
+@torch.library.custom_op("resdet::place", mutates_args=())
+def place(scores: Tensor, valid: Tensor) -> Tensor:
+    """Minus the place of each score among the valid ones: (B, N), (B, N) bool -> (B, N) float32, -inf where not valid.
+
+    Equal scores take places as torch's unstable sort gives them, which is how mmdetection breaks its many ties among
+    saturated sigmoids. That depends on how many are sorted, so nothing padded takes part. One opaque op.
+    """
+    places = torch.full(scores.shape, -torch.inf, device=scores.device)
+    for b in range(len(scores)):
+        candidates = valid[b].nonzero().squeeze(1)
+        order = torch.sort(scores[b, candidates], descending=True).indices
+        places[b, candidates[order]] = -torch.arange(len(order), device=scores.device, dtype=places.dtype)
+    return places
+
+
+@place.register_fake
+def _(scores: Tensor, valid: Tensor) -> Tensor:
+    return torch.empty(scores.shape, device=scores.device)
+
+
 @torch.library.custom_op("resdet::nms", mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression with a fixed-size answer: a keep mask instead of a list of indices.

@@ -88,6 +88,7 @@ class RPNConfig(Section):
     low: Share = 0.3
     loss_beta: float = 0.0
     clamp_shrink: bool = False  # bound how far a delta shrinks a box, too (mmdetection)
+    rank: Literal["logit", "sigmoid"] = "logit"  # by what proposals are ordered (mmdetection: sigmoid)
 
 
 class PoolConfig(Section):
@@ -151,7 +152,10 @@ class ModelConfig(Section):
 
 class SplitConfig(Section):
     images: Path | None = None  # folder; None: `root`/train2017 or val2017
-    annotations: Path | None = None  # COCO JSON; None: `root`/annotations/instances_train2017.json or …val2017.json
+    # COCO's JSON (None: `root`/annotations/instances_train2017.json or …val2017.json), YOLO's data.yaml, or a folder
+    annotations: Path | None = None
+    split: str | None = None  # the source's own name for it: VOC's ImageSets/Main/NAME.txt, a key of YOLO's data.yaml
+    files: Path | None = None  # only the images that this text file names, one a line
 
 
 class TrainSplitConfig(SplitConfig):
@@ -170,6 +174,10 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     # None: $RESDET_DATASETS/coco, or datasets/coco
     root: Path | None = None
+    format: Literal["auto", "coco", "voc", "yolo", "labelme"] = "auto"
+    split: Annotated[float, Field(gt=0, lt=1)] | None = None  # hold out this share of data.train for validation
+    split_seed: Count = 0
+    group: str | None = None  # a regular expression on file names: images that match equally stay in one split
     train: TrainSplitConfig = TrainSplitConfig()
     val: SplitConfig = SplitConfig()
     synthetic: SyntheticConfig | None = None

@@ -155,7 +155,9 @@ def _paste_matrices(
         else:
             begin = min(max(int(np.floor(low)) - 1, 0), length)
             pixels = np.arange(begin, max(begin, min(int(np.ceil(high)) + 1, length)))
-            where = (pixels + 0.5 - low) / max(high - low, 1e-6) * side - 0.5
+            # Across a box without extent mmdetection, which keeps such boxes, repeats the middle of the mask.
+            share = (pixels + 0.5 - low) / (high - low) if high > low else np.full(len(pixels), 0.5)
+            where = share * side - 0.5
             axes.append((begin, _bilinear(where, side, clamp=False)))
     return axes[0], axes[1]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou
+from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou, place
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -79,3 +79,16 @@ def test_nms_passes_torchs_own_check_of_custom_operators() -> None:
     torch.library.opcheck(
         nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5)
     )
+
+
+def test_places_are_those_of_torchs_sort_among_the_valid() -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(2, 3000)
+    scores[:, ::2] = 1.0  # ties, as saturated sigmoids have
+    valid = torch.rand(2, 3000) > 0.3
+    places = place(scores, valid)
+    assert (places[~valid] == -torch.inf).all()
+    for row, mask, got in zip(scores, valid, places, strict=True):
+        order = torch.sort(row[mask], descending=True).indices
+        assert torch.equal((-got[mask]).argsort(), order)
+    torch.library.opcheck(place, (scores, valid))

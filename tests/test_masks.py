@@ -153,3 +153,14 @@ def test_paste_is_torchvisions() -> None:
         pasted[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
         clear = np.abs(soft - 0.5) > 1e-5
         np.testing.assert_array_equal(pasted[clear], soft[clear] > 0.5)
+
+
+def test_across_a_box_without_extent_the_middle_of_the_mask_is_repeated() -> None:
+    """mmdetection keeps such boxes: the column under the box's line gets the mean of the two middle columns."""
+    probs = np.zeros((28, 28), np.float32)
+    probs[7:21, 13:15] = 1
+    (y, x), crop = paste_in_box(probs, np.array([20.0, 0, 20, 28], np.float32), (28, 20))
+    assert (y, x, crop.shape) == (0, 19, (28, 1))
+    assert crop[:, 0].tolist() == [7 <= row < 21 for row in range(28)]
+    rle = encode_in_box(probs, np.array([20.0, 0, 20, 28], np.float32), (28, 20))
+    assert coco_mask.area(rle) == 14

@@ -41,13 +41,15 @@ class ImageInfo(NamedTuple):
 
 @dataclass
 class Annotations:
-    """A dataset split. `category_ids[label]` is the JSON's id of a label; `skipped` counts what does not train, by reason."""
+    """A dataset split. `category_ids[label]` is the JSON's id of a label; `skipped` counts what does not train, by reason;
+    `content` is COCO's structure, kept where it is evaluated against."""
 
     source: Path
     images: list[ImageInfo]
     class_names: list[str]
     category_ids: list[int]
     skipped: Counter[str] = field(default_factory=Counter)
+    content: dict[str, Any] | None = None
 
     def summary(self) -> str:
         """One line for people: how many pictures, objects, classes, and what was skipped."""
@@ -84,13 +86,25 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Annotations:
-    """Read and check a split; `limit` keeps the first so many images. Raises one `UserError` that lists every problem.
-
-    Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
-    """
+    """Read and check a COCO file whose pictures are in the folder `images`. Raises `UserError`."""
     content = read_coco_json(annotations)
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
+    return parse_coco(content, images, annotations, limit)
+
+
+def parse_coco(
+    content: dict[str, Any],
+    images: Path,
+    annotations: Path,
+    limit: int | None = None,
+    origins: dict[int, str] | None = None,
+) -> Annotations:
+    """Check COCO's structure; `limit` keeps the first so many images. Raises one `UserError` that lists every problem.
+
+    annotations: what messages name; origins: annotation id -> what they call it, where it came from another format.
+    Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
+    """
     problems: list[str] = []
     categories = read_categories(content["categories"], problems)
     records = _images(content["images"], images, limit, problems)
@@ -99,7 +113,7 @@ def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Anno
     found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
     known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
     for i, entry in enumerate(content["annotations"]):
-        what = f"annotation {entry.get('id', f'number {i}')}"
+        what = (origins or {}).get(entry.get("id"), f"annotation {entry.get('id', f'number {i}')}")
         image_id, category = check_ids(entry, known, categories, what, problems)
         if image_id is None or category is None:
             continue  # a problem already

@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resdet.data.coco import (
+    Annotations,
     check_ids,
     is_number,
     parse_box,
@@ -79,11 +80,14 @@ def predict_dataset(
 class Evaluation:
     """Ground truth of a split, to score detections against.
 
-    image_ids: only these count (None: all). Raises `UserError` for a file that is no COCO annotation file.
+    image_ids: only these count (None: all). content: what the file `annotations` holds, where it has been read, or stems
+    from another format. Raises `UserError` for a file that is no COCO annotation file.
     """
 
-    def __init__(self, annotations: Path, image_ids: Collection[int] | None = None) -> None:
-        content = read_coco_json(annotations)
+    def __init__(
+        self, annotations: Path, image_ids: Collection[int] | None = None, content: dict[str, Any] | None = None
+    ) -> None:
+        content = content or read_coco_json(annotations)
         problems: list[str] = []
         known = {entry["id"]: entry for entry in content["images"] if isinstance(entry.get("id"), int)}
         chosen = known if image_ids is None else {identity: known[identity] for identity in image_ids}
@@ -177,6 +181,11 @@ class Evaluation:
             means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
             rows.append((self.category_names[category], counts[category], means[0], means[1]))
         return rows
+
+
+def evaluation_of(annotations: Annotations) -> Evaluation:
+    """The ground truth of a split that has been read for it."""
+    return Evaluation(annotations.source, [info.image_id for info in annotations.images], annotations.content)
 
 
 def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[str, ...]]:

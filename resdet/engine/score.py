@@ -11,7 +11,7 @@ from resdet.checkpoints.transfer import few, plain_name
 from resdet.config import Config
 from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.evaluate import Evaluation, Metrics, predict_dataset, read_results
+from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, predict_dataset, read_results
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.engine.train import write_evaluation
@@ -39,7 +39,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     )  # fmt: skip
     for _, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
         entries += found
-    evaluation = Evaluation(annotations.source, [info.image_id for info in annotations.images])
+    evaluation = evaluation_of(annotations)
     kinds = ("bbox", "segm") if model.mask and evaluation.has_masks else ("bbox",)
     return _report(evaluation, entries, kinds, output)
 

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, data_root, split_paths
-from resdet.data.coco import Annotations, read_coco
+from resdet.data.coco import Annotations, parse_coco
 from resdet.data.shapes import ensure_shapes
+from resdet.data.sources import find_format, open_split
 from resdet.engine.log import console
 from resdet.errors import UserError
 
@@ -66,8 +67,11 @@ def make_synthetic(config: Config) -> None:
 
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
     """The checked annotations of a split, with one line about them."""
-    images, annotations = split_paths(config.data, split)
-    read = read_coco(annotations, images, config.data.limit)
+    source = open_split(config.data, split)
+    read = parse_coco(source.content, source.images, source.path, config.data.limit, source.origins)
+    read.skipped += source.remarks
+    if split == "val":
+        read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")
     return read
 
@@ -87,11 +91,15 @@ def with_num_classes(config: Config, annotations: Annotations) -> Config:
 
 def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[str]:
     """What a person needs to know when the data are not where the config says; empty if they are."""
-    paths = [path for split in splits for path in split_paths(config.data, split)]
-    missing = [path for path in paths if not path.exists()]
+    root = data_root(config.data)
+    if find_format(config.data, config.data.train) == "coco":
+        paths = [path for split in splits for path in split_paths(config.data, split)]
+        paths = paths[:2] if config.data.split else paths
+        missing = [path for path in paths if not path.exists()]
+    else:
+        missing = [] if root.exists() else [root]
     if not missing:
         return []
-    root = data_root(config.data)
     origin = (
         f"data.root={root}" if config.data.root
         else f"$RESDET_DATASETS/coco = {root}" if "RESDET_DATASETS" in os.environ
@@ -100,7 +108,8 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
     lines = ["The data are not there:", *(f"  missing:      {path}" for path in missing), f"  looked in:    {origin}"]
     lines += [
         "  to fix:       get COCO 2017 (datasets/README.md has the commands), or point to a copy: data.root=/path/to/coco",
-        "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val",
+        "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val,",
+        "                or data.root=FOLDER of Pascal VOC, YOLO or labelme files",
         "  without any:  python tools/train.py configs/quickstart.yaml generates its own and needs no download",
     ]
     return ["\n".join(lines)]

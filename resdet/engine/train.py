@@ -24,7 +24,7 @@ from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
 from resdet.engine.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from resdet.engine.device import autocast, choose_device
-from resdet.engine.evaluate import Evaluation, Metrics, predict_dataset
+from resdet.engine.evaluate import Metrics, evaluation_of, predict_dataset
 from resdet.engine.log import RunLog, console, duration
 from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
 from resdet.engine.setup import Inputs, prepare_inputs
@@ -124,7 +124,7 @@ class Run:
         self.val_set = inputs.val and DetectionDataset(
             inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
         )
-        self.evaluation = inputs.val and Evaluation(inputs.val.source, [i.image_id for i in inputs.val.images])
+        self.evaluation = inputs.val and evaluation_of(inputs.val)
         if t.channels_last:
             model.to(memory_format=torch.channels_last)
         self.forward: Callable[[Batch], dict[str, Tensor]] = model

@@ -57,6 +57,7 @@ def build_model(config: ModelConfig) -> Detector:
         low=r.low,
         loss_beta=r.loss_beta,
         clamp_shrink=r.clamp_shrink,
+        rank=r.rank,
     )
     heads: dict[str, nn.Module] = {"box": _box_head(config, fpn)}
     if config.mask:

@@ -5,13 +5,13 @@ Letters: L levels, A anchors of all levels, K candidates a level, R proposals an
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, place
 from resdet.models.anchors import Anchors
 from resdet.models.matching import match, sample, take
 from resdet.structures import Targets
@@ -40,7 +40,7 @@ class RPN(nn.Module):
     nms_threshold: IoU within a level. min_size: smaller proposals, in input pixels, are dropped.
     samples: anchors an image in the loss, at most positive_fraction of them positive; positive from IoU `high` on,
     negative below `low`. loss_beta: where the box loss turns from squared to absolute (0: L1).
-    clamp_shrink: see `boxes.decode`.
+    clamp_shrink: see `boxes.decode`. rank: by what proposals are ordered; mmdetection's sigmoids tie where they saturate.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class RPN(nn.Module):
         low: float = 0.3,
         loss_beta: float = 0.0,
         clamp_shrink: bool = False,
+        rank: Literal["logit", "sigmoid"] = "logit",
     ) -> None:
         super().__init__()
         self.anchors = anchors
@@ -74,7 +75,7 @@ class RPN(nn.Module):
         self.nms_threshold, self.min_size = nms_threshold, min_size
         self.samples, self.max_positive = samples, int(samples * positive_fraction)
         self.high, self.low, self.loss_beta = high, low, loss_beta
-        self.clamp_shrink = clamp_shrink
+        self.clamp_shrink, self.rank = clamp_shrink, rank
 
     def forward(self, features: dict[str, Tensor], input_size: tuple[int, int]) -> Scores:
         """`input_size` is the padded input's (H, W). Anchors are ordered (level, row, column, shape)."""
@@ -92,20 +93,36 @@ class RPN(nn.Module):
         all_boxes, all_ranks = [], []
         k = limits.pre_nms
         for logits, deltas, anchors in zip(*scores, strict=True):
-            # Padded by k, so that the number of candidates is k however small the map: an exported model's H and W
-            # stay free, and every level looks the same.
-            rank, index = F.pad(at_least_float32(logits), (0, k), value=-torch.inf).topk(k, dim=1)
+            rank, index = self._best(at_least_float32(logits), k)
             index = index.clamp(max=len(anchors) - 1)
             boxes = decode(take(deltas, index), anchors[index], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink)
             all_boxes.append(clip(boxes, image_sizes))
             all_ranks.append(rank)
         boxes, ranks = torch.cat(all_boxes, dim=1), torch.cat(all_ranks, dim=1)  # (B, L * k, 4), (B, L * k)
+        objectness = ranks if self.rank == "sigmoid" else ranks.sigmoid()
         level = torch.arange(len(all_boxes), device=boxes.device).repeat_interleave(k).expand_as(ranks)
         valid = (ranks > -torch.inf) & big_enough(boxes, self.min_size)
+        if self.rank == "sigmoid":
+            ranks = place(ranks, valid)
         keep = nms(boxes, ranks, level, valid, self.nms_threshold)
         rank, index = torch.where(keep, ranks, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
         valid = rank > -torch.inf
-        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), rank.sigmoid(), valid
+        objectness = torch.where(valid, objectness.gather(1, index), 0.0)
+        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), objectness, valid
+
+    def _best(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k best anchors of a level: ranks, falling (B, k), -inf where there are fewer, and indices (B, k).
+
+        Padded by k, so that the number of candidates is k however small the map: an exported model's H and W stay free,
+        and every level looks the same.
+        """
+        if self.rank == "logit":
+            rank, index = F.pad(logits, (0, k), value=-torch.inf).topk(k, dim=1)
+            return rank, index
+        rank, index = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+        if logits.shape[1] > k:
+            rank, index = torch.sort(rank, dim=1, descending=True)  # unstable, as `boxes.place`
+        return F.pad(rank, (0, k), value=-torch.inf)[:, :k], F.pad(index, (0, k))[:, :k]
 
     def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
         """Both sums run over the sampled anchors and are divided by their number in the batch."""

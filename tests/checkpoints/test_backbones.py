@@ -135,9 +135,9 @@ def test_caffe2_statistics_are_used_where_they_are(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_a_grouped_caffe_backbone_divides_by_std_and_strides_in_the_3x3(tmp_path) -> None:
-    theirs = torchvision.models.resnext101_32x8d(weights=None)
-    (tmp_path / "X-101-32x8d.pkl").write_bytes(pickle.dumps(caffe2_names(theirs.state_dict(), affine=True), protocol=2))
-    m = open_backbone(tmp_path / "X-101-32x8d.pkl").model
+    theirs = torchvision.models.resnext50_32x4d(weights=None)
+    (tmp_path / "X-50-32x4d.pkl").write_bytes(pickle.dumps(caffe2_names(theirs.state_dict(), affine=True), protocol=2))
+    m = open_backbone(tmp_path / "X-50-32x4d.pkl").model
     assert (m.backbone.name, m.backbone.stride_in_1x1, m.input.std) == (
         "resnext101_32x8d",
         False,

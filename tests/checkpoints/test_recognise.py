@@ -97,7 +97,7 @@ def in_their_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]
     ("backbone", "grouped"),
     [
         pytest.param("resnet50", False, marks=pytest.mark.slow),
-        pytest.param("resnext101_32x8d", True, marks=pytest.mark.slow),
+        pytest.param("resnext50_32x4d", True, marks=pytest.mark.slow),
     ],
 )
 def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
@@ -120,6 +120,51 @@ def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
     assert (found.class_names[0], found.class_names[-1]) == ("person", "toothbrush")
     for name, value in weights.items():
         assert torch.equal(found.weights[name], value), name
+
+
+@pytest.mark.slow
+def test_detectron2s_new_baselines_in_a_training_checkpoint(tmp_path) -> None:
+    """4conv1fc, two convolutions in the RPN, batch norm in pyramid and heads; model, optimizer, scheduler, iteration."""
+    section = {
+        "num_classes": 5, "backbone": {"name": "resnet50", "weights": "x", "norm": "bn"}, "fpn": {"norm": "bn"},
+        "rpn": {"num_convs": 2}, "box": {"trunk": "4conv1fc", "norm": "bn"}, "mask": {"norm": "bn"},
+    }  # fmt: skip
+    weights = build_model(parse_config({"model": section}).model).state_dict()
+    theirs = in_their_names(weights, "detectron2")
+    assert {
+        "proposal_generator.rpn_head.conv.conv1.weight",
+        "roi_heads.box_head.conv4.norm.running_var",
+    } <= theirs.keys()
+    content = {"model": theirs, "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}}, "iteration": 9}
+    torch.save(content, tmp_path / "model_final.pth")
+    found = open_checkpoint(tmp_path / "model_final.pth")
+    m = found.model
+    assert (m.fpn.norm, m.rpn.num_convs, m.box.trunk, m.box.norm, m.mask.norm) == ("bn", 2, "4conv1fc", "bn", "bn")
+    assert (m.backbone.stride_in_1x1, m.input.bgr, found.class_names, found.left_over) == (True, True, [], [])
+    assert found.weights.keys() == weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(found.weights[name], value), name
+
+
+def test_old_detectron2_files_bring_their_own_pixel_scaling(tmp_path) -> None:
+    theirs = in_their_names(ours_small("resnet50", mask=False), "detectron2")
+    mean, std = torch.tensor([123.0, 117, 104]), torch.tensor([58.0, 57, 56])
+    theirs |= {"pixel_mean": mean.view(3, 1, 1), "pixel_std": std.view(3, 1, 1)}
+    torch.save({"model": theirs}, tmp_path / "m.pth")
+    m = open_checkpoint(tmp_path / "m.pth").model
+    assert (m.input.mean, m.input.std, m.input.bgr) == ((123, 117, 104), (58, 57, 56), False)
+
+
+def test_mmdetection_2_tells_its_scaling_and_classes_in_its_own_way(tmp_path) -> None:
+    text = "img_norm_cfg = dict(mean=[1.5, 2.5, 3.5], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
+    text += "model = dict(backbone=dict(style='caffe'))"
+    config = parse_config({"model": {"num_classes": 3, "backbone": {"weights": "x"}}})
+    weights = in_their_names(build_model(config.model).state_dict(), "mmdetection")
+    torch.save({"meta": {"config": text, "CLASSES": ("a", "b", "c")}, "state_dict": weights}, tmp_path / "m.pth")
+    found = open_checkpoint(tmp_path / "m.pth")
+    m = found.model
+    assert (m.input.mean, m.input.bgr, m.backbone.stride_in_1x1) == ((1.5, 2.5, 3.5), True, True)
+    assert (found.class_names, found.category_ids) == (["a", "b", "c"], [1, 2, 3])
 
 
 CFG = """

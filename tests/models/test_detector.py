@@ -75,9 +75,11 @@ def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: s
 
 
 @pytest.mark.slow
-def test_prediction_is_one_graph() -> None:
+@pytest.mark.parametrize("rank", ["logit", "sigmoid"])
+def test_prediction_is_one_graph(rank: str) -> None:
     torch._dynamo.reset()
     model = small().eval()
+    model.rpn.rank = rank
     model.heads["box"].score_threshold = 0.0
     batch = make_batch([1, 1])
     expected = model.predict(batch)
@@ -85,6 +87,17 @@ def test_prediction_is_one_graph() -> None:
     assert expected.valid.all()
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.mask_probs, expected.mask_probs, rtol=1e-4, atol=1e-4)
+
+
+def test_ranking_by_sigmoid_gives_the_same_where_nothing_saturates() -> None:
+    model = small().eval()
+    model.heads["box"].score_threshold = 0.0
+    batch = make_batch([1, 1])
+    expected = model.predict(batch)
+    model.rpn.rank = "sigmoid"
+    found = model.predict(batch)
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)
 
 
 @pytest.mark.parametrize("counts", [[0, 0], [0, 4], [4, 0]])
