@@ -139,7 +139,7 @@ def test_a_grouped_caffe_backbone_divides_by_std_and_strides_in_the_3x3(tmp_path
     (tmp_path / "X-50-32x4d.pkl").write_bytes(pickle.dumps(caffe2_names(theirs.state_dict(), affine=True), protocol=2))
     m = open_backbone(tmp_path / "X-50-32x4d.pkl").model
     assert (m.backbone.name, m.backbone.stride_in_1x1, m.input.std) == (
-        "resnext101_32x8d",
+        "resnext50_32x4d",
         False,
         (57.375, 57.12, 58.395),
     )

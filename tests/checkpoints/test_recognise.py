@@ -130,7 +130,7 @@ def test_detectron2s_new_baselines_in_a_training_checkpoint(tmp_path) -> None:
         "rpn": {"num_convs": 2}, "box": {"trunk": "4conv1fc", "norm": "bn"}, "mask": {"norm": "bn"},
     }  # fmt: skip
     weights = build_model(parse_config({"model": section}).model).state_dict()
-    theirs = in_their_names(weights, "detectron2")
+    theirs = in_their_names({k.replace("trunk.fc.", "trunk.fc1."): v for k, v in weights.items()}, "detectron2")
     assert {
         "proposal_generator.rpn_head.conv.conv1.weight",
         "roi_heads.box_head.conv4.norm.running_var",
