@@ -1,4 +1,4 @@
-"""The commands: `resdet train|eval|visualize|convert …`, and the same as `python tools/train.py …`.
+"""The commands: `resdet train|eval|visualize|convert|data …`, and the same as `python tools/train.py …`.
 
 Exit codes: 0 done, 2 the user's mistake (one clear message), 75 stopped early and resumable.
 """
@@ -22,7 +22,7 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 def main(arguments: Sequence[str] | None = None) -> int:
     """`resdet VERB …`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    verbs = {"train": train, "eval": evaluate, "visualize": visualize, "convert": convert}
+    verbs = {"train": train, "eval": evaluate, "visualize": visualize, "convert": convert, "data": data}
     if not arguments or arguments[0] not in verbs:
         from resdet import __version__
 
@@ -97,6 +97,8 @@ def visualize(arguments: Sequence[str] | None = None) -> int:
             sub.add_argument("rest", nargs="*", metavar="key.sub=value")
             sub.add_argument("--split", choices=("train", "val"), default="val")
             sub.add_argument("--count", type=int, default=16, help="how many pictures, spread over the split")
+        if kind == "data":
+            sub.add_argument("--augmented", action="store_true", help="as training sees them, several times each")
         if kind != "data":
             sub.add_argument("--weights", type=Path, required=True)
             sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
@@ -118,8 +120,53 @@ def visualize(arguments: Sequence[str] | None = None) -> int:
             pictures.draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by)
         else:
             weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
+            if getattr(args, "augmented", False):
+                pictures.draw_augmented(config, args.count, args.output, args.color_by)
+                return 0
             pictures.draw_split(config, args.split, args.count, args.output, args.color_by, weights, score)
         return 0
+
+    return _guarded(run)
+
+
+def data(arguments: Sequence[str] | None = None) -> int:
+    """Check a dataset, convert it, draw its statistics."""
+    parser = _parser("data", "Find what is wrong with a dataset, convert it to COCO's format, draw its statistics.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{check,convert,stats}")
+    look = kinds.add_parser("check", help="what is wrong with the data, with examples and fixes")
+    draw = kinds.add_parser("stats", help="class counts, sizes, positions, picture shapes as one picture")
+    for sub in (look, draw):
+        sub.add_argument("config")
+        sub.add_argument("rest", nargs="*", metavar="key.sub=value")
+        sub.add_argument("--split", choices=("train", "val"), default="train", help="that --fix mends, or stats draws")
+    look.add_argument("--output", type=Path, help="folder for findings.json")
+    look.add_argument("--fix", type=Path, metavar="OUT.json", help="write the split with what can be mended")
+    draw.add_argument("--output", type=Path, required=True, help="folder for stats.png")
+    to_coco = kinds.add_parser("convert", help="Pascal VOC, YOLO, labelme or COCO to one COCO JSON")
+    to_coco.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, or a COCO JSON")
+    to_coco.add_argument("target", metavar="OUT.json", type=Path)
+    to_coco.add_argument("--format", choices=("auto", "coco", "voc", "yolo", "labelme"), default="auto")
+    to_coco.add_argument(
+        "--split", help="one of the source's splits (VOC: ImageSets/Main/NAME.txt; YOLO: a key of data.yaml)"
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args, extra = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in extra) or (extra and args.kind == "convert"):
+        parser.error(f"unknown option: {' '.join(extra)}")
+
+    def run() -> int:
+        from resdet.engine import datasets
+
+        if args.kind == "convert":
+            datasets.convert(args.source, args.target, args.format, args.split)
+            return 0
+        args.overrides, output = args.rest + extra, args.output
+        args.output = None
+        config = _config(args)
+        if args.kind == "stats":
+            datasets.stats(config, output, args.split)
+            return 0
+        return 2 if datasets.check(config, output, args.fix, args.split) else 0
 
     return _guarded(run)
 

@@ -104,6 +104,8 @@ class BoxConfig(Section):
     positive_fraction: Share = 0.25
     iou_threshold: Share = 0.5
     low_quality: bool = False
+    focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0, the focal loss in place of cross-entropy
+    class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of each class, then of the background
     delta_weights: tuple[float, float, float, float] = (10, 10, 5, 5)
     loss_beta: float = 0.0
     score_threshold: Share = 0.05
@@ -192,6 +194,10 @@ class DataConfig(Section):
     max_size: Positive = 1333
     flip: Share = 0.5
     limit: Positive | None = None  # use the first so many images only
+    repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = (
+        None  # repeat images of classes rarer than this share
+    )
+    negatives: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of images without objects in an epoch
     workers: Count = 4
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
@@ -231,6 +237,7 @@ class Config(Section):
     seed: Count = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     output: Path = Path("outputs")  # `--output` on the command line
+    auto: bool = False  # what is not set is chosen from the data (`engine/auto.py`), and told
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

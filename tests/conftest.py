@@ -27,6 +27,15 @@ def coco_open() -> Path:
 
 
 @pytest.fixture(scope="session")
+def bccd() -> Path:
+    """Blood cells in Pascal VOC XML, where they lie beside the project."""
+    folder = SHARED / "bccd" / "BCCD"
+    if not folder.is_dir():
+        pytest.skip(f"needs the blood cells in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "shapes"
     ensure_shapes(root, SyntheticConfig(num_train=12, num_val=4, size=96))

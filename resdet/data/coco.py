@@ -85,29 +85,25 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_coco(annotations: Path, images: Path, limit: int | None = None) -> Annotations:
+def read_coco(annotations: Path, images: Path) -> Annotations:
     """Read and check a COCO file whose pictures are in the folder `images`. Raises `UserError`."""
     content = read_coco_json(annotations)
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
-    return parse_coco(content, images, annotations, limit)
+    return parse_coco(content, images, annotations)
 
 
 def parse_coco(
-    content: dict[str, Any],
-    images: Path,
-    annotations: Path,
-    limit: int | None = None,
-    origins: dict[int, str] | None = None,
+    content: dict[str, Any], images: Path, annotations: Path, origins: dict[int, str] | None = None
 ) -> Annotations:
-    """Check COCO's structure; `limit` keeps the first so many images. Raises one `UserError` that lists every problem.
+    """Check COCO's structure. Raises one `UserError` that lists every problem.
 
     annotations: what messages name; origins: annotation id -> what they call it, where it came from another format.
     Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
     """
     problems: list[str] = []
     categories = read_categories(content["categories"], problems)
-    records = _images(content["images"], images, limit, problems)
+    records = _images(content["images"], images, problems)
     label_of = {identity: label for label, identity in enumerate(categories)}
     skipped: Counter[str] = Counter()
     found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
@@ -160,11 +156,11 @@ def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[
 
 
 def _images(
-    entries: list[dict[str, Any]], folder: Path, limit: int | None, problems: list[str]
+    entries: list[dict[str, Any]], folder: Path, problems: list[str]
 ) -> dict[int, tuple[Path, tuple[int, int]]]:
     records: dict[int, tuple[Path, tuple[int, int]]] = {}
     present: dict[Path, set[str]] = {}  # one listing a folder is faster than one look a file
-    for i, entry in enumerate(entries[:limit]):
+    for i, entry in enumerate(entries):
         identity, name = entry.get("id"), entry.get("file_name")
         height, width = entry.get("height"), entry.get("width")
         if not isinstance(identity, int) or identity in records:

@@ -124,6 +124,27 @@ def read_annotated(info: ImageInfo) -> np.ndarray:
     )
 
 
+def repeat_factors(annotations: Annotations, threshold: float | None, negatives: float | None) -> np.ndarray | None:
+    """How often each image should come in an epoch: (N,), or None for once each.
+
+    threshold: images of a class that fewer than this share f of the images have come sqrt(threshold / f) times, by their
+    rarest class (Gupta et al. 2019, arXiv:1908.03195, repeat-factor sampling).
+    negatives: images without objects come so often, or so rarely, that they make up this share of an epoch.
+    """
+    if threshold is None and negatives is None:
+        return None
+    present = [np.unique(info.objects.labels) for info in annotations.images]
+    factors = np.ones(len(present))
+    if threshold is not None:
+        share = np.bincount(np.concatenate(present), minlength=len(annotations.class_names)) / len(present)
+        by_class = np.sqrt(np.maximum(1, threshold / np.maximum(share, 1e-12)))
+        factors = np.array([by_class[labels].max(initial=1.0) for labels in present])
+    empty = np.array([not len(labels) for labels in present])
+    if negatives is not None and empty.any() and not empty.all():
+        factors[empty] = negatives / (1 - negatives) * factors[~empty].sum() / empty.sum()
+    return factors
+
+
 def aspect_groups(annotations: Annotations) -> np.ndarray:
     """(N,) bool: landscape or not. Batches of one kind need little padding."""
     return np.array([info.size[1] >= info.size[0] for info in annotations.images])

@@ -31,7 +31,11 @@ def open_split(config: DataConfig, split: Split) -> Source:
         every = {entry["id"] for entry in source.content["images"]}
         source = subset(source, held_out if split == "val" else every - held_out)
     chosen = config.train if split == "train" else config.val
-    return _listed(source, chosen.files) if chosen.files else source
+    source = _listed(source, chosen.files) if chosen.files else source
+    if config.limit is None:
+        return source
+    first = source.content["images"][: config.limit]
+    return subset(source, {entry["id"] for entry in first if isinstance(entry.get("id"), int)})
 
 
 def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
@@ -75,10 +79,14 @@ def subset(source: Source, images: set[int]) -> Source:
     """Some of a source's images, with their objects and all categories."""
     content = {
         **source.content,
-        "images": [entry for entry in source.content["images"] if entry.get("id") in images],
-        "annotations": [entry for entry in source.content["annotations"] if entry.get("image_id") in images],
+        "images": [entry for entry in source.content["images"] if _int(entry.get("id")) in images],
+        "annotations": [e for e in source.content["annotations"] if _int(e.get("image_id")) in images],
     }
     return Source(source.path, source.images, content, source.origins, source.remarks)
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _data_yaml(root: Path) -> Path:

@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 
 from resdet.config import Config
-from resdet.data.dataset import read_annotated
+from resdet.data.dataset import DetectionDataset, read_annotated
 from resdet.data.images import find_images, read_image
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
 from resdet.predict import Predictor
+from resdet.structures import MASK_UNKNOWN, Instances
 from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
 
 SHEET = 36  # pictures on a contact sheet at most
@@ -47,6 +48,40 @@ def draw_split(
             drawn = np.concatenate([drawn, predicted], axis=1)
         save_image(drawn, output / f"{info.file.stem}.jpg")
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
+
+
+def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, versions: int = 3) -> None:
+    """What training really sees: `count` pictures, plain and then `versions` times augmented, resized and flipped.
+
+    Boxes and masks come out of the training samples themselves, masks through the crops that become targets.
+    """
+    make_synthetic(config)
+    problems = missing_data(config, ["train"])
+    if problems:
+        raise UserError("\n\n".join(problems))
+    annotations = read_split(config, "train")
+    data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
+    tiles = []
+    for index in map(int, chosen):
+        info = annotations.images[index]
+        truth = annotated_instances(info.objects, info.size)
+        plain = draw(read_annotated(info), truth, annotations.class_names, color_by=color_by, scores=False)
+        tiles.append((plain, info.file.name))
+        for epoch in range(versions):
+            sample = data[index, epoch]
+            if isinstance(sample, UserError):
+                raise sample
+            known = None if sample.masks is None else np.where(sample.masks == MASK_UNKNOWN, 0, sample.masks)
+            objects = Instances(
+                sample.boxes, np.ones(len(sample.labels), np.float32), sample.labels, sample.image.shape[:2],
+                None if known is None else known.astype(np.float32),
+            )  # fmt: skip
+            pixels = np.clip(np.round(sample.image), 0, 255).astype(np.uint8)
+            tile = draw(pixels, objects, annotations.class_names, color_by=color_by, scores=False)
+            height, width = sample.image.shape[:2]
+            tiles.append((tile, f"epoch {epoch}: {width} x {height}, {len(sample.labels)} objects"))
+    _write_sheet(tiles, output, len(chosen), columns=versions + 1)
 
 
 def draw_predictions(

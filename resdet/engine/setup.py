@@ -9,8 +9,11 @@ from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, data_root, split_paths
 from resdet.data.coco import Annotations, parse_coco
+from resdet.data.formats.common import Source
 from resdet.data.shapes import ensure_shapes
 from resdet.data.sources import find_format, open_split
+from resdet.engine.auto import choose
+from resdet.engine.examine import check_before_training
 from resdet.engine.log import console
 from resdet.errors import UserError
 
@@ -42,19 +45,23 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None) -> tuple[C
     found = earlier or start
     if found:
         config = config.model_copy(update={"model": completed(config.model, found)})
-    train = read_split(config, "train")
-    val = read_split(config, "val") if config.train.eval_every else None
+    sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits}
+    check_before_training(sources)
+    train = parse_split("train", sources["train"])
+    val = parse_split("val", sources["val"]) if "val" in sources else None
+    del sources  # what a dataset needs of them is in `train` and `val`
     config = with_num_classes(config, train)
     if not any(len(i.objects.labels) for i in train.images):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
+    if config.auto:
+        config, choices = choose(config.model_copy(deep=True), train, pretrained=found is not None)
+        for choice in choices:
+            console.print(f"auto: {choice.key} = {choice.value} ({choice.reason})")
     if config.model.mask and not any(any(i.objects.segmentations) for i in train.images):
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "set model.mask=null, which makes it a Faster R-CNN"
         )
-    if val and val.class_names != train.class_names:
-        both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
-        raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
     return config, Inputs(train, val, start)
 
 
@@ -67,8 +74,12 @@ def make_synthetic(config: Config) -> None:
 
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
     """The checked annotations of a split, with one line about them."""
-    source = open_split(config.data, split)
-    read = parse_coco(source.content, source.images, source.path, config.data.limit, source.origins)
+    return parse_split(split, open_split(config.data, split))
+
+
+def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
+    """The same, of annotations that have been opened."""
+    read = parse_coco(source.content, source.images, source.path, source.origins)
     read.skipped += source.remarks
     if split == "val":
         read.content = source.content

@@ -5,6 +5,7 @@ Letters: P = B * R pooled RoIs, N = R * K candidates an image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -63,11 +64,15 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 class BoxHead(nn.Module):
     """trunk: (P, C, s, s), valid (P,) -> (P, trunk.width). num_classes: K, without background, which is index K inside.
 
+    focal_gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002), here over the softmax; 0 is cross-entropy.
+    class_weights: (K + 1,) factors of the classification loss, the background's last.
     delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
     score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
     clamp_shrink: see `boxes.decode`.
     empty: when boxes without area go: before suppression, after it, or never; part of a checkpoint's numerics.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -75,6 +80,8 @@ class BoxHead(nn.Module):
         trunk: TwoFC | FourConvOneFC,
         num_classes: int,
         *,
+        focal_gamma: float = 0.0,
+        class_weights: Sequence[float] | None = None,
         delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         loss_beta: float = 0.0,
         score_threshold: float = 0.05,
@@ -91,6 +98,9 @@ class BoxHead(nn.Module):
         for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.focal_gamma = focal_gamma
+        self.register_buffer("class_weights", weights, persistent=False)
         self.delta_weights, self.loss_beta, self.min_size, self.empty = delta_weights, loss_beta, min_size, empty
         self.clamp_shrink = clamp_shrink
         self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
@@ -107,13 +117,18 @@ class BoxHead(nn.Module):
         count = samples.valid.sum().clamp(min=1)
         label = samples.labels
         entropy = F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="sum"
-        )
+            at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
+        )  # (B * R,), 0 where padded
+        if self.focal_gamma:
+            # 1 - p of the right class; its power's slope at 0 is infinite below gamma 1, hence the bound.
+            entropy = entropy * (-torch.expm1(-entropy)).clamp(min=1e-6) ** self.focal_gamma
+        if self.class_weights is not None:
+            entropy = entropy * self.class_weights[label.flatten().clamp(min=0)]
         of_class = label.clamp(0, self.num_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
         wanted = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
         distance = box_distance(deltas.gather(2, of_class).squeeze(2), wanted, self.loss_beta)
         return {
-            "box_class": entropy / count,
+            "box_class": entropy.sum() / count,
             "box_reg": torch.where(samples.positive, distance, 0.0).sum() / count,
         }
 

@@ -89,6 +89,11 @@ def build_model(config: ModelConfig) -> Detector:
 def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
     assert config.num_classes is not None
     b = config.box
+    if b.class_weights is not None and len(b.class_weights) != config.num_classes + 1:
+        raise UserError(
+            f"model.box.class_weights has {len(b.class_weights)} numbers, but there are {config.num_classes} classes "
+            "and the background, whose weight comes last"
+        )
     trunk = (
         TwoFC(fpn.channels, 7, b.width) if b.trunk == "2fc" else FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm)
     )
@@ -96,6 +101,8 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
         _pool(config, 7),
         trunk,
         config.num_classes,
+        focal_gamma=b.focal_gamma,
+        class_weights=b.class_weights,
         delta_weights=b.delta_weights,
         loss_beta=b.loss_beta,
         score_threshold=b.score_threshold,

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from pictures import textured
+from resdet.config import DataConfig
 from resdet.data.coco import read_coco
+from resdet.data.sources import open_split
 from resdet.errors import UserError
 
 
@@ -82,8 +84,10 @@ def test_boxes_are_cut_to_their_image(tmp_path) -> None:
 
 
 def test_limit_keeps_the_first_images(tmp_path) -> None:
-    read = read_coco(write(tmp_path), tmp_path, limit=1)
-    assert [image.image_id for image in read.images] == [10]
+    values = {"limit": 1, "train": {"images": tmp_path, "annotations": write(tmp_path)}}
+    content = open_split(DataConfig.model_validate(values), "train").content
+    assert [image["id"] for image in content["images"]] == [10]
+    assert {entry["image_id"] for entry in content["annotations"]} <= {10}
 
 
 @pytest.mark.parametrize(

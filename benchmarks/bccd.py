@@ -1,0 +1,131 @@
+"""Blood cells from scratch: resdet and torchvision's own Faster R-CNN, the same backbone, data, order, budget and seed.
+
+    python benchmarks/bccd.py BCCD [OUTPUT]
+
+BCCD is the folder that holds JPEGImages, Annotations and ImageSets. Both train on the batches of resdet's loader with the
+same optimiser and schedule (configs/examples/bccd.yaml) and are scored by the same evaluation on the test split.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+import resdet
+from resdet.config import Config
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import evaluation_loader, training_loader
+from resdet.engine.evaluate import evaluation_of
+from resdet.engine.optim import learning_rate
+from resdet.engine.setup import read_split
+
+
+def torchvision_model(config: Config, num_classes: int) -> nn.Module:
+    """torchvision's builder with the numbers of the config, and everything else its own."""
+    m = config.model
+    backbone = resnet_fpn_backbone(
+        backbone_name=m.backbone.name, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+    )
+    return FasterRCNN(
+        backbone,
+        num_classes + 1,
+        min_size=config.data.min_size[-1],
+        max_size=config.data.max_size,
+        rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in m.anchors.sizes), ((0.5, 1.0, 2.0),) * 5),
+        rpn_pre_nms_top_n_train=m.rpn.pre_nms_train,
+        rpn_post_nms_top_n_train=m.rpn.post_nms_train,
+        rpn_pre_nms_top_n_test=m.rpn.pre_nms_predict,
+        rpn_post_nms_top_n_test=m.rpn.post_nms_predict,
+        box_batch_size_per_image=m.box.samples,
+    )
+
+
+def split_batch(batch: resdet.Batch) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    images = [x[:, :h, :w].float() / 255 for x, (h, w) in zip(batch.images, batch.image_sizes.tolist(), strict=True)]
+    t = batch.targets
+    if t is None:
+        return images, []
+    targets = [
+        {"boxes": boxes[valid], "labels": labels[valid] + 1}
+        for boxes, labels, valid in zip(t.boxes, t.labels, t.valid, strict=True)
+    ]
+    return images, targets
+
+
+def train_torchvision(config: Config) -> dict[str, float | None]:
+    train, val = read_split(config, "train"), read_split(config, "val")
+    t = config.train
+    torch.manual_seed(config.seed)
+    model = torchvision_model(config, len(train.class_names)).train()
+    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) not in norms], "weight_decay": t.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) in norms], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=t.lr)
+    dataset = DetectionDataset(train, config.data, config.model.input, train=True, masks=False, seed=config.seed)
+    batches = training_loader(dataset, t.batch_size, config.data.workers)
+    for iteration in range(1, t.max_iters + 1):
+        images, targets = split_batch(next(batches).batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(iteration, t)
+        loss = sum(model(images, targets).values())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), t.clip_grad_norm or float("inf"))
+        optimizer.step()
+        if iteration % 20 == 0:
+            print(f"torchvision {iteration}/{t.max_iters}  loss {loss.item():.3f}", flush=True)
+    dataset = DetectionDataset(val, config.data, config.model.input, train=False, masks=False, seed=config.seed)
+    entries: list[dict[str, Any]] = []
+    model.eval()
+    for loaded in evaluation_loader(dataset, 4, config.data.workers):
+        images, _ = split_batch(loaded.batch)
+        with torch.inference_mode():
+            found = model(images)
+        for index, image, result in zip(loaded.indices, images, found, strict=True):
+            info = val.images[index]
+            scale = torch.tensor([info.size[1] / image.shape[2], info.size[0] / image.shape[1]] * 2)
+            boxes = result["boxes"] * scale
+            boxes[:, 2:] -= boxes[:, :2]
+            for box, score, label in zip(
+                boxes.tolist(), result["scores"].tolist(), result["labels"].tolist(), strict=True
+            ):
+                entry = {
+                    "image_id": info.image_id,
+                    "category_id": val.category_ids[label - 1],
+                    "bbox": box,
+                    "score": score,
+                }
+                entries.append(entry)
+    metrics, tables = evaluation_of(val).score(entries, ("bbox",))
+    print(tables)
+    return metrics["bbox"]
+
+
+def main(root: Path, output: Path) -> None:
+    config = resdet.load_config("configs/examples/bccd.yaml", [f"data.root={root}"])
+    config.output = output / "resdet"
+    began = time.perf_counter()
+    ours = resdet.train(config).metrics["bbox"]
+    middle = time.perf_counter()
+    theirs = train_torchvision(config)
+    end = time.perf_counter()
+    for name, metrics, seconds in (("resdet", ours, middle - began), ("torchvision", theirs, end - middle)):
+        numbers = "  ".join(f"{key} {100 * (metrics[key] or 0):.1f}" for key in ("AP", "AP50", "AP75", "AR100"))
+        print(f"{name:>12}: {numbers}  {seconds / 60:.1f} minutes, evaluation included")
+    print(
+        f"AP ratio {(ours['AP'] or 0) / max(theirs['AP'] or 0, 1e-9):.2f}, time ratio {(end - middle) / (middle - began):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "outputs/bccd"))

@@ -1,0 +1,80 @@
+"""How the objects of a dataset sit with anchors and input size: findings, and advice that only a person should take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from resdet.config import DataConfig, ModelConfig
+from resdet.data.coco import Annotations
+from resdet.data.defects import Finding, Findings
+from resdet.data.images import resized_size
+
+SMALL = 8  # pixels of a side after resizing: two cells of the finest level
+RECALLED = 0.5  # IoU
+
+
+def resized_objects(annotations: Annotations, data: DataConfig) -> np.ndarray:
+    """(N, 2) float32: width and height of every object in the network's input, at the last `data.min_size`."""
+    parts = [np.zeros((0, 2), np.float32)]
+    for info in annotations.images:
+        new = resized_size(info.size, data.min_size[-1], data.max_size)
+        boxes = info.objects.boxes
+        parts.append(
+            (boxes[:, 2:] - boxes[:, :2]) * np.array([new[1] / info.size[1], new[0] / info.size[0]], np.float32)
+        )
+    return np.concatenate(parts)
+
+
+def best_overlaps(objects: np.ndarray, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
+    """(N,) IoU of each (width, height) with the anchor shape nearest to it, centres put together. ratios: height / width."""
+    best = np.zeros(len(objects))
+    for size in sizes:
+        for ratio in ratios:
+            anchor = np.array([size / ratio**0.5, size * ratio**0.5])
+            inter = np.minimum(objects, anchor).prod(1)
+            best = np.maximum(best, inter / (objects.prod(1) + anchor.prod() - inter))
+    return best
+
+
+def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig) -> tuple[list[Finding], list[str]]:
+    """Objects that input size and anchors do not suit, as findings, and lines of advice on the anchors."""
+    found = Findings("train")
+    objects = resized_objects(annotations, data)
+    if not len(objects):
+        return [], []
+    sides = np.sqrt(objects.prod(1))
+    sizes, ratios = model.anchors.sizes, model.anchors.ratios
+    overlaps = best_overlaps(objects, sizes, ratios)
+    share = {"too-small": sides < SMALL, "too-large": sides > 1.5 * sizes[-1], "anchors": overlaps < RECALLED}
+    for code, where in share.items():
+        if where.mean() > 0.02:
+            for k in np.nonzero(where)[0]:
+                found.add(code, f"{objects[k][0]:.0f} x {objects[k][1]:.0f} pixels (W x H) in the network's input")
+    recall = float((overlaps >= RECALLED).mean())
+    other = best_anchors(objects)
+    reached = float((best_overlaps(objects, *other) >= RECALLED).mean())
+    lines = [f"anchors reach {recall:.1%} of the objects (IoU of the nearest shape at least {RECALLED:g})"]
+    if reached > recall + 0.02:
+        text = f"{list(other[0])} with ratios {list(other[1])}"
+        lines.append(
+            f"model.anchors.sizes={text} would reach {reached:.1%}; a pretrained RPN would have to learn them anew"
+        )
+    return list(found.by_code.values()), lines
+
+
+def best_anchors(objects: np.ndarray) -> tuple[list[float], list[float]]:
+    """Of a few scales and sets of ratios the ones that reach most objects; five sizes, each twice the one before."""
+    choices = [
+        ([first * 2**k for k in range(5)], ratios)
+        for first in (8.0, 12.0, 16.0, 24.0, 32.0, 48.0)
+        for ratios in ([0.5, 1.0, 2.0], [0.33, 1.0, 3.0], [0.25, 1.0, 4.0], [0.25, 0.5, 1.0, 2.0, 4.0])
+    ]
+
+    def worth(choice: tuple[list[float], list[float]]) -> float:
+        """Recall, less a little for more shapes and for sizes far from the usual ones."""
+        recall = float((best_overlaps(objects, *choice) >= RECALLED).mean())
+        return round(recall, 2) - 0.02 * (len(choice[1]) > 3) - 1e-4 * abs(32 - choice[0][0])
+
+    return max(choices, key=worth)

@@ -1,0 +1,88 @@
+"""The kinds of defects that a dataset can have, and how one is reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FEW = 10  # objects of a class below which a model will hardly learn it
+Severity = Literal["error", "warning"]
+Entry = dict[str, Any]
+
+
+@dataclass
+class Finding:
+    """One kind of defect in one split. Errors stop training, warnings do not."""
+
+    split: str
+    code: str
+    severity: Severity
+    what: str
+    fix: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)  # ids, for `repair`
+
+    def add(self, example: str, item: Any = None) -> None:
+        self.count += 1
+        self.items.append(item)
+        if len(self.examples) < 5:
+            self.examples.append(example)
+
+
+class Findings:
+    """Collects findings by code, in the order of their first appearance."""
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+        self.by_code: dict[str, Finding] = {}
+
+    def add(self, code: str, example: str, item: Any = None) -> None:
+        severity, what, fix = KINDS[code]
+        finding = self.by_code.setdefault(code, Finding(self.split, code, severity, what, fix))
+        finding.add(example, item)
+
+
+# code: (severity, what it is, how it is mended; "--fix" where `repair` can)
+KINDS: dict[str, tuple[Severity, str, str]] = {
+    "image-id": ("error", "image id missing, not an integer, or used twice", "give every image an id of its own"),
+    "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
+    "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),
+    "category-name": ("warning", "two categories of one name", "merge them, or rename one"),
+    "category-unknown": ("error", "annotation of a category that is not listed", "list the category, or --fix drops it"),
+    "off-by-one": ("error", "category ids are off by one from those listed", "--fix shifts them"),
+    "image-unknown": ("error", "annotation of an image that is not listed", "list the image, or --fix drops it"),
+    "box-malformed": ("error", "bbox is not four finite numbers", "write [x, y, width, height], or --fix drops it"),
+    "box-xyxy": ("error", "boxes look like [x1, y1, x2, y2]; COCO's are [x, y, width, height]", "--fix converts them"),
+    "box-normalised": ("error", "boxes look like shares of the picture; COCO's are pixels", "--fix multiplies them"),
+    "box-degenerate": ("warning", "boxes without area (skipped in training)", "--fix drops them"),
+    "box-outside": ("warning", "boxes that leave their image by over 2 pixels (they are cut)", "--fix cuts them"),
+    "box-nowhere": ("warning", "boxes wholly outside their image (skipped in training)", "--fix drops them"),
+    "polygon-short": ("warning", "polygons of under three points (skipped)", "--fix drops them"),
+    "polygon-crossing": ("warning", "polygons that cross themselves badly", "redraw them: the crossed part counts as outside"),
+    "polygon-apart": ("warning", "masks that disagree with their box by over 10 % of its size",
+                      "--fix sets the box to the mask's"),
+    "mask-empty": ("warning", "masks without a pixel", "--fix drops the mask and keeps the box"),
+    "mask-malformed": ("error", "segmentation is neither polygons nor RLE of the image's size", "--fix drops the mask"),
+    "duplicate": ("warning", "the same object annotated twice", "--fix keeps one"),
+    "class-rare": ("warning", f"classes with under {FEW} objects to learn from",
+                   "annotate more, or data.repeat_threshold=0.01"),
+    "class-unseen": ("warning", "classes with objects in val but none in train",
+                     "split again: data.split=0.2 keeps shares equal"),
+    "categories-differ": ("error", "the splits name different categories", "use one list of categories in both files"),
+    "too-small": ("warning", "objects under 8 pixels after resizing",
+                  "raise data.min_size and data.max_size, or cut pictures up"),
+    "too-large": ("warning", "objects larger than the largest anchor reaches",
+                  "lower data.min_size, or raise model.anchors.sizes"),
+    "anchors": ("warning", "objects that no anchor overlaps by half", "see the advice on anchors below"),
+    "file-missing": ("error", "pictures that are not there", "correct file_name or the folder, or --fix drops the image"),
+    "file-empty": ("error", "pictures of zero bytes", "copy them again, or --fix drops the image"),
+    "file-unreadable": ("error", "files that are no readable picture", "replace them, or --fix drops the image"),
+    "file-truncated": ("error", "pictures that are cut off", "copy them again, or --fix drops the image"),
+    "file-size": ("error", "pictures of another size than annotated", "--fix takes the file's size (check that the boxes fit)"),
+    "file-exif": ("warning", "pictures that EXIF rotates but whose annotations are for the stored pixels (left as stored)",
+                  "remove the EXIF tag"),
+    "file-outside": ("error", "file names that lead out of the image folder", "keep pictures inside it"),
+    "same-picture": ("warning", "the same picture twice within a split", "remove one"),
+    "leak": ("warning", "pictures of val that are also in train: its AP will be too good", "remove them from one"),
+}  # fmt: skip

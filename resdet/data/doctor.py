@@ -1,0 +1,275 @@
+"""What is wrong with annotations: COCO's structure of each split -> `Finding`s, each with its number, examples and fix.
+
+Nothing raises here: a file with a hundred mistakes gets a list of them. The picture files are `inspect_files.py`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from resdet.data.coco import is_number
+from resdet.data.defects import FEW, Entry, Finding, Findings
+from resdet.data.formats.common import Source
+
+
+def examine(split: str, source: Source) -> list[Finding]:
+    """Everything that the annotations of one split tell by themselves."""
+    found = Findings(split)
+    images = _images(source, found)
+    categories = _categories(source, found)
+    entries = _known(source, images, categories, found)
+    boxed = _boxes(source, entries, images, found)
+    _masks(source, boxed, images, found)
+    _duplicates(source, boxed, found)
+    if split == "train":
+        counts = Counter(entry["category_id"] for entry in boxed)
+        for identity, name in categories.items():
+            if 0 < counts[identity] < FEW:
+                found.add("class-rare", f"{name}: {counts[identity]}")
+    return list(found.by_code.values())
+
+
+def compare(train: Source, val: Source) -> list[Finding]:
+    """What only shows between two splits."""
+    found = Findings("both")
+    names = [{c.get("name") for c in s.content["categories"]} for s in (train, val)]
+    ids = [{(c.get("id"), c.get("name")) for c in s.content["categories"]} for s in (train, val)]
+    if ids[0] != ids[1]:
+        only = [sorted(map(str, names[k] - names[1 - k])) for k in (0, 1)]
+        text = (
+            f"only in train: {only[0]}, only in val: {only[1]}" if only[0] or only[1] else "the same names, other ids"
+        )
+        found.add("categories-differ", text)
+    counts = [Counter(a.get("category_id") for a in s.content["annotations"]) for s in (train, val)]
+    for category in train.content["categories"]:
+        identity = category.get("id")
+        if counts[1][identity] and not counts[0][identity]:
+            found.add("class-unseen", f"{category.get('name')}: {counts[1][identity]} in val")
+    return list(found.by_code.values())
+
+
+def name_of(source: Source, entry: Entry, number: int = 0) -> str:
+    """What messages call an annotation."""
+    identity = entry.get("id")
+    known = source.origins.get(identity) if isinstance(identity, int) else None
+    return known or f"annotation {identity if identity is not None else f'number {number}'}"
+
+
+def _images(source: Source, found: Findings) -> dict[int, Entry]:
+    images: dict[int, Entry] = {}
+    for i, entry in enumerate(source.content["images"]):
+        identity = entry.get("id")
+        if not isinstance(identity, int) or isinstance(identity, bool) or identity in images:
+            found.add("image-id", f"image number {i} ({entry.get('file_name')}): {identity!r}")
+            continue
+        images[identity] = entry
+        sides = entry.get("height"), entry.get("width")
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            found.add(
+                "image-size", f"image {identity} ({entry.get('file_name')}): {sides[0]!r} x {sides[1]!r}", identity
+            )
+    return images
+
+
+def _categories(source: Source, found: Findings) -> dict[int, str]:
+    categories: dict[int, str] = {}
+    for entry in source.content["categories"]:
+        identity, name = entry.get("id"), str(entry.get("name", entry.get("id")))
+        if not isinstance(identity, int) or identity in categories:
+            found.add("category-id", f"{name}: {identity!r}")
+            continue
+        if name in categories.values():
+            found.add(
+                "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
+            )
+        categories[identity] = name
+    return categories
+
+
+def _known(source: Source, images: dict[int, Entry], categories: dict[int, str], found: Findings) -> list[Entry]:
+    """The annotations whose image and category are listed."""
+    used = {e.get("category_id") for e in source.content["annotations"] if isinstance(e.get("category_id"), int)}
+    unknown = used - categories.keys()
+    # Categories 1..K and annotations 0..K-1, or the other way round: every id would fit if it moved by one.
+    shift = next((s for s in (1, -1) if unknown and {c + s for c in used} <= categories.keys()), 0)
+    kept = []
+    for i, entry in enumerate(source.content["annotations"]):
+        what, category = name_of(source, entry, i), entry.get("category_id")
+        if entry.get("image_id") not in images:
+            found.add("image-unknown", f"{what}: image_id {entry.get('image_id')!r}", i)
+        elif shift:
+            if category in unknown:
+                found.add("off-by-one", f"{what}: category_id {category}, listed are {sorted(categories)[:4]}…", shift)
+            kept.append(entry)
+        elif category not in categories:
+            found.add("category-unknown", f"{what}: category_id {category!r}", i)
+        else:
+            kept.append(entry)
+    return kept
+
+
+def _size(image: Entry) -> tuple[float, float] | None:
+    height, width = image.get("height"), image.get("width")
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0 else None
+
+
+def _boxes(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings) -> list[Entry]:
+    """The annotations with a box that has an area."""
+    whole: list[tuple[Entry, tuple[float, float]]] = []
+    for i, entry in enumerate(entries):
+        box, size = entry.get("bbox"), _size(images[entry["image_id"]])
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            found.add("box-malformed", f"{name_of(source, entry, i)}: {str(box)[:60]}", id(entry))
+        elif size:
+            whole.append((entry, size))
+    if not whole:
+        return []
+    boxes = np.array([entry["bbox"] for entry, _ in whole], dtype=np.float64)
+    sizes = np.array([size for _, size in whole])
+    x, y, w, h = boxes.T
+    height, width = sizes.T
+    sized = (w > 0) & (h > 0)
+    if sized.any() and boxes[sized].max() <= 1.5 and np.median(width) > 16:
+        for k in np.nonzero(sized)[0]:
+            found.add("box-normalised", f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
+        return []
+    outside = (x + w > width + 2) | (y + h > height + 2)
+    corners = (w > x) & (h > y) & (w <= width + 2) & (h <= height + 2)
+    if sized.sum() >= 3 and outside[sized].mean() > 0.2 and corners[sized].mean() > 0.95:
+        for k in np.nonzero(sized & corners)[0]:
+            found.add("box-xyxy", f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
+        return []
+    nowhere = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
+    leaving = sized & ~nowhere & (outside | (x < -2) | (y < -2))
+    for code, where in (("box-degenerate", ~sized), ("box-nowhere", nowhere), ("box-outside", leaving)):
+        for k in np.nonzero(where)[0]:
+            text = (
+                f"{name_of(source, whole[k][0])}: {_short(boxes[k])} in {sizes[k][0]:.0f} x {sizes[k][1]:.0f} (H x W)"
+            )
+            found.add(code, text, id(whole[k][0]))
+    return [whole[k][0] for k in np.nonzero(sized & ~nowhere)[0]]
+
+
+def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings) -> None:
+    for i, entry in enumerate(entries):
+        value = entry.get("segmentation")
+        if not value:
+            continue
+        what, (height, width) = name_of(source, entry, i), _size(images[entry["image_id"]]) or (1, 1)
+        if isinstance(value, dict):
+            around = rle_corners(value, int(height), int(width))
+        else:
+            around = _polygons(value, what, entry, found)
+        if isinstance(around, str):
+            if around:
+                found.add(around, f"{what}", id(entry))
+            continue
+        if not entry.get("iscrowd"):
+            x, y, w, h = entry["bbox"]
+            gap = np.abs(np.array([around[0] - x, around[1] - y, around[2] - x - w, around[3] - y - h]))
+            if (gap > np.maximum(0.1 * np.array([w, h, w, h]), 2)).any():
+                text = f"{what}: box {_short([x, y, x + w, y + h])}, mask {_short(around)} (corners)"
+                found.add("polygon-apart", text, id(entry))
+
+
+def rle_corners(value: Entry, height: int, width: int) -> list[float] | str:
+    """Corners of a mask, or the code of what is wrong with it."""
+    try:
+        if value.get("size") != [height, width]:
+            return "mask-malformed"
+        rle = coco_mask.frPyObjects(value, height, width) if isinstance(value["counts"], list) else value
+        if not coco_mask.area(rle):
+            return "mask-empty"
+        x, y, w, h = coco_mask.toBbox(rle).tolist()
+    except (KeyError, TypeError, ValueError):
+        return "mask-malformed"
+    return [x, y, x + w, y + h]
+
+
+def _polygons(value: Any, what: str, entry: Entry, found: Findings) -> list[float] | str:
+    """Corners around the polygons, or the code of what is wrong; "" where that is reported already."""
+    if not isinstance(value, list) or not all(
+        isinstance(p, list) and len(p) % 2 == 0 and all(map(is_number, p)) for p in value
+    ):
+        return "mask-malformed"
+    for polygon in value:
+        if len(polygon) < 6:
+            found.add("polygon-short", f"{what}: {len(polygon) // 2} points", id(entry))
+        elif crossed_share(polygon) > 0.1:
+            found.add("polygon-crossing", f"{what}: {len(polygon) // 2} points", id(entry))
+    points = [np.reshape(p, (-1, 2)) for p in value if len(p) >= 6]
+    if not points:
+        return ""
+    every = np.concatenate(points)
+    if not any((p.max(0) - p.min(0)).min() > 0 for p in points):
+        return "mask-empty"
+    return [*every.min(0).tolist(), *every.max(0).tolist()]
+
+
+def signed_area(points: np.ndarray) -> float:
+    """(N, 2) -> area, positive one way round."""
+    x, y = points.T
+    return float(0.5 * (x * np.roll(y, -1) - y * np.roll(x, -1)).sum())
+
+
+def crossed_share(polygon: Iterable[float]) -> float:
+    """How much of a polygon's outline lies on the wrong side: 0 for a simple polygon, 1 for an even figure of eight.
+
+    By areas, not by crossings: outlines drawn by hand cross themselves in a pixel here and there, and nobody minds.
+    """
+    points = np.reshape(np.fromiter(polygon, float), (-1, 2))
+    low, high = points.min(0), points.max(0)
+    if (high - low).min() <= 0:
+        return 0.0
+    # A simple outline's area is the same by the shoelace formula and by its pixels; only where it is not, look closely.
+    fine = ((points - low) / (high - low) * 256).ravel().tolist()
+    pixels = float(coco_mask.area(coco_mask.frPyObjects([fine], 256, 256))[0])
+    if abs(abs(signed_area(np.reshape(fine, (-1, 2)))) - pixels) < 0.05 * pixels:
+        return 0.0
+    # The winding number of points on a grid: another sign, or over one, where the outline overlaps itself.
+    side = 64
+    scaled = (points - low) / (high - low) * side
+    centres = np.arange(side) + 0.5
+    starts, ends = scaled, np.roll(scaled, -1, axis=0)
+    low_y, high_y = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
+    crosses = (low_y[:, None] <= centres) & (centres < high_y[:, None])  # (N, side): edge k passes row r
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (ends[:, 0] - starts[:, 0]) / (ends[:, 1] - starts[:, 1])
+        at = starts[:, :1] + slope[:, None] * (centres - starts[:, 1:])
+    direction = np.where(ends[:, 1] > starts[:, 1], 1, -1)
+    winding = np.zeros((side, side), dtype=int)
+    for k, row in zip(*np.nonzero(crosses), strict=True):
+        winding[row] += direction[k] * (centres > at[k, row])
+    positive, negative, double = (winding > 0).sum(), (winding < 0).sum(), (np.abs(winding) > 1).sum()
+    total = (winding != 0).sum()
+    return float((min(positive, negative) + double) / total) if total else 0.0
+
+
+def _duplicates(source: Source, entries: list[Entry], found: Findings) -> None:
+    seen: dict[tuple[Any, ...], Entry] = {}
+    for i, entry in enumerate(entries):
+        key = (
+            entry["image_id"],
+            entry["category_id"],
+            *(round(v, 1) for v in entry["bbox"]),
+            bool(entry.get("iscrowd")),
+        )
+        if key in seen:
+            text = f"{name_of(source, entry, i)} is {name_of(source, seen[key])} again: {_short(entry['bbox'])}"
+            found.add("duplicate", text, id(entry))
+        else:
+            seen[key] = entry
+
+
+def _short(values: Iterable[float]) -> str:
+    return (
+        "["
+        + ", ".join(f"{v:g}" if math.isfinite(v) else str(v) for v in map(lambda v: round(float(v), 1), values))
+        + "]"
+    )

@@ -1,0 +1,95 @@
+"""The picture files of a split: there, whole, of the annotated size, and each only once -> `Finding`s."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from resdet.data.defects import Finding, Findings
+from resdet.data.formats.common import Source
+from resdet.data.images import read_header
+from resdet.errors import UserError
+
+
+class Report(NamedTuple):
+    """Of one file: the code and text of what is wrong ("" if nothing), an item for `repair`, and a digest of its content."""
+
+    code: str
+    text: str
+    item: Any
+    digest: bytes
+
+
+def inspect_files(
+    split: str, source: Source, *, decode: bool, tick: Callable[[], object] = lambda: None
+) -> tuple[list[Finding], dict[bytes, str]]:
+    """Look at every listed picture, in parallel. -> findings, and the name of a picture for each content.
+
+    decode: also decode the pixels, which finds files that are cut off. tick: called for each file.
+    """
+    found = Findings(split)
+    entries = [e for e in source.content["images"] if isinstance(e.get("file_name"), str) and e["file_name"]]
+    root = source.images.resolve()
+
+    def look(entry: dict[str, Any]) -> Report:
+        report = _look(source.images / entry["file_name"], root, entry, decode)
+        tick()
+        return report
+
+    digests: dict[bytes, str] = {}
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
+        for entry, report in zip(entries, pool.map(look, entries), strict=True):
+            name = str(entry["file_name"])
+            if report.code:
+                found.add(report.code, report.text, report.item)
+            if report.digest and report.digest in digests:
+                found.add("same-picture", f"{name} is {digests[report.digest]}", entry.get("id"))
+            elif report.digest:
+                digests[report.digest] = name
+    return list(found.by_code.values()), digests
+
+
+def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
+    """Pictures of equal content in both splits."""
+    found = Findings("both")
+    for digest in val.keys() & train.keys():
+        found.add("leak", f"val {val[digest]} is train {train[digest]}")
+    return list(found.by_code.values())
+
+
+def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report:
+    identity = entry.get("id")
+    if not path.resolve().is_relative_to(root):
+        return Report("file-outside", f"image {identity}: {entry['file_name']}", identity, b"")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Report("file-missing", f"image {identity}: {path} ({error.strerror})", identity, b"")
+    if not data:
+        return Report("file-empty", f"image {identity}: {path}", identity, b"")
+    try:
+        header = read_header(data, path)
+    except UserError as error:
+        return Report("file-unreadable", str(error), identity, b"")
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    if decode:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return Report("file-truncated", f"image {identity}: {path} ({error})", identity, digest)
+    size = (entry.get("height"), entry.get("width"))
+    if size != header.upright_size and size == header.size:
+        return Report("file-exif", f"image {identity}: {path}", identity, digest)
+    if size != header.upright_size:
+        actual = header.upright_size
+        text = f"image {identity}: {path} is {actual[0]} x {actual[1]} (H x W), annotated {size[0]} x {size[1]}"
+        return Report("file-size", text, (identity, actual), digest)
+    return Report("", "", None, digest)

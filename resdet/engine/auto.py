@@ -1,0 +1,91 @@
+"""`auto: true`: what the config leaves open is chosen from the data, each choice with its reason. What it sets stays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel
+
+from resdet.config import Config
+from resdet.data.coco import Annotations
+
+FEWEST_SEEN = 24_000  # pictures, counted each time, that a fine-tuning sees at least
+MOST_EPOCHS = 100
+EPOCHS = 12  # and at least so many, as in the published 1x schedule
+
+
+class Choice(NamedTuple):
+    """key: of the config. reason: for people."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config, list[Choice]]:
+    """Fill in what the config does not set: input size, schedule, learning rate, frozen stages, whether there are masks."""
+    choices = [*_inputs(train), *_schedule(config, len(train.images))]
+    stages, why = (
+        (2, "there are pretrained weights: stem and layer1 stay") if pretrained else (0, "nothing is pretrained")
+    )
+    choices.append(Choice("model.backbone.frozen_stages", stages, why))
+    if config.model.mask and not any(any(image.objects.segmentations) for image in train.images):
+        # Set by the weights rather than by a person: a mask head has nothing to learn from here.
+        choices.append(Choice("model.mask", None, "no object has a mask"))
+    taken = []
+    for choice in choices:
+        section, given = _parent(config, choice.key)
+        name = choice.key.rpartition(".")[2]
+        if choice.key == "model.mask" or name not in given:
+            setattr(section, name, choice.value)
+            taken.append(choice)
+    return config, taken
+
+
+def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:
+    """The section that holds a key, and the names that a person has set in it."""
+    section: BaseModel = config
+    for part in key.split(".")[:-1]:
+        section = getattr(section, part)
+    return section, section.model_fields_set
+
+
+def _inputs(train: Annotations) -> list[Choice]:
+    """A short side at which the median object is at least 32 pixels, within 320 to 800 and twice the pictures' own."""
+    shorts = np.array([min(info.size) for info in train.images])
+    sides = [np.sqrt(np.prod(i.objects.boxes[:, 2:] - i.objects.boxes[:, :2], axis=1)) for i in train.images]
+    median, short = float(np.median(np.concatenate(sides))), float(np.median(shorts))
+    wanted = short * min(max(32 / max(median, 1), 1.0), 2.0)
+    size = int(min(max(round(wanted / 32) * 32, 320), 800))
+    sizes = [size - 32 * k for k in range(5, -1, -1) if size - 32 * k >= 0.8 * size]
+    reason = f"the median picture's short side is {short:.0f} pixels, the median object's {median:.0f}"
+    return [
+        Choice("data.min_size", sizes, reason),
+        Choice("data.max_size", math.ceil(size * 5 / 3), "five thirds of the short side, as published"),
+    ]
+
+
+def _schedule(config: Config, images: int) -> list[Choice]:
+    t = config.train
+    seen = min(MOST_EPOCHS * images, max(FEWEST_SEEN, EPOCHS * images))
+    iterations = max(100, math.ceil(seen / t.batch_size))
+    if "max_iters" in t.model_fields_set:
+        iterations = t.max_iters
+    rate = {"sgd": 0.02, "adamw": 2e-4}[t.optimizer] * t.batch_size / 16
+    often = max(1, iterations // 10)
+    return [
+        Choice(
+            "train.max_iters",
+            iterations,
+            f"{images} pictures, each seen {iterations * t.batch_size / images:.0f} times",
+        ),
+        Choice("train.warmup_iters", min(1000, max(10, iterations // 10)), "a tenth of the schedule, 1000 at most"),
+        Choice(
+            "train.milestones", [round(iterations * 2 / 3), round(iterations * 8 / 9)], "two thirds and eight ninths"
+        ),
+        Choice("train.lr", rate, f"linear in the batch size: {rate * 16 / t.batch_size:g} at 16 ({t.optimizer})"),
+        Choice("train.eval_every", often, "ten times a run"),
+        Choice("train.checkpoint_every", often, "ten times a run"),
+    ]

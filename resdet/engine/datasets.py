@@ -1,0 +1,174 @@
+"""`tools/data.py`: check a dataset, convert it to COCO's format, draw its statistics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.progress import Progress
+
+from resdet.config import Config, DataConfig, data_root
+from resdet.data.advice import examine_sizes
+from resdet.data.coco import Annotations, parse_coco
+from resdet.data.defects import Finding
+from resdet.data.doctor import compare, examine
+from resdet.data.formats.common import Source
+from resdet.data.formats.voc import read_voc
+from resdet.data.inspect_files import inspect_files, leaks
+from resdet.data.repair import repair
+from resdet.data.sources import find_format, open_split, read_source, subset
+from resdet.engine.examine import errors, report
+from resdet.engine.log import console
+from resdet.engine.setup import make_synthetic, missing_data
+from resdet.errors import UserError
+
+Split = Literal["train", "val"]
+
+
+def check(config: Config, output: Path | None, fix: Path | None, split: Split) -> int:
+    """Look at everything, print the table, write findings.json into `output` and a repaired `split` to `fix`.
+
+    -> the number of errors
+    """
+    make_synthetic(config)
+    problems = missing_data(config, ["train", "val"])
+    if problems:
+        raise UserError("\n\n".join(problems))
+    sources: dict[str, Source] = {name: open_split(config.data, name) for name in ("train", "val")}
+    sources |= unused(config.data, sources)
+    findings: list[Finding] = []
+    contents: dict[str, dict[bytes, str]] = {}
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        for name, source in sources.items():
+            task = progress.add_task(f"looking at {name}", total=len(source.content["images"]))
+            findings += examine(name, source)
+
+            def tick(task: Any = task) -> None:
+                progress.advance(task)
+
+            found, contents[name] = inspect_files(name, source, decode=True, tick=tick)
+            findings += found
+    findings += compare(sources["train"], sources["val"]) + leaks(contents["train"], contents["val"])
+    advice: list[str] = []
+    if not errors(findings):
+        read = parse_coco(sources["train"].content, sources["train"].images, sources["train"].path)
+        found, advice = examine_sizes(read, config.data, config.model)
+        findings += found
+    for name, source in sources.items():
+        content = source.content
+        console.print(
+            f"{name}: {source.path}: {len(content['images'])} images, {len(content['annotations'])} objects, "
+            f"{len(content['categories'])} classes"
+        )
+        for remark, count in source.remarks.items():
+            console.print(f"  {count} {remark}")
+    report(findings)
+    for line in advice:
+        console.print(line)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        listed = [{k: v for k, v in asdict(finding).items() if k != "items"} for finding in findings]
+        (output / "findings.json").write_text(json.dumps({"findings": listed, "advice": advice}, indent=2) + "\n")
+        console.print(f"written: {output / 'findings.json'}")
+    if fix:
+        content, done = repair(sources[split], [f for f in findings if f.split == split])
+        write_json(fix, content)
+        mended = ", ".join(f"{count} {code}" for code, count in sorted(done.items()) if count) or "nothing"
+        console.print(f"written: {fix}: {split} with these mended: {mended}")
+    return errors(findings)
+
+
+def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
+    """The images of a Pascal VOC folder that neither split takes, for they may become training data some day."""
+    if data.split or find_format(data, data.train) != "voc":
+        return {}
+    whole = read_voc(data.train.annotations or data_root(data), None)
+    taken = {e["file_name"] for s in sources.values() for e in s.content["images"]}
+    left = {e["id"] for e in whole.content["images"] if e["file_name"] not in taken}
+    return {"unused": subset(whole, left)} if left else {}
+
+
+def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
+    """Any known format at `source` -> one COCO JSON whose file names are relative to the source's folder."""
+    values: dict[str, Any] = {"format": kind, "train": {"split": split}}
+    if source.is_dir():
+        values["root"] = source
+    elif source.suffix.lower() == ".json":
+        values["train"] |= {"images": source.parent, "annotations": source}
+    else:
+        values["train"] |= {"annotations": source}
+    data = DataConfig.model_validate(values)
+    read = read_source(data, data.train, "train")
+    write_json(output, read.content)
+    content = read.content
+    console.print(
+        f"written: {output}: {len(content['images'])} images, {len(content['annotations'])} objects, classes "
+        f"{', '.join(str(c['name']) for c in content['categories'])}; file names are relative to {read.images}"
+    )
+    for remark, count in read.remarks.items():
+        console.print(f"  {count} {remark}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all. Raises `UserError`."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: could not be written ({error.strerror})") from None
+
+
+def stats(config: Config, output: Path, split: Split) -> Path:
+    """Class counts, object sizes and positions, picture shapes of a split, as one picture `stats.png`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("drawing statistics needs the extra: pip install 'resdet[plots]'") from None
+    make_synthetic(config)
+    problems = missing_data(config, [split])
+    if problems:
+        raise UserError("\n\n".join(problems))
+    source = open_split(config.data, split)
+    read = parse_coco(source.content, source.images, source.path, source.origins)
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    figure.suptitle(f"{read.source}: {read.summary()}", fontsize=10, wrap=True)
+    _draw_stats(figure, read)
+    output.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output / "stats.png", dpi=110)
+    console.print(f"{read.summary()}\nwritten: {output / 'stats.png'}")
+    return output / "stats.png"
+
+
+def _draw_stats(figure: Any, read: Annotations) -> None:
+    import numpy as np
+
+    labels = np.concatenate([i.objects.labels for i in read.images])
+    boxes = np.concatenate([i.objects.boxes for i in read.images])
+    sizes = np.concatenate([np.tile(i.size, (len(i.objects.labels), 1)) for i in read.images]).reshape(-1, 2)
+    blue = "#0072B2"
+    (classes, positions), (areas, shapes) = figure.subplots(2, 2)
+    counts = np.bincount(labels, minlength=len(read.class_names))
+    order = np.argsort(-counts, kind="stable")[:40]
+    classes.barh([read.class_names[k] for k in order][::-1], counts[order][::-1], color=blue)
+    rest = len(counts) - len(order)
+    classes.set(title=f"objects a class{f' (the first 40 of {len(counts)})' if rest else ''}", xlabel="objects")
+    classes.tick_params(axis="y", labelsize=8 if len(order) < 25 else 6)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes[:, ::-1], 1)
+    density, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=[[0, 1], [0, 1]])
+    positions.imshow(density, extent=(0, 1, 1, 0), cmap="Blues", aspect="auto")
+    positions.set(title="where objects' centres lie", xlabel="share of the width", ylabel="share of the height")
+    sides = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))
+    areas.hist(sides, bins=np.geomspace(1, max(sides.max(), 2), 40), color=blue)
+    areas.set(title="object size", xlabel="square root of the box area, pixels", ylabel="objects", xscale="log")
+    for edge in (32, 96):
+        areas.axvline(edge, color="#999999", linewidth=0.8)
+    widths, heights = [i.size[1] for i in read.images], [i.size[0] for i in read.images]
+    shapes.scatter(widths, heights, s=12, alpha=0.4, color=blue, linewidths=0)
+    shapes.set(title="picture sizes", xlabel="width", ylabel="height", xlim=(0, None), ylim=(0, None))
+    for axes in (classes, areas, shapes):
+        axes.spines[["top", "right"]].set_visible(False)

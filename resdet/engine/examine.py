@@ -1,0 +1,65 @@
+"""What the doctor found, for people: the table of `tools/data.py check`, and the short check before each training."""
+
+from __future__ import annotations
+
+import textwrap
+
+from rich.table import Table
+
+from resdet.data.defects import Finding
+from resdet.data.doctor import compare, examine
+from resdet.data.formats.common import Source
+from resdet.data.inspect_files import inspect_files
+from resdet.engine.log import console
+from resdet.errors import UserError
+
+SHORT = 3000  # pictures up to which a training looks at every file before it starts
+
+
+def check_before_training(sources: dict[str, Source]) -> None:
+    """The short form: annotations, and the files of small sets, without decoding. Raises `UserError` with all errors."""
+    findings: list[Finding] = []
+    for name, source in sources.items():
+        findings += examine(name, source)
+        if len(source.content["images"]) <= SHORT:
+            findings += inspect_files(name, source, decode=False)[0]
+    if len(sources) == 2:
+        findings += compare(sources["train"], sources["val"])
+    for finding in findings:
+        if finding.severity == "warning" and finding.code not in ("class-rare", "class-unseen"):
+            console.print(f"take care: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
+    wrong = [f for f in findings if f.severity == "error"]
+    if wrong:
+        lines = [f"{f.split}: {f.count} {f.what}\n      such as {f.examples[0]}\n      to fix: {f.fix}" for f in wrong]
+        raise UserError(
+            "the data cannot be trained on (tools/data.py check CONFIG shows all, --fix OUT.json mends what it can):\n  - "
+            + "\n  - ".join(lines)
+        )
+
+
+def errors(findings: list[Finding]) -> int:
+    return sum(finding.severity == "error" for finding in findings)
+
+
+def report(findings: list[Finding]) -> None:
+    """One table for people."""
+    if not findings:
+        console.print("nothing found: the data are in order")
+        return
+    table = Table(show_lines=True, width=min(console.width, 140) if console.is_terminal else 140)
+    for head in ("split", "", "count", "what", "first examples", "to fix"):
+        table.add_column(head, justify="right" if head == "count" else "left")
+    for f in sorted(findings, key=lambda f: f.severity != "error"):
+        style = "bold red" if f.severity == "error" else "yellow"
+        examples = "\n".join(textwrap.shorten(e, 160) for e in f.examples[:3])
+        table.add_row(f.split, f"[{style}]{f.severity}[/]", str(f.count), f.what, _plain(examples), _plain(f.fix))
+    console.print(table)
+    warnings = len(findings) - errors(findings)
+    console.print(
+        f"{errors(findings)} kind(s) of error, which stop training; {warnings} kind(s) of warning, which do not"
+    )
+
+
+def _plain(text: str) -> str:
+    """Without rich's markup: boxes stand in square brackets."""
+    return text.replace("[", "\\[")

@@ -1,0 +1,269 @@
+"""Every defect is planted and found; valid data stay quiet; what can be mended is mended."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictures import textured
+from resdet.config import DataConfig, ModelConfig
+from resdet.data.advice import best_anchors, best_overlaps, examine_sizes
+from resdet.data.coco import parse_coco
+from resdet.data.defects import KINDS, Finding
+from resdet.data.doctor import compare, crossed_share, examine
+from resdet.data.formats.common import Source
+from resdet.data.inspect_files import inspect_files, leaks
+from resdet.data.repair import repair
+from resdet.data.sources import open_split
+
+Content = dict[str, Any]
+
+
+def source(folder: Path, name: str = "train") -> Source:
+    """Six pictures of 60 x 80, two objects in each, of the classes a and b by turns."""
+    images = folder / name
+    images.mkdir(parents=True)
+    content: Content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    for k in range(1, 13):
+        if k % 2:
+            number = len(content["images"]) + 1
+            picture = textured(60, 80, seed=number + 100 * (name == "val"))
+            cv2.imwrite(str(images / f"{number}.jpg"), picture)
+            content["images"].append({"id": number, "file_name": f"{number}.jpg", "height": 60, "width": 80})
+        x, y = 5 + 3 * k, 10 + 2 * k
+        content["annotations"].append({
+            "id": k, "image_id": (k + 1) // 2, "category_id": 1 + k % 2, "bbox": [x, y, 30, 20], "iscrowd": 0,
+            "segmentation": [[x, y, x + 30, y, x + 30, y + 20, x, y + 20]],
+        })  # fmt: skip
+    content["annotations"] += [
+        dict(e, id=e["id"] + 20, bbox=[60, 45, 8, 9], segmentation=None) for e in content["annotations"]
+    ]
+    return Source(folder / f"{name}.json", images, content)
+
+
+def everything(train: Source, val: Source | None = None) -> list[Finding]:
+    found, digests = inspect_files("train", train, decode=True)
+    found += examine("train", train)
+    if val:
+        more, others = inspect_files("val", val, decode=True)
+        found += more + examine("val", val) + compare(train, val) + leaks(digests, others)
+    return [f for f in found if f.code != "class-rare"]  # six objects of each
+
+
+def test_valid_data_are_quiet(tmp_path, coco_open) -> None:
+    assert everything(source(tmp_path), source(tmp_path, "val")) == []
+    data = DataConfig(root=coco_open)
+    found = [f for name in ("train", "val") for f in examine(name, open_split(data, name))]
+    assert {f.code for f in found} <= {"class-rare"}
+
+
+def each(key: str, change: Callable[[Content], object]) -> Callable[[Source], None]:
+    """Change every entry of a list."""
+
+    def plant(s: Source) -> None:
+        for entry in s.content[key]:
+            change(entry)
+
+    return plant
+
+
+def one(key: str, index: int, **changes: object) -> Callable[[Source], None]:
+    """Change one entry of a list."""
+    return lambda s: s.content[key][index].update(changes)
+
+
+def shares(entry: Content) -> None:
+    x, y, w, h = entry["bbox"]
+    entry.update(bbox=[x / 80, y / 60, w / 80, h / 60], segmentation=None)
+
+
+def corners(entry: Content) -> None:
+    x, y, w, h = entry["bbox"]
+    entry.update(bbox=[x, y, x + w, y + h], segmentation=None)
+
+
+def rotated(s: Source) -> None:
+    """Stored as 60 x 80, upright 80 x 60, annotated as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(textured(60, 80)).save(s.images / "1.jpg", exif=exif)
+
+
+def cut_off(s: Source) -> None:
+    file = s.images / "1.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+
+
+PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
+    ("image-id", one("images", 1, id="x"), 1),
+    ("image-size", one("images", 0, height=0), 1),
+    ("category-id", lambda s: s.content["categories"].append({"id": 1, "name": "c"}), 1),
+    ("category-name", lambda s: s.content["categories"].append({"id": 3, "name": "a"}), 1),
+    ("category-unknown", one("annotations", 3, category_id=17), 1),
+    ("off-by-one", each("annotations", lambda e: e.update(category_id=e["category_id"] - 1)), 12),
+    ("image-unknown", one("annotations", 3, image_id=99), 1),
+    ("box-malformed", one("annotations", 3, bbox=[1, 2, float("nan"), 4]), 1),
+    ("box-xyxy", each("annotations", corners), 24),
+    ("box-normalised", each("annotations", shares), 24),
+    ("box-degenerate", one("annotations", 20, bbox=[5, 5, 0, 9]), 1),
+    ("box-outside", one("annotations", 20, bbox=[70, 5, 20, 9]), 1),
+    ("box-nowhere", one("annotations", 20, bbox=[100, 5, 20, 9]), 1),
+    ("polygon-short", one("annotations", 20, segmentation=[[1, 1, 9, 10], [60, 45, 68, 45, 68, 54, 60, 54]]), 1),
+    ("polygon-crossing", one("annotations", 20, segmentation=[[60, 45, 68, 54, 68, 45, 60, 54]]), 1),
+    ("polygon-apart", one("annotations", 0, bbox=[8, 12, 70, 40]), 1),
+    ("mask-empty", one("annotations", 20, segmentation={"size": [60, 80], "counts": [4800]}), 1),
+    ("mask-malformed", one("annotations", 20, segmentation={"size": [1, 1], "counts": [1]}), 1),
+    ("duplicate", lambda s: s.content["annotations"].append(dict(s.content["annotations"][0], id=99)), 1),
+    ("file-missing", lambda s: (s.images / "3.jpg").unlink(), 1),
+    ("file-empty", lambda s: (s.images / "3.jpg").write_bytes(b""), 1),
+    ("file-unreadable", lambda s: (s.images / "3.jpg").write_bytes(b"no picture"), 1),
+    ("file-truncated", cut_off, 1),
+    ("file-size", one("images", 0, height=61), 1),
+    ("file-exif", rotated, 1),
+    ("file-outside", one("images", 0, file_name="../train.json"), 1),
+    ("same-picture", lambda s: (s.images / "2.jpg").write_bytes((s.images / "1.jpg").read_bytes()), 1),
+]
+
+
+@pytest.mark.parametrize(("code", "plant", "count"), PLANTED, ids=[code for code, _, _ in PLANTED])
+def test_a_planted_defect_is_found_with_its_number_and_place(code: str, plant, count: int, tmp_path) -> None:
+    s = source(tmp_path)
+    plant(s)
+    found = {f.code: f for f in everything(s)}
+    assert found[code].count == count
+    assert found[code].examples[0]
+    # An unknown id leaves orphans; nothing else may be blamed.
+    follow_up = {"image-id": {"image-unknown"}, "image-size": {"file-size"}}.get(code, set())
+    assert set(found) - {code} <= follow_up
+
+
+def test_what_shows_between_splits(tmp_path) -> None:
+    train, val = source(tmp_path), source(tmp_path, "val")
+    val.content["categories"][1]["name"] = "c"
+    (val.images / "1.jpg").write_bytes((train.images / "2.jpg").read_bytes())
+    train.content["annotations"] = [e for e in train.content["annotations"] if e["category_id"] == 1]
+    found = {f.code: f for f in everything(train, val)}
+    assert set(found) == {"categories-differ", "leak", "class-unseen"}
+    assert found["leak"].examples == ["val 1.jpg is train 2.jpg"]
+    assert found["categories-differ"].examples == ["only in train: ['b'], only in val: ['c']"]
+
+
+def test_rare_classes(tmp_path) -> None:
+    codes = {f.code: f.examples for f in examine("train", source(tmp_path))}
+    assert "class-rare" not in codes  # twelve of each
+    s = source(tmp_path / "two")
+    s.content["annotations"] = s.content["annotations"][:12]
+    assert {f.code: f.examples for f in examine("train", s)} == {"class-rare": ["a: 6", "b: 6"]}
+
+
+MENDED = [code for code, (_, _, fix) in KINDS.items() if "--fix" in fix]
+
+
+@pytest.mark.parametrize("code", MENDED)
+def test_what_can_be_mended_is(code: str, tmp_path) -> None:
+    plant = {name: plant for name, plant, _ in PLANTED}[code]
+    s, good = source(tmp_path / "bad"), source(tmp_path / "good")
+    plant(s)
+    before = copy.deepcopy(s.content)
+    content, done = repair(s, everything(s))
+    assert sum(done.values()) >= 1
+    assert s.content == before or "nan" in str(before)  # the original is left alone
+    mended = Source(s.path, s.images, content)
+    if code == "file-exif":
+        return
+    assert everything(mended) == [], done
+    read = parse_coco(content, s.images, s.path)
+    if code in ("off-by-one", "image-size", "file-size"):
+        assert content["annotations"] == good.content["annotations"]
+    if code in ("box-xyxy", "box-normalised"):
+        boxes = [e["bbox"] for e in content["annotations"]]
+        np.testing.assert_allclose(boxes, [e["bbox"] for e in good.content["annotations"]], atol=1e-9)
+    assert read.images
+
+
+@pytest.mark.parametrize(
+    ("polygon", "low", "high"),
+    [
+        ([0, 0, 10, 0, 10, 10, 0, 10], 0, 0),
+        ([0, 0, 10, 10, 10, 0, 0, 10], 0.4, 0.6),  # a figure of eight
+        ([0, 0, 10, 0, 10, 10, 0, 10] * 2, 0.9, 1.1),  # drawn twice
+        ([0, 0, 100, 0, 100, 100, 99, 100, 100, 99, 0, 100], 0, 0.05),  # a slip of the hand
+        ([0, 0, 50, 0.5, 100, 0], 0, 0.01),
+    ],
+)
+def test_crossing_is_measured_by_area(polygon: list[float], low: float, high: float) -> None:
+    assert low <= crossed_share(polygon) <= high
+
+
+def test_sizes_against_anchors_and_input(shapes) -> None:
+    data = DataConfig(min_size=96, max_size=200)
+    usual, advice = examine_sizes(shapes, data, ModelConfig())
+    assert "anchors" in {f.code for f in usual}  # shapes of 20 pixels, anchors from 32 on
+    assert "would reach" in advice[1]
+    assert "a pretrained RPN would have to learn them anew" in advice[1]
+    found, _ = examine_sizes(shapes, DataConfig(min_size=24, max_size=50), ModelConfig())
+    assert {f.code for f in found} >= {"too-small"}
+    found, _ = examine_sizes(shapes, DataConfig(min_size=5000, max_size=9000), ModelConfig())
+    assert {f.code for f in found} >= {"too-large"}
+
+
+def test_anchor_overlap_against_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    objects = rng.uniform(5, 300, (50, 2))
+    sizes, ratios = [32.0, 128.0], [0.5, 2.0]
+    expected = []
+    for w, h in objects:
+        best = 0.0
+        for s in sizes:
+            for r in ratios:
+                aw, ah = s / r**0.5, s * r**0.5
+                inter = min(w, aw) * min(h, ah)
+                best = max(best, inter / (w * h + aw * ah - inter))
+        expected.append(best)
+    np.testing.assert_allclose(best_overlaps(objects, sizes, ratios), expected)
+    squares = np.full((20, 2), 16.0)
+    assert best_anchors(squares)[0][0] == 16
+
+
+def test_bccds_two_degenerate_boxes(bccd) -> None:
+    found = []
+    for split in ("train", "val", "test"):
+        data = DataConfig.model_validate({"root": bccd, "val": {"split": split}})
+        found += examine(split, open_split(data, "val"))
+    assert [(f.code, f.split, f.count) for f in found] == [("box-degenerate", "train", 1), ("box-degenerate", "val", 1)]
+    assert "BloodImage_00343.xml: object 4 (RBC)" in found[0].examples[0]
+
+
+def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
+    from resdet import cli
+
+    train, val = source(tmp_path), source(tmp_path, "val")
+    train.content["annotations"][20]["bbox"] = [5, 5, 0, 9]
+    for s in (train, val):
+        s.path.write_text(json.dumps(s.content))
+    keys = [
+        f"data.{k}.{what}={tmp_path / file}"
+        for k in ("train", "val")
+        for what, file in (("images", k), ("annotations", f"{k}.json"))
+    ]
+    command = ["check", "maskrcnn_r18", *keys, "--output", str(tmp_path / "out"), "--fix", str(tmp_path / "fixed.json")]
+    assert cli.data(command) == 0
+    said = capsys.readouterr().out
+    assert "boxes without area" in said
+    assert "train with these mended: 1 box-degenerate" in said
+    listed = json.loads((tmp_path / "out/findings.json").read_text())["findings"]
+    assert [(f["code"], f["count"], f["severity"]) for f in listed if f["code"] == "box-degenerate"] == [
+        ("box-degenerate", 1, "warning")
+    ]
+    assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
+    (train.images / "1.jpg").unlink()
+    assert cli.data(command[:-2]) == 2  # an error
+    assert "pictures that are not there" in capsys.readouterr().out
