@@ -8,7 +8,8 @@ from resdet.config import Config, data_root, dump_config, find_config, load_conf
 from resdet.errors import UserError
 from resdet.models.build import build_model
 
-SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+SHIPPED_FOLDER = Path(__file__).parents[1] / "configs"
+SHIPPED = sorted(SHIPPED_FOLDER.rglob("*.yaml"))
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -29,7 +30,7 @@ def test_every_shipped_config_loads_builds_and_says_its_command(path: Path) -> N
     assert ("mask" in model.heads) is (config.model.mask is not None)
     text = path.read_text()
     assert text.startswith("# ")
-    assert f"python tools/train.py configs/{path.name}" in text
+    assert f"python tools/train.py configs/{path.relative_to(SHIPPED_FOLDER)}" in text
     assert load_config(write_back(config, path.stem)) == config
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from resdet.config import DataConfig, InputConfig
-from resdet.data.coco import Annotations
+from resdet.data.coco import Annotations, ImageInfo, Objects
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
-from resdet.data.dataset import DetectionDataset
+from resdet.data.dataset import DetectionDataset, repeat_factors
 from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
 
@@ -36,6 +36,36 @@ def test_mask_crops_have_the_side_that_the_config_says(shapes) -> None:
     assert small.shape[1:] == (28, 28)
     assert usual.shape[1:] == (112, 112)
     assert np.abs(small.mean((1, 2)) - usual.mean((1, 2))).max() < 0.05  # the same outlines
+
+
+def test_rare_classes_repeat_and_negatives_have_their_share() -> None:
+    """100 images: a common class in 90, a rare one in 4 of those and in none of the 10 empty ones."""
+    empty = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])
+
+    def with_labels(*labels: int) -> Objects:
+        return Objects(
+            np.tile(np.array([[0, 0, 9, 9]], np.float32), (len(labels), 1)), np.array(labels), [None] * len(labels)
+        )
+
+    images = [
+        ImageInfo(k, None, (10, 20), with_labels(0, 1) if k < 4 else with_labels(0) if k < 90 else empty)
+        for k in range(100)
+    ]
+    data = Annotations(None, images, ["common", "rare"], [1, 2])
+    assert repeat_factors(data, None, None) is None
+    factors = repeat_factors(data, 0.16, None)
+    assert factors[:4].tolist() == [2.0] * 4  # sqrt(0.16 / 0.04)
+    assert factors[4:].tolist() == [1.0] * 96
+    half = repeat_factors(data, None, 0.5)
+    assert half[90:].sum() == pytest.approx(half[:90].sum())
+    assert repeat_factors(data, None, 0.0)[90:].sum() == 0
+    order = training_order(np.zeros(100, bool), 10, 0, repeat_factors(data, 0.09, None))  # 1.5 times
+    seen = Counter(index for batch in islice(order, 2040 // 10) for index, _ in batch)
+    rare = sum(seen[k] for k in range(4)) / 4
+    common = sum(seen[k] for k in range(4, 90)) / 86
+    assert 1.3 < rare / common < 1.7
+    again = training_order(np.zeros(100, bool), 10, 0, repeat_factors(data, 0.09, None))
+    assert next(again) == next(training_order(np.zeros(100, bool), 10, 0, repeat_factors(data, 0.09, None)))
 
 
 def test_flip_moves_picture_boxes_and_masks_together(shapes) -> None:

@@ -8,7 +8,11 @@ import torch
 import tiny
 from resdet.config import TrainConfig, parse_config
 from resdet.engine.optim import build_optimizer, learning_rate
+from resdet.errors import UserError
+from resdet.models.box_head import BoxHead, TwoFC
 from resdet.models.build import build_model
+from resdet.models.roi_pool import RoIPool
+from resdet.structures import Samples
 
 
 def built(**changed: dict):
@@ -29,6 +33,40 @@ def test_nms_thresholds_arrive(section: str) -> None:
 
 def test_delta_weights_scale_the_boxes_that_are_learned() -> None:
     assert built(box={"delta_weights": [1, 2, 3, 4]}).heads["box"].delta_weights == (1, 2, 3, 4)
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, **options: object) -> float:
+    """The box head's classification loss with these logits of two classes and the background."""
+    head = BoxHead(RoIPool(7), TwoFC(4, 7, 8), 2, **options)
+    b, r = labels.shape
+    head.forward = lambda *_: (logits, torch.zeros(b, r, 2, 4))  # type: ignore[method-assign]
+    boxes = torch.tensor([0.0, 0, 10, 10]).expand(b, r, 4)
+    no = torch.zeros(b, r, dtype=torch.bool)
+    samples = Samples(boxes, labels, no, labels >= 0, torch.zeros_like(labels), boxes, None)
+    return head.loss({}, samples)["box_class"].item()
+
+
+def test_focal_and_weighted_classification_against_the_formula() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 6, 3), torch.tensor([[0, 1, 2, 2, -1, 0], [1, 1, 0, 2, 2, -1]])
+    valid = labels >= 0
+    p = logits.softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    entropy = -p.log()
+    weights = torch.tensor([2.0, 0.5, 0.1])[labels.clamp(min=0)]
+    for options, expected in (
+        ({}, entropy),
+        ({"focal_gamma": 2.0}, (1 - p) ** 2 * entropy),
+        ({"class_weights": [2.0, 0.5, 0.1]}, weights * entropy),
+        ({"focal_gamma": 1.5, "class_weights": [2.0, 0.5, 0.1]}, weights * (1 - p) ** 1.5 * entropy),
+    ):
+        got = classification_loss(logits, labels, **options)
+        assert got == pytest.approx(expected[valid].mean().item(), rel=1e-5)
+
+
+def test_class_weights_must_cover_the_background() -> None:
+    with pytest.raises(UserError, match=r"class_weights has 4 numbers, but there are 4 classes and the background"):
+        built(box={"class_weights": [1, 1, 1, 1]})
+    assert built(box={"class_weights": [1, 1, 1, 1, 0.5]}).heads["box"].class_weights.tolist() == [1, 1, 1, 1, 0.5]
 
 
 def test_the_mask_is_twice_the_pool() -> None:
