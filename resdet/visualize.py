@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from resdet.config import Config
-from resdet.data.coco import Objects
 from resdet.data.dataset import DetectionDataset, crop_masks
+from resdet.data.index import Objects
 from resdet.errors import UserError
 from resdet.masks import paste_in_box
 from resdet.structures import MASK_UNKNOWN, Instances

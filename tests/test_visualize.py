@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pictures import textured
-from resdet.data.coco import Objects
+from resdet.data.index import Objects
 from resdet.structures import Instances
 from resdet.visualize import _color, _free_place, annotated_instances, contact_sheet, draw
 

@@ -9,7 +9,6 @@ import numpy as np
 from resdet.config import DataConfig, ModelConfig
 from resdet.data.coco import Annotations
 from resdet.data.defects import Finding, Findings
-from resdet.data.images import resized_size
 
 SMALL = 8  # pixels of a side after resizing: two cells of the finest level
 RECALLED = 0.5  # IoU
@@ -17,14 +16,11 @@ RECALLED = 0.5  # IoU
 
 def resized_objects(annotations: Annotations, data: DataConfig) -> np.ndarray:
     """(N, 2) float32: width and height of every object in the network's input, at the last `data.min_size`."""
-    parts = [np.zeros((0, 2), np.float32)]
-    for info in annotations.images:
-        new = resized_size(info.size, data.min_size[-1], data.max_size)
-        boxes = info.objects.boxes
-        parts.append(
-            (boxes[:, 2:] - boxes[:, :2]) * np.array([new[1] / info.size[1], new[0] / info.size[0]], np.float32)
-        )
-    return np.concatenate(parts)
+    images = annotations.images
+    sizes = images.sizes.astype(np.float32)
+    scale = np.minimum(data.min_size[-1] / sizes.min(1), data.max_size / sizes.max(1))
+    objects: np.ndarray = (images.boxes[:, 2:] - images.boxes[:, :2]) * np.repeat(scale, images.counts)[:, None]
+    return objects
 
 
 def best_overlaps(objects: np.ndarray, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:

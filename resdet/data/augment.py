@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from resdet.data.coco import Objects, Polygons
+from resdet.data.index import Objects, Polygons
 from resdet.errors import UserError, listed
 from resdet.masks import Rle, crop_bitmap, decode_rle
 

@@ -11,32 +11,13 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from resdet.data.index import ImageInfo, ImageList, Objects, Polygons, pack
 from resdet.errors import UserError, listed
 from resdet.masks import Rle
-
-Polygons = list[list[float]]
-
-
-class Objects(NamedTuple):
-    """The objects of one image, in its stored size: boxes (G, 4) float32 XYXY, labels (G,) int64, and for each object
-    its polygons, its RLE, or None where it comes without a mask."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    segmentations: list[Polygons | Rle | None]
-
-
-class ImageInfo(NamedTuple):
-    """One picture: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
-
-    image_id: int
-    file: Path
-    size: tuple[int, int]
-    objects: Objects
 
 
 @dataclass
@@ -45,7 +26,7 @@ class Annotations:
     `content` is COCO's structure, kept where it is evaluated against."""
 
     source: Path
-    images: list[ImageInfo]
+    images: ImageList
     class_names: list[str]
     category_ids: list[int]
     skipped: Counter[str] = field(default_factory=Counter)
@@ -53,9 +34,8 @@ class Annotations:
 
     def summary(self) -> str:
         """One line for people: how many pictures, objects, classes, and what was skipped."""
-        objects = sum(len(image.objects.labels) for image in self.images)
-        empty = sum(not len(image.objects.labels) for image in self.images)
-        line = f"{len(self.images)} images, {objects} objects, {len(self.class_names)} classes"
+        empty = int((self.images.counts == 0).sum())
+        line = f"{len(self.images)} images, {len(self.images.labels)} objects, {len(self.class_names)} classes"
         line += f", {empty} images without objects (kept as negatives)" if empty else ""
         return line + "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
 
@@ -136,7 +116,7 @@ def parse_coco(
         infos.append(ImageInfo(identity, file, size, Objects(boxes, labels, [s for _, _, s in entries])))
     if not infos:
         raise UserError(f'{annotations}: "images" is empty')
-    return Annotations(annotations, infos, list(categories.values()), list(categories), skipped)
+    return Annotations(annotations, pack(infos, images), list(categories.values()), list(categories), skipped)
 
 
 def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[int, str]:

@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 
 from resdet.config import DataConfig, InputConfig
 from resdet.data.augment import Augmentations, crop_any
-from resdet.data.coco import Annotations, ImageInfo, Objects
+from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
 from resdet.data.images import decode_image, read_header, resize_image, resized_size
+from resdet.data.index import ImageInfo, Objects
 from resdet.errors import UserError
 from resdet.masks import crop_polygons
 from resdet.structures import MASK_UNKNOWN
@@ -133,13 +134,15 @@ def repeat_factors(annotations: Annotations, threshold: float | None, negatives:
     """
     if threshold is None and negatives is None:
         return None
-    present = [np.unique(info.objects.labels) for info in annotations.images]
-    factors = np.ones(len(present))
+    images, classes = annotations.images, len(annotations.class_names)
+    factors = np.ones(len(images))
     if threshold is not None:
-        share = np.bincount(np.concatenate(present), minlength=len(annotations.class_names)) / len(present)
+        owners = np.repeat(np.arange(len(images)), images.counts)
+        pairs = np.unique(owners * classes + images.labels)  # each class of each image once
+        share = np.bincount(pairs % classes, minlength=classes) / len(images)
         by_class = np.sqrt(np.maximum(1, threshold / np.maximum(share, 1e-12)))
-        factors = np.array([by_class[labels].max(initial=1.0) for labels in present])
-    empty = np.array([not len(labels) for labels in present])
+        np.maximum.at(factors, pairs // classes, by_class[pairs % classes])
+    empty = images.counts == 0
     if negatives is not None and empty.any() and not empty.all():
         factors[empty] = negatives / (1 - negatives) * factors[~empty].sum() / empty.sum()
     return factors
@@ -147,7 +150,9 @@ def repeat_factors(annotations: Annotations, threshold: float | None, negatives:
 
 def aspect_groups(annotations: Annotations) -> np.ndarray:
     """(N,) bool: landscape or not. Batches of one kind need little padding."""
-    return np.array([info.size[1] >= info.size[0] for info in annotations.images])
+    sizes = annotations.images.sizes
+    landscape: np.ndarray = sizes[:, 1] >= sizes[:, 0]
+    return landscape
 
 
 def padded_sizes(annotations: Annotations, data: DataConfig, model_input: InputConfig) -> Sequence[tuple[int, int]]:
@@ -157,6 +162,7 @@ def padded_sizes(annotations: Annotations, data: DataConfig, model_input: InputC
         return -(-side // data.pad_multiple) * data.pad_multiple
 
     sizes = [
-        resized_size(info.size, data.min_size[-1], data.max_size, model_input.rounding) for info in annotations.images
+        resized_size((h, w), data.min_size[-1], data.max_size, model_input.rounding)
+        for h, w in annotations.images.sizes.tolist()
     ]
     return [(up(h), up(w)) for h, w in sizes]

@@ -31,7 +31,7 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
         (2, "there are pretrained weights: stem and layer1 stay") if pretrained else (0, "nothing is pretrained")
     )
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
-    if config.model.mask and not any(any(image.objects.segmentations) for image in train.images):
+    if config.model.mask and not train.images.any_masks:
         # Set by the weights rather than by a person: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
     taken = []
@@ -54,9 +54,9 @@ def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:
 
 def _inputs(train: Annotations) -> list[Choice]:
     """A short side at which the median object is at least 32 pixels, within 320 to 800 and twice the pictures' own."""
-    shorts = np.array([min(info.size) for info in train.images])
-    sides = [np.sqrt(np.prod(i.objects.boxes[:, 2:] - i.objects.boxes[:, :2], axis=1)) for i in train.images]
-    median, short = float(np.median(np.concatenate(sides))), float(np.median(shorts))
+    boxes = train.images.boxes
+    median = float(np.median(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))))
+    short = float(np.median(train.images.sizes.min(1)))
     wanted = short * min(max(32 / max(median, 1), 1.0), 2.0)
     size = int(min(max(round(wanted / 32) * 32, 320), 800))
     sizes = [size - 32 * k for k in range(5, -1, -1) if size - 32 * k >= 0.8 * size]

@@ -147,28 +147,27 @@ def stats(config: Config, output: Path, split: Split) -> Path:
 def _draw_stats(figure: Any, read: Annotations) -> None:
     import numpy as np
 
-    labels = np.concatenate([i.objects.labels for i in read.images])
-    boxes = np.concatenate([i.objects.boxes for i in read.images])
-    sizes = np.concatenate([np.tile(i.size, (len(i.objects.labels), 1)) for i in read.images]).reshape(-1, 2)
+    labels, boxes = read.images.labels, read.images.boxes
+    sizes = np.repeat(read.images.sizes, read.images.counts, axis=0)
     blue = "#0072B2"
     (classes, positions), (areas, shapes) = figure.subplots(2, 2)
     counts = np.bincount(labels, minlength=len(read.class_names))
-    order = np.argsort(-counts, kind="stable")[:40]
+    order = np.argsort(-counts, kind="stable")[:30]
     classes.barh([read.class_names[k] for k in order][::-1], counts[order][::-1], color=blue)
     rest = len(counts) - len(order)
-    classes.set(title=f"objects a class{f' (the first 40 of {len(counts)})' if rest else ''}", xlabel="objects")
+    classes.set(title=f"objects a class{f' (the first 30 of {len(counts)})' if rest else ''}", xlabel="objects")
     classes.tick_params(axis="y", labelsize=8 if len(order) < 25 else 6)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes[:, ::-1], 1)
     density, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=[[0, 1], [0, 1]])
     positions.imshow(density, extent=(0, 1, 1, 0), cmap="Blues", aspect="auto")
     positions.set(title="where objects' centres lie", xlabel="share of the width", ylabel="share of the height")
     sides = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))
-    areas.hist(sides, bins=np.geomspace(1, max(sides.max(), 2), 40), color=blue)
+    areas.hist(sides, bins=np.geomspace(sides.min(initial=1e9), max(sides.max(initial=1), 2) * 1.01, 40), color=blue)
     areas.set(title="object size", xlabel="square root of the box area, pixels", ylabel="objects", xscale="log")
-    for edge in (32, 96):
+    for edge, name in ((32, "medium"), (96, "large")):  # as COCO's evaluation counts them
         areas.axvline(edge, color="#999999", linewidth=0.8)
-    widths, heights = [i.size[1] for i in read.images], [i.size[0] for i in read.images]
-    shapes.scatter(widths, heights, s=12, alpha=0.4, color=blue, linewidths=0)
+        areas.annotate(f" {name}", (edge, 1), xycoords=("data", "axes fraction"), va="top", color="#666666", fontsize=8)
+    shapes.scatter(read.images.sizes[:, 1], read.images.sizes[:, 0], s=12, alpha=0.4, color=blue, linewidths=0)
     shapes.set(title="picture sizes", xlabel="width", ylabel="height", xlim=(0, None), ylim=(0, None))
     for axes in (classes, areas, shapes):
         axes.spines[["top", "right"]].set_visible(False)

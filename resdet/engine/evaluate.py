@@ -185,7 +185,7 @@ class Evaluation:
 
 def evaluation_of(annotations: Annotations) -> Evaluation:
     """The ground truth of a split that has been read for it."""
-    return Evaluation(annotations.source, [info.image_id for info in annotations.images], annotations.content)
+    return Evaluation(annotations.source, annotations.images.arrays["ids"].tolist(), annotations.content)
 
 
 def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[str, ...]]:

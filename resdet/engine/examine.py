@@ -48,7 +48,7 @@ def report(findings: list[Finding]) -> None:
         return
     table = Table(show_lines=True, width=min(console.width, 140) if console.is_terminal else 140)
     for head in ("split", "", "count", "what", "first examples", "to fix"):
-        table.add_column(head, justify="right" if head == "count" else "left")
+        table.add_column(head, justify="right" if head == "count" else "left", overflow="fold")
     for f in sorted(findings, key=lambda f: f.severity != "error"):
         style = "bold red" if f.severity == "error" else "yellow"
         examples = "\n".join(textwrap.shorten(e, 160) for e in f.examples[:3])

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, data_root, split_paths
+from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.shapes import ensure_shapes
@@ -45,19 +46,26 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None) -> tuple[C
     found = earlier or start
     if found:
         config = config.model_copy(update={"model": completed(config.model, found)})
-    sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits}
+    kept = cache_path(config.data, "train")
+    indexed = load_index(kept)
+    sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits[indexed is not None :]}
     check_before_training(sources)
-    train = parse_split("train", sources["train"])
+    train = indexed or keep_index(parse_split("train", sources["train"]), kept)
+    if indexed:
+        console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")
     val = parse_split("val", sources["val"]) if "val" in sources else None
-    del sources  # what a dataset needs of them is in `train` and `val`
+    del sources  # what a training needs of them is in `train` and `val`
+    if val and val.class_names != train.class_names:
+        both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
+        raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
     config = with_num_classes(config, train)
-    if not any(len(i.objects.labels) for i in train.images):
+    if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
         config, choices = choose(config.model_copy(deep=True), train, pretrained=found is not None)
         for choice in choices:
             console.print(f"auto: {choice.key} = {choice.value} ({choice.reason})")
-    if config.model.mask and not any(any(i.objects.segmentations) for i in train.images):
+    if config.model.mask and not train.images.any_masks:
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "set model.mask=null, which makes it a Faster R-CNN"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from resdet.data.augment import Augmentations
-from resdet.data.coco import Objects
 from resdet.data.dataset import crop_masks
+from resdet.data.index import Objects
 from resdet.errors import UserError
 
 GEOMETRIC = [

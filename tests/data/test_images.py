@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from pictures import textured
-from resdet.data.coco import ImageInfo, Objects
 from resdet.data.dataset import read_annotated
 from resdet.data.images import find_images, read_image, resize_image, resized_size
+from resdet.data.index import ImageInfo, Objects
 from resdet.errors import UserError
 
 NOTHING = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from resdet.config import DataConfig, InputConfig
-from resdet.data.coco import Annotations, ImageInfo, Objects
+from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
 from resdet.data.dataset import DetectionDataset, repeat_factors
+from resdet.data.index import ImageInfo, Objects, pack
 from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
 
@@ -47,11 +49,9 @@ def test_rare_classes_repeat_and_negatives_have_their_share() -> None:
             np.tile(np.array([[0, 0, 9, 9]], np.float32), (len(labels), 1)), np.array(labels), [None] * len(labels)
         )
 
-    images = [
-        ImageInfo(k, None, (10, 20), with_labels(0, 1) if k < 4 else with_labels(0) if k < 90 else empty)
-        for k in range(100)
-    ]
-    data = Annotations(None, images, ["common", "rare"], [1, 2])
+    objects = [with_labels(0, 1)] * 4 + [with_labels(0)] * 86 + [empty] * 10
+    images = [ImageInfo(k, Path(f"{k}.jpg"), (10, 20), entry) for k, entry in enumerate(objects)]
+    data = Annotations(Path("x"), pack(images, Path()), ["common", "rare"], [1, 2])
     assert repeat_factors(data, None, None) is None
     factors = repeat_factors(data, 0.16, None)
     assert factors[:4].tolist() == [2.0] * 4  # sqrt(0.16 / 0.04)
@@ -126,7 +126,7 @@ def test_a_broken_picture_stops_with_its_name(shapes, tmp_path) -> None:
     file = tmp_path / "broken.jpg"
     file.write_bytes(b"junk")
     images = [shapes.images[0], shapes.images[1]._replace(file=file)]
-    broken = Annotations(shapes.source, images, shapes.class_names, shapes.category_ids)
+    broken = Annotations(shapes.source, pack(images, tmp_path), shapes.class_names, shapes.category_ids)
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"^\S*broken\.jpg: "):
             list(evaluation_loader(dataset(broken, train=False), 1, workers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 import resdet
 import tiny
 from resdet.config import Config, load_yaml, parse_config
-from resdet.data.coco import Annotations, ImageInfo, Objects
+from resdet.data.coco import Annotations
+from resdet.data.index import ImageInfo, Objects, pack
 from resdet.engine.auto import choose
 
 
@@ -18,8 +20,8 @@ def annotations(count: int, size: tuple[int, int] = (480, 640), side: float = 10
     boxes = np.array([[0, 0, side, side]], np.float32)
     outline = [[[0.0, 0, side, 0, side, side]]] if mask else [None]
     objects = Objects(boxes, np.zeros(1, np.int64), outline)
-    images = [ImageInfo(k, None, size, objects) for k in range(count)]  # type: ignore[arg-type]
-    return Annotations("x", images, ["a"], [1])  # type: ignore[arg-type]
+    images = pack([ImageInfo(k, Path(f"{k}.jpg"), size, objects) for k in range(count)], Path())
+    return Annotations(Path("x"), images, ["a"], [1])
 
 
 def chosen(train_set: Annotations, pretrained: bool = True, **values: object) -> tuple[Config, dict[str, str]]:

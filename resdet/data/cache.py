@@ -1,0 +1,67 @@
+"""The binary index of a large annotation file, kept so that the next start maps it instead of parsing gigabytes of JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from resdet.config import DataConfig, split_paths
+from resdet.data.coco import Annotations
+from resdet.data.index import ImageList
+from resdet.data.sources import find_format
+
+LARGE = 64 * 2**20  # bytes of JSON; smaller files are read in seconds
+VERSION = 1  # of the arrays' layout
+
+
+def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
+    """Where the index of a split belongs; None for one that is not kept: a small file, another format, part of a file.
+
+    The name changes with the file's content (by size and time of change) and place.
+    """
+    given = data.train if split == "train" else data.val
+    if data.split or given.files or data.limit or find_format(data, given) != "coco":
+        return None
+    images, annotations = split_paths(data, split)
+    try:
+        state = annotations.stat()
+    except OSError:
+        return None
+    if state.st_size < LARGE:
+        return None
+    text = f"{VERSION} {annotations.resolve()} {state.st_size} {state.st_mtime_ns} {images.resolve()}"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resdet" / "index"
+    return root / f"{annotations.stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def load_index(path: Path | None) -> Annotations | None:
+    """The annotations kept at `path`, memory-mapped; None if there are none, or none that can be read."""
+    if path is None or not (path / "note.json").is_file():
+        return None
+    try:
+        images, note = ImageList.load(path)
+        return Annotations(
+            Path(note["source"]), images, note["class_names"], note["category_ids"], Counter(note["skipped"])
+        )
+    except (OSError, ValueError, KeyError):  # torn or of another make: it is only a cache
+        return None
+
+
+def keep_index(annotations: Annotations, path: Path | None) -> Annotations:
+    """The same annotations, mapped from a file at `path`; unchanged where they are not kept or cannot be."""
+    if path is None:
+        return annotations
+    note = {
+        "source": str(annotations.source),
+        "class_names": annotations.class_names,
+        "category_ids": annotations.category_ids,
+        "skipped": dict(annotations.skipped),
+    }
+    try:
+        annotations.images.save(path, note)
+    except OSError:  # a full or read-only home: training goes on from memory
+        return annotations
+    return load_index(path) or annotations

@@ -1,0 +1,184 @@
+"""A split's images and objects as a few flat arrays: two million images are no two million Python objects.
+
+Forked workers share the arrays' pages, and reference counts never touch them; on disk they are memory-mapped, so that
+spawned workers share them too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from resdet.masks import Rle
+
+Polygons = list[list[float]]
+Segmentation = Polygons | Rle | None
+
+
+class Objects(NamedTuple):
+    """The objects of one image, in its stored size: boxes (G, 4) float32 XYXY, labels (G,) int64, and for each object
+    its polygons, its RLE, or None where it comes without a mask."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    segmentations: list[Segmentation]
+
+
+class ImageInfo(NamedTuple):
+    """One picture: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
+
+    image_id: int
+    file: Path
+    size: tuple[int, int]
+    objects: Objects
+
+
+class ImageList(Sequence[ImageInfo]):
+    """Images by index, made from arrays when asked for; N images, M objects.
+
+    sizes (N, 2) int32 as (H, W); counts (N,) objects of each image; boxes (M, 4) float32; labels (M,) int32.
+    """
+
+    NAMES = ("ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks")
+
+    def __init__(self, folder: Path, arrays: dict[str, np.ndarray], saved: Path | None = None) -> None:
+        self.folder, self.arrays, self._saved = folder, arrays, saved
+        self.sizes, self.boxes, self.labels = arrays["sizes"], arrays["boxes"], arrays["labels"]
+
+    @property
+    def counts(self) -> np.ndarray:
+        return np.diff(self.arrays["object_ends"], prepend=0)
+
+    @property
+    def any_masks(self) -> bool:
+        return bool(len(self.arrays["masks"]))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageInfo]: ...
+    def __getitem__(self, index: int | slice) -> ImageInfo | list[ImageInfo]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index = int(index) % len(self)
+        name = bytes(_part(self.arrays["names"], self.arrays["name_ends"], index)).decode()
+        ends = self.arrays["object_ends"]
+        first, last = int(ends[index - 1]) if index else 0, int(ends[index])
+        masks = [_unpack(_part(self.arrays["masks"], self.arrays["mask_ends"], m)) for m in range(first, last)]
+        height, width = (int(side) for side in self.sizes[index])
+        objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks)
+        return ImageInfo(int(self.arrays["ids"][index]), self.folder / name, (height, width), objects)
+
+    def __iter__(self) -> Iterator[ImageInfo]:
+        return (self[k] for k in range(len(self)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A mapped list travels to a spawned worker as the name of its folder, not as its content."""
+        return {"folder": self.folder, "saved": self._saved, "arrays": None if self._saved else self.arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state["arrays"] if state["saved"] is None else _map(state["saved"])
+        self.__init__(state["folder"], arrays, state["saved"])  # type: ignore[misc]
+
+    def save(self, folder: Path, note: dict[str, Any]) -> None:
+        """Write the arrays and a note into a new `folder`, whole or not at all."""
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name in self.NAMES:
+            np.save(partial / f"{name}.npy", self.arrays[name])
+        (partial / "note.json").write_text(json.dumps({**note, "folder": str(self.folder)}))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> tuple[ImageList, dict[str, Any]]:
+        """(the list, memory-mapped; the note)"""
+        note = json.loads((folder / "note.json").read_text())
+        return cls(Path(note["folder"]), _map(folder), folder), note
+
+
+def pack(images: Iterable[ImageInfo], folder: Path) -> ImageList:
+    """Images, whose files are named relative to `folder` where they lie in it, as flat arrays."""
+    ids, sizes, names, counts = [], [], [], []
+    boxes, labels, masks = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int32)], []
+    for info in images:
+        ids.append(info.image_id)
+        sizes.append(info.size)
+        inside = info.file.is_relative_to(folder)
+        names.append((info.file.relative_to(folder) if inside else info.file).as_posix().encode())
+        counts.append(len(info.objects.labels))
+        boxes.append(info.objects.boxes)
+        labels.append(info.objects.labels.astype(np.int32))
+        masks += [_packed(segmentation) for segmentation in info.objects.segmentations]
+    return ImageList(folder, {
+        "ids": np.array(ids, np.int64),
+        "sizes": np.array(sizes, np.int32).reshape(-1, 2),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+        "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
+        "object_ends": np.cumsum(counts, dtype=np.int64),
+        "boxes": np.concatenate(boxes).astype(np.float32),
+        "labels": np.concatenate(labels),
+        "masks": np.frombuffer(b"".join(masks), np.uint8),
+        "mask_ends": np.cumsum([len(mask) for mask in masks], dtype=np.int64),
+    })  # fmt: skip
+
+
+def _part(data: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:
+    return data[(int(ends[index - 1]) if index else 0) : int(ends[index])]
+
+
+def _map(folder: Path) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name in ImageList.NAMES:
+        file = folder / f"{name}.npy"
+        # An array without entries cannot be mapped.
+        arrays[name] = np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
+    return arrays
+
+
+def _packed(segmentation: Segmentation) -> bytes:
+    """None: nothing. Polygons: "p", how many, their lengths, float64 coordinates. RLE: "r", height, width, COCO's counts."""
+    if segmentation is None:
+        return b""
+    if isinstance(segmentation, list):
+        lengths = [len(polygon) for polygon in segmentation]
+        values = np.concatenate([np.asarray(polygon, np.float64) for polygon in segmentation])
+        return struct.pack(f"<cI{len(lengths)}I", b"p", len(lengths), *lengths) + values.tobytes()
+    rle: dict[str, Any] = segmentation
+    height, width = rle["size"]
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        counts = coco_mask.frPyObjects(rle, height, width)["counts"]
+    data: bytes = counts.encode() if isinstance(counts, str) else counts
+    return struct.pack("<cII", b"r", height, width) + data
+
+
+def _unpack(data: np.ndarray) -> Segmentation:
+    raw = data.tobytes()
+    if not raw:
+        return None
+    if raw[:1] == b"r":
+        _, height, width = struct.unpack_from("<cII", raw)
+        return {"size": [height, width], "counts": raw[9:].decode()}
+    (count,) = struct.unpack_from("<I", raw, 1)
+    lengths = struct.unpack_from(f"<{count}I", raw, 5)
+    values = np.frombuffer(raw, np.float64, offset=5 + 4 * count).tolist()
+    polygons, start = [], 0
+    for length in lengths:
+        polygons.append(values[start : start + length])
+        start += length
+    return polygons
