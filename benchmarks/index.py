@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import multiprocessing as mp
+import os
 import sys
 import tempfile
 import time
@@ -63,6 +64,7 @@ def _use(data: Any, touch: Callable[[Any, int], object], count: int, queue: Any)
 
 def worker_memory(data: Any, touch: Callable[[Any, int], object], count: int, context: str) -> float:
     """MiB that a worker comes to occupy by using the data."""
+    os.sync()  # pages of a file that are not on disk yet would count as the worker's own
     queue = mp.get_context(context).Queue()
     process = mp.get_context(context).Process(target=_use, args=(data, touch, count, queue))
     process.start()

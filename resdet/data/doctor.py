@@ -18,14 +18,17 @@ from resdet.data.defects import FEW, Entry, Finding, Findings
 from resdet.data.formats.common import Source
 
 
-def examine(split: str, source: Source) -> list[Finding]:
-    """Everything that the annotations of one split tell by themselves."""
+def examine(split: str, source: Source, *, outlines: bool = True) -> list[Finding]:
+    """Everything that the annotations of one split tell by themselves.
+
+    outlines: also look for polygons that cross themselves, most of the time that this takes.
+    """
     found = Findings(split)
     images = _images(source, found)
     categories = _categories(source, found)
     entries = _known(source, images, categories, found)
     boxed = _boxes(source, entries, images, found)
-    _masks(source, boxed, images, found)
+    _masks(source, boxed, images, found, outlines)
     _duplicates(source, boxed, found)
     if split == "train":
         counts = Counter(entry["category_id"] for entry in boxed)
@@ -156,7 +159,7 @@ def _boxes(source: Source, entries: list[Entry], images: dict[int, Entry], found
     return [whole[k][0] for k in np.nonzero(sized & ~nowhere)[0]]
 
 
-def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings) -> None:
+def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings, outlines: bool) -> None:
     for i, entry in enumerate(entries):
         value = entry.get("segmentation")
         if not value:
@@ -165,7 +168,7 @@ def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found
         if isinstance(value, dict):
             around = rle_corners(value, int(height), int(width))
         else:
-            around = _polygons(value, what, entry, found)
+            around = _polygons(value, what, entry, found, outlines)
         if isinstance(around, str):
             if around:
                 found.add(around, f"{what}", id(entry))
@@ -192,7 +195,7 @@ def rle_corners(value: Entry, height: int, width: int) -> list[float] | str:
     return [x, y, x + w, y + h]
 
 
-def _polygons(value: Any, what: str, entry: Entry, found: Findings) -> list[float] | str:
+def _polygons(value: Any, what: str, entry: Entry, found: Findings, outlines: bool) -> list[float] | str:
     """Corners around the polygons, or the code of what is wrong; "" where that is reported already."""
     if not isinstance(value, list) or not all(
         isinstance(p, list) and len(p) % 2 == 0 and all(map(is_number, p)) for p in value
@@ -201,7 +204,7 @@ def _polygons(value: Any, what: str, entry: Entry, found: Findings) -> list[floa
     for polygon in value:
         if len(polygon) < 6:
             found.add("polygon-short", f"{what}: {len(polygon) // 2} points", id(entry))
-        elif crossed_share(polygon) > 0.1:
+        elif outlines and crossed_share(polygon) > 0.1:
             found.add("polygon-crossing", f"{what}: {len(polygon) // 2} points", id(entry))
     points = [np.reshape(p, (-1, 2)) for p in value if len(p) >= 6]
     if not points:

@@ -20,7 +20,7 @@ def check_before_training(sources: dict[str, Source]) -> None:
     """The short form: annotations, and the files of small sets, without decoding. Raises `UserError` with all errors."""
     findings: list[Finding] = []
     for name, source in sources.items():
-        findings += examine(name, source)
+        findings += examine(name, source, outlines=len(source.content["annotations"]) <= 10 * SHORT)
         if len(source.content["images"]) <= SHORT:
             findings += inspect_files(name, source, decode=False)[0]
     if len(sources) == 2:
