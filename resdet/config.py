@@ -227,6 +227,7 @@ class TrainConfig(Section):
     channels_last: bool = False
     log_every: Positive = 20
     checkpoint_every: Positive = 5000
+    keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt
     eval_every: Count = 5000  # 0: only at the end
     val_loss: bool = True  # with each evaluation, the losses on the validation set
     patience: Positive | None = None  # stop after so many evaluations without a better AP

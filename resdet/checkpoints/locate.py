@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
 import re
 import urllib.error
@@ -26,10 +27,11 @@ def find_weights(weights: str, backbone: str | None = None) -> Path:
     if weights in IMAGENET:
         if backbone is None:
             raise UserError(f"{weights}: names a backbone's weights: set model.backbone.weights, not model.weights")
-        return _cached(_torchvision_url(backbone, IMAGENET[weights], weights))
+        return _cached(_torchvision_url(backbone, IMAGENET[weights], weights), "model.backbone.weights")
     kind, _, name = weights.partition(":")
     if kind == "torchvision":
-        return _cached(_torchvision_url(name, "DEFAULT", weights))
+        key = "model.backbone.weights" if backbone else "model.weights"
+        return _cached(_torchvision_url(name, "DEFAULT", weights), key)
     if kind == "timm":
         return _timm(name)
     path = Path(weights)
@@ -57,8 +59,11 @@ def _torchvision_url(name: str, version: str, asked: str) -> str:
     return url
 
 
-def _cached(url: str) -> Path:
-    """torch.hub's file of that address, downloaded if need be; its name's hash must fit either way."""
+def _cached(url: str, key: str) -> Path:
+    """torch.hub's file of that address, downloaded if need be; its name's hash must fit either way.
+
+    key: of the config, for what the error advises.
+    """
     path = cache_folder() / url.rpartition("/")[2]
     digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
     wanted = digest[1] if digest else ""
@@ -79,8 +84,9 @@ def _cached(url: str) -> Path:
             f"  looked for:   {path}\n"
             f"  to fix:       download {url} elsewhere and put it there"
             f"{'' if 'TORCH_HOME' in os.environ else ' (or set TORCH_HOME)'},\n"
-            f"                or name a file of your own: model.backbone.weights=/path/to/{path.name},\n"
-            f"                or train from scratch: model.backbone.weights=none"
+            f"                or name a file of your own: {key}=/path/to/{path.name},\n"
+            f"                or train from scratch: "
+            f"{'model.backbone.weights=none' if 'backbone' in key else 'another config, with model.backbone.weights=none'}"
         ) from None
     return path
 
@@ -103,6 +109,9 @@ def _timm(name: str) -> Path:
         near = difflib.get_close_matches(name, timm.list_pretrained("*resne*"), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"timm:{name}: timm has no such pretrained model{hint}")
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.CRITICAL)  # its ten warnings about retries say less than one error
     try:
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
     except Exception as error:  # of a dozen kinds, by the version of three libraries
@@ -112,6 +121,8 @@ def _timm(name: str) -> Path:
             f"  to fix:       put https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors there, "
             "under that name"
         ) from None
+    finally:
+        hub_log.setLevel(level)
 
 
 def _sha256(path: Path) -> str:

@@ -1,11 +1,13 @@
 """Checkpoints: one file that `torch.load(weights_only=True)` opens, written so that a crash leaves the old one whole.
 
 A training checkpoint holds "model" (the weights that evaluation uses: EMA's where it is on), "class_names",
-"category_ids", "config" (YAML text), "iteration", "metrics", and "training" (all that resuming needs).
+"category_ids", "config" (YAML text), "iteration", "metrics", "training" (all that resuming needs), and a "checksum" of
+all that.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +38,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(vars(checkpoint), file)
+            torch.save({**vars(checkpoint), "checksum": checksum(vars(checkpoint))}, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -51,7 +53,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a resdet checkpoint or a bare state dict, on the CPU. Never runs code from the file. Raises `UserError`."""
+    """Read a resdet checkpoint or a bare state dict, on the CPU. Never runs code from the file.
+
+    Raises `UserError`, also for content that is not what its checksum says.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
@@ -67,7 +72,32 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     model = content["model"]
     if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
         raise UserError(f'{path}: its "model" is not a state dict of tensors')
-    return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content})
+    known = {name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content}
+    if "checksum" in content and content["checksum"] != checksum(known):
+        raise UserError(f"{path}: damaged: its content is not what its checksum says")
+    return Checkpoint(**known)
+
+
+def checksum(content: Any) -> str:
+    """BLAKE2b of nested dicts and lists of tensors and plain values."""
+    digest = hashlib.blake2b(digest_size=16)
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            if flat.numel():
+                digest.update(flat.view(torch.uint8).numpy().data)
+        elif isinstance(value, dict):
+            digest.update(repr([str(key) for key in value]).encode())
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            digest.update(f"{len(value)} entries".encode())
+            waiting += value
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path, hint: str = "") -> None:

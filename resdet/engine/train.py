@@ -22,11 +22,12 @@ from resdet.config import Config, dump_config
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from resdet.engine.checkpoint import Checkpoint, load_weights
 from resdet.engine.device import autocast, choose_device
 from resdet.engine.evaluate import Metrics, evaluation_of, predict_dataset
 from resdet.engine.log import RunLog, console, duration
 from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
+from resdet.engine.saver import Saver, newest
 from resdet.engine.setup import Inputs, prepare_inputs
 from resdet.errors import UserError, listed
 from resdet.models.build import build_model
@@ -57,9 +58,10 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     last = output / "checkpoints" / "last.pt"
     if not resume and (last.exists() or (output / "config.yaml").exists()):
         raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
-    earlier = read_checkpoint(last) if resume and last.exists() else None
+    found = newest(last.parent) if resume else None
+    source, earlier = found or (last, None)
     given = config.model
-    config, inputs = prepare_inputs(config, open_checkpoint(last) if earlier else None)
+    config, inputs = prepare_inputs(config, open_checkpoint(source) if earlier else None)
     torch.manual_seed(config.seed)
     if model is None:
         model = build_model(config.model)
@@ -72,7 +74,7 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
             console.print(f"  take care: {line}")
     run = Run(config, inputs, model.to(device), device)
     if earlier:
-        run.restore(earlier, last)
+        run.restore(earlier, source)
         console.print(f"resuming after iteration {run.iteration}")
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.yaml").write_text(dump_config(config))
@@ -81,6 +83,7 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     with RunLog(output, run.iteration, t.max_iters, t.tensorboard) as log, stop_signals() as stop_requested:
         batches = training_loader(run.train_set, t.batch_size, config.data.workers, start=run.iteration)
         pace = Pace(t.batch_size)
+        saver = Saver(last.parent, t.keep)
         done = run.iteration >= t.max_iters
         while not done and not stop_requested():
             run.iteration += 1
@@ -90,17 +93,22 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
                 log.train_line(run.iteration, run.finite(losses) | {"lr": run.rate} | pace.since_last())
             done = run.iteration == t.max_iters
             if t.eval_every and (done or run.iteration % t.eval_every == 0):
+                saver.wait()
                 improved = evaluate(run, log)
                 if improved:
-                    save_checkpoint(run.checkpoint(resumable=False), output / "checkpoints" / "best.pt")
+                    saver.save_best(run.checkpoint(resumable=False))
                 pace.since_last()  # evaluation is not training time
                 if t.patience and run.evaluations_without_gain >= t.patience:
                     console.print(f"no better AP in {t.patience} evaluations: stopping early")
                     done = True
             if done or run.iteration % t.checkpoint_every == 0:
-                save_checkpoint(run.checkpoint(), last)
+                saver.save(run.checkpoint())
         if not done:
-            save_checkpoint(run.checkpoint(), last)
+            saver.save(run.checkpoint())
+        saver.wait()
+        if saver.failure:
+            raise saver.failure
+        if not done:
             console.print(f"stopped at iteration {run.iteration}; go on with --resume")
         elapsed = time.perf_counter() - log.began
     if done:

@@ -1,0 +1,111 @@
+"""Checkpoints of a run, written while training goes on: `last.pt`, `best.pt`, and the newest few by iteration."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from resdet.engine.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from resdet.engine.log import console
+from resdet.errors import UserError
+
+
+class Saver:
+    """Writes in one thread, from a copy of the state: at most one copy exists, since the next save waits for the last.
+
+    keep: how many numbered checkpoints stay. `last.pt` is the newest of them under a second name, not a second file.
+    A write that fails is told in one line and training goes on; the files from before stay whole.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.failure: UserError | None = None  # of the last write
+        self._thread: threading.Thread | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """`last.pt`, in the background."""
+        self.wait()
+        copied = Checkpoint(**_copy(vars(checkpoint)))
+        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+        self._thread.start()
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """`best.pt`, at once: it is small, and evaluation has stopped training anyway."""
+        try:
+            save_checkpoint(checkpoint, self.folder / "best.pt")
+        except UserError as error:
+            console.print(f"take care: {error}")
+
+    def wait(self) -> None:
+        """Until what is being written is on disk. Also before new processes are forked, which threads do not survive."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        path = self.folder / f"{checkpoint.iteration:08d}.pt"
+        try:
+            save_checkpoint(checkpoint, path)
+            link(path, self.folder / "last.pt")
+            self.failure = None
+        except UserError as error:
+            self.failure = error
+            console.print(f"take care: {error}; training goes on, and what was saved before is whole")
+            return
+        for old in numbered(self.folder)[self.keep :]:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+
+def numbered(folder: Path) -> list[Path]:
+    """Checkpoints by iteration, the newest first."""
+    return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem), reverse=True)
+
+
+def newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+    """The newest whole checkpoint of a run; None without any. One that is torn is named and passed over.
+
+    Raises `UserError` if there are checkpoints, but none is whole.
+    """
+    candidates = [p for p in (folder / "last.pt", *numbered(folder)) if p.is_file()]
+    problems = []
+    for path in candidates:
+        try:
+            return path, read_checkpoint(path)
+        except UserError as error:
+            problems.append(str(error))
+            console.print(f"passed over: {error}")
+    if problems:
+        raise UserError(f"{folder}: no whole checkpoint is left:\n  " + "\n  ".join(problems))
+    return None
+
+
+def link(path: Path, name: Path) -> None:
+    """Make `name` mean `path`'s content, in one step; a copy where the file system has no links. Raises `UserError`."""
+    temporary = name.with_name(f".{name.name}.{os.getpid()}.link")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            temporary.write_bytes(path.read_bytes())
+        temporary.replace(name)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{name}: could not be written ({error.strerror})") from None
+
+
+def _copy(value: Any) -> Any:
+    """Nested containers with their tensors copied to the host, so that training may change its own."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(entry) for entry in value)
+    return value

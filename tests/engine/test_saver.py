@@ -1,0 +1,122 @@
+"""Checkpoints in the background: a copy of the state, the newest few, and never a torn file that is trusted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import resdet
+import tiny
+from resdet.engine import saver as module
+from resdet.engine.checkpoint import Checkpoint, checksum, read_checkpoint, save_checkpoint
+from resdet.engine.saver import Saver, newest, numbered
+from resdet.errors import UserError
+
+
+def checkpoint(iteration: int, value: float | None = None) -> Checkpoint:
+    return Checkpoint({"w": torch.full((1000,), float(iteration if value is None else value))}, iteration=iteration)
+
+
+def test_what_training_changes_meanwhile_is_not_saved(tmp_path, monkeypatch) -> None:
+    state = checkpoint(1)
+    saver = Saver(tmp_path, 2)
+    original = module.save_checkpoint
+
+    def slow(copied: Checkpoint, path: Path) -> None:
+        state.model["w"].fill_(7)  # training goes on
+        original(copied, path)
+
+    monkeypatch.setattr(module, "save_checkpoint", slow)
+    saver.save(state)
+    saver.wait()
+    assert read_checkpoint(tmp_path / "last.pt").model["w"].unique().tolist() == [1]
+
+
+def test_the_newest_few_stay_and_last_is_the_newest(tmp_path) -> None:
+    saver = Saver(tmp_path, 2)
+    for iteration in (5, 10, 15, 100):
+        saver.save(checkpoint(iteration))
+    saver.wait()
+    assert [p.name for p in numbered(tmp_path)] == ["00000100.pt", "00000015.pt"]
+    assert (tmp_path / "last.pt").samefile(tmp_path / "00000100.pt")  # no second copy on disk
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000015.pt", "00000100.pt", "last.pt"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_torn_checkpoint_is_named_and_passed_over(damage: str, tmp_path, capsys) -> None:
+    saver = Saver(tmp_path, 3)
+    for iteration in (1, 2):
+        saver.save(checkpoint(iteration))
+    saver.wait()
+    data = bytearray((tmp_path / "last.pt").read_bytes())
+    where = data.index(torch.full((4,), 2.0).numpy().tobytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "flipped":
+        data[where + 5] ^= 1  # one bit of one weight
+    else:
+        data = bytearray()
+    (tmp_path / "last.pt").write_bytes(bytes(data))  # the same file as 00000002.pt
+    found = newest(tmp_path)
+    assert found is not None
+    assert (found[0].name, found[1].iteration) == ("00000001.pt", 1)
+    said = capsys.readouterr().out
+    assert said.count("passed over") == 2
+    assert "last.pt" in said
+    (tmp_path / "00000001.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        newest(tmp_path)
+    assert newest(tmp_path / "nowhere") is None
+
+
+def test_a_full_disk_is_told_and_the_last_good_file_stays(tmp_path, monkeypatch, capsys) -> None:
+    saver = Saver(tmp_path, 2)
+    saver.save(checkpoint(1))
+    saver.wait()
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    saver.save(checkpoint(2))
+    saver.wait()
+    assert "No space left on device" in str(saver.failure)
+    assert "training goes on" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "last.pt").iteration == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000001.pt", "last.pt"]
+    saver.save(checkpoint(3))
+    saver.wait()
+    assert saver.failure is None
+
+
+def test_checksums_see_every_value() -> None:
+    base = {"a": torch.arange(4.0), "b": [1, {"c": torch.ones(2, dtype=torch.bfloat16)}], "d": "x"}
+    others = [
+        {**base, "a": torch.tensor([0.0, 1, 2, 3.0000002])},
+        {**base, "a": torch.arange(4.0).view(2, 2)},
+        {**base, "b": [1, {"c": torch.ones(2)}]},
+        {**base, "b": [2, {"c": torch.ones(2, dtype=torch.bfloat16)}]},
+        {**base, "d": "y"},
+        {("e" if k == "d" else k): v for k, v in base.items()},
+    ]
+    sums = [checksum(base), *map(checksum, others)]
+    assert len(set(sums)) == 7
+    assert checksum({**base}) == sums[0]
+
+
+def test_resuming_goes_back_to_the_last_whole_one_and_ends_the_same(shapes_root, tmp_path) -> None:
+    """A run whose newest checkpoint is torn ends with the weights of one that was never disturbed."""
+    options = {"eval_every": 0, "checkpoint_every": 1, "keep": 5}
+    resdet.train(tiny.config(shapes_root, tmp_path / "whole", max_iters=4, **options))
+    resdet.train(tiny.config(shapes_root, tmp_path / "torn", max_iters=3, milestones=[3], **options))
+    last = tmp_path / "torn/checkpoints/last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    resdet.train(tiny.config(shapes_root, tmp_path / "torn", max_iters=4, **options), resume=True)
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints/last.pt").model for name in ("whole", "torn"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    save_checkpoint(Checkpoint(one), tmp_path / "again.pt")
+    assert read_checkpoint(tmp_path / "again.pt").model.keys() == one.keys()
