@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
-from resdet.config import Config, data_root, split_paths
+from resdet.config import Config, SplitConfig, data_root, split_paths
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
@@ -111,12 +112,15 @@ def with_num_classes(config: Config, annotations: Annotations) -> Config:
 def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[str]:
     """What a person needs to know when the data are not where the config says; empty if they are."""
     root = data_root(config.data)
-    if find_format(config.data, config.data.train) == "coco":
-        paths = [path for split in splits for path in split_paths(config.data, split)]
-        paths = paths[:2] if config.data.split else paths
-        missing = [path for path in paths if not path.exists()]
-    else:
-        missing = [] if root.exists() else [root]
+    paths: list[Path] = []
+    # A made split is a part of data.train.
+    for split in ["train"] if config.data.split else splits:
+        given: SplitConfig = config.data.train if split == "train" else config.data.val
+        if find_format(config.data, given) == "coco":
+            paths += split_paths(config.data, "train" if split == "train" else "val")
+        else:
+            paths.append(given.annotations or given.images or root)
+    missing = [path for path in dict.fromkeys(paths) if not path.exists()]
     if not missing:
         return []
     origin = (

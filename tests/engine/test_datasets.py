@@ -12,6 +12,7 @@ import resdet
 import tiny
 from resdet import cli
 from resdet.config import parse_config
+from resdet.engine.setup import missing_data
 from resdet.errors import UserError
 
 
@@ -89,3 +90,12 @@ def test_training_straight_from_voc_with_a_made_split(bccd, tmp_path) -> None:
     predictor = resdet.Predictor.from_checkpoint(weights, device="cpu")
     assert predictor.class_names == ["Platelets", "RBC", "WBC"]
     assert Path(tmp_path / "run/predictions.jpg").is_file()
+
+
+def test_a_made_split_needs_no_validation_files(shapes_root, tmp_path) -> None:
+    values = tiny.values(shapes_root)
+    values["data"] |= {"split": 0.25, "val": {"annotations": str(tmp_path / "not there.json")}}
+    config = parse_config(values)
+    assert missing_data(config, ["val"]) == []
+    config.data.split = None
+    assert "not there.json" in missing_data(config, ["val"])[0]
