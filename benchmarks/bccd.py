@@ -1,6 +1,6 @@
 """Blood cells from scratch: resdet and torchvision's own Faster R-CNN, the same backbone, data, order, budget and seed.
 
-    python benchmarks/bccd.py BCCD [OUTPUT]
+    python benchmarks/bccd.py BCCD [OUTPUT [SEED]]
 
 BCCD is the folder that holds JPEGImages, Annotations and ImageSets. Both train on the batches of resdet's loader with the
 same optimiser and schedule (configs/examples/bccd.yaml) and are scored by the same evaluation on the test split.
@@ -111,8 +111,8 @@ def train_torchvision(config: Config) -> dict[str, float | None]:
     return metrics["bbox"]
 
 
-def main(root: Path, output: Path) -> None:
-    config = resdet.load_config("configs/examples/bccd.yaml", [f"data.root={root}"])
+def main(root: Path, output: Path, seed: int) -> None:
+    config = resdet.load_config("configs/examples/bccd.yaml", [f"data.root={root}", f"seed={seed}"])
     config.output = output / "resdet"
     began = time.perf_counter()
     ours = resdet.train(config).metrics["bbox"]
@@ -128,4 +128,5 @@ def main(root: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else "outputs/bccd"))
+    given = dict(enumerate(sys.argv))
+    main(Path(given[1]), Path(given.get(2, "outputs/bccd")), int(given.get(3, 0)))
