@@ -89,6 +89,7 @@ class RPNConfig(Section):
     loss_beta: float = 0.0
     clamp_shrink: bool = False  # bound how far a delta shrinks a box, too (mmdetection)
     rank: Literal["logit", "sigmoid"] = "logit"  # by what proposals are ordered (mmdetection: sigmoid)
+    fixed_divisor: bool = False  # of the losses: samples * images (detectron2) instead of the sampled anchors' number
 
 
 class PoolConfig(Section):

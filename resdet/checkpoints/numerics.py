@@ -42,6 +42,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         values["input"] = {**pixels(caffe=True, grouped=grouped), "resize": "pillow"}
         backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn" and values["fpn"]["norm"] != "gn"
         box["empty"] = "drop_last"
+        values["rpn"]["fixed_divisor"] = True
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
         if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
             mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))

@@ -58,6 +58,7 @@ def build_model(config: ModelConfig) -> Detector:
         loss_beta=r.loss_beta,
         clamp_shrink=r.clamp_shrink,
         rank=r.rank,
+        fixed_divisor=r.fixed_divisor,
     )
     heads: dict[str, nn.Module] = {"box": _box_head(config, fpn)}
     if config.mask:

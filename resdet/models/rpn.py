@@ -41,6 +41,7 @@ class RPN(nn.Module):
     samples: anchors an image in the loss, at most positive_fraction of them positive; positive from IoU `high` on,
     negative below `low`. loss_beta: where the box loss turns from squared to absolute (0: L1).
     clamp_shrink: see `boxes.decode`. rank: by what proposals are ordered; mmdetection's sigmoids tie where they saturate.
+    fixed_divisor: losses are divided by samples * images (detectron2), not by how many anchors were sampled.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RPN(nn.Module):
         loss_beta: float = 0.0,
         clamp_shrink: bool = False,
         rank: Literal["logit", "sigmoid"] = "logit",
+        fixed_divisor: bool = False,
     ) -> None:
         super().__init__()
         self.anchors = anchors
@@ -75,7 +77,7 @@ class RPN(nn.Module):
         self.nms_threshold, self.min_size = nms_threshold, min_size
         self.samples, self.max_positive = samples, int(samples * positive_fraction)
         self.high, self.low, self.loss_beta = high, low, loss_beta
-        self.clamp_shrink, self.rank = clamp_shrink, rank
+        self.clamp_shrink, self.rank, self.fixed_divisor = clamp_shrink, rank, fixed_divisor
 
     def forward(self, features: dict[str, Tensor], input_size: tuple[int, int]) -> Scores:
         """`input_size` is the padded input's (H, W). Anchors are ordered (level, row, column, shape)."""
@@ -125,12 +127,14 @@ class RPN(nn.Module):
         return F.pad(rank, (0, k), value=-torch.inf)[:, :k], F.pad(index, (0, k))[:, :k]
 
     def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
-        """Both sums run over the sampled anchors and are divided by their number in the batch."""
+        """Both sums run over the sampled anchors and are divided by their number in the batch (see `fixed_divisor`)."""
         logits, deltas = torch.cat(scores.logits, dim=1), torch.cat(scores.deltas, dim=1)
         anchors = torch.cat(scores.anchors)
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
         count = valid.sum().clamp(min=1)
+        if self.fixed_divisor:
+            count = torch.full_like(count, self.samples * len(valid))
         objectness = F.binary_cross_entropy_with_logits(
             at_least_float32(logits.gather(1, index)), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
             reduction="sum",

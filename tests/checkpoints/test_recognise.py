@@ -116,6 +116,7 @@ def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
     assert m.input.std == ((57.375, 57.12, 58.395) if grouped else (1, 1, 1))
     assert (m.input.resize, m.input.rounding, m.anchors.offset) == ("pillow", "nearest", 0)
     assert (m.pool.aligned, m.pool.sampling_ratio, m.box.empty) == (True, 0, "drop_last")
+    assert (m.rpn.fixed_divisor, m.rpn.rank, m.rpn.post_nms_train) == (True, "logit", 1000)
     assert (m.num_classes, found.category_ids[:3], found.category_ids[-1]) == (80, [1, 2, 3], 90)
     assert (found.class_names[0], found.class_names[-1]) == ("person", "toothbrush")
     for name, value in weights.items():

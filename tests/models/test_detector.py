@@ -89,6 +89,22 @@ def test_prediction_is_one_graph(rank: str) -> None:
     torch.testing.assert_close(found.mask_probs, expected.mask_probs, rtol=1e-4, atol=1e-4)
 
 
+def test_a_fixed_divisor_counts_the_anchors_that_could_have_been_sampled() -> None:
+    model = small()
+    batch = make_batch([2, 0])
+    sampled = model(batch)
+    features = model.features(batch)
+    scores = model.rpn(features, SIZE)
+    anchors = sum(len(a) for a in scores.anchors)
+    model.rpn.samples = 2 * anchors  # more than there are: fewer get sampled than that
+    exhaustive = model.rpn.loss(scores, batch.targets, batch.keys)
+    model.rpn.fixed_divisor = True
+    fixed = model.rpn.loss(scores, batch.targets, batch.keys)
+    for name in ("rpn_objectness", "rpn_box"):
+        assert fixed[name] < 0.75 * exhaustive[name]
+        assert sampled[name].isfinite()
+
+
 def test_ranking_by_sigmoid_gives_the_same_where_nothing_saturates() -> None:
     model = small().eval()
     model.heads["box"].score_threshold = 0.0
