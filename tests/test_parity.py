@@ -51,7 +51,7 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
 def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
     same_detections(name, [textured(160, 224), textured(230, 150, seed=1)], tmp_path, size=160)
 
@@ -61,7 +61,7 @@ def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
 def test_detections_equal_torchvisions_on_real_pictures(name: str, tmp_path, coco_open) -> None:
     from resdet.data.images import read_image
 
-    pictures = [read_image(p) for p in sorted((coco_open / "val2017").glob("*.jpg"))[:2]]
+    pictures = [read_image(p) for p in sorted((coco_open / "val2017").glob("*.jpg"))[:1]]
     same_detections(name, pictures, tmp_path, size=512)
 
 

@@ -72,17 +72,19 @@ def newest(folder: Path) -> tuple[Path, Checkpoint] | None:
 
     Raises `UserError` if there are checkpoints, but none is whole.
     """
-    candidates = [p for p in (folder / "last.pt", *numbered(folder)) if p.is_file()]
+    best: tuple[Path, Checkpoint] | None = None
     problems = []
-    for path in candidates:
+    for path in [p for p in (folder / "last.pt", *numbered(folder)) if p.is_file()]:
+        if best and path.stem.isdigit() and int(path.stem) <= best[1].iteration:
+            break  # the rest are older
         try:
-            return path, read_checkpoint(path)
+            best = path, read_checkpoint(path)
         except UserError as error:
             problems.append(str(error))
             console.print(f"passed over: {error}")
-    if problems:
+    if problems and not best:
         raise UserError(f"{folder}: no whole checkpoint is left:\n  " + "\n  ".join(problems))
-    return None
+    return best
 
 
 def link(path: Path, name: Path) -> None:

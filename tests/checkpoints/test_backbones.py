@@ -65,8 +65,7 @@ def test_torchvisions_names_under_any_prefix(prefix: str, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "container"),
-    [("resnet18d", "safetensors"), pytest.param("resnet50d", "bin", marks=pytest.mark.slow), ("resnet26", "bin"),
-     pytest.param("resnet50", "safetensors", marks=pytest.mark.slow)],
+    [("resnet18d", "safetensors"), pytest.param("resnet50d", "bin", marks=pytest.mark.slow), ("resnet26", "bin")],
 )  # fmt: skip
 def test_timms_names(name: str, container: str, tmp_path) -> None:
     timm = pytest.importorskip("timm")
@@ -107,13 +106,12 @@ def caffe2_names(weights: dict[str, Tensor], affine: bool) -> dict[str, np.ndarr
     return {k: v for k, v in theirs.items() if not k.endswith("None") and not (affine and k.endswith(("rm", "riv")))}
 
 
-@pytest.mark.parametrize("wrapped", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_msra_files(wrapped: bool, tmp_path) -> None:
+def test_the_msra_files(tmp_path) -> None:
     theirs = randomised(torchvision.models.resnet50(weights=None))
     blobs = caffe2_names(theirs.state_dict(), affine=True)
     assert {"conv1_w", "res_conv1_bn_s", "res2_0_branch1_bn_b", "res5_2_branch2c_w"} <= blobs.keys()
     blobs |= {"pred_w": np.zeros((10, 2048), np.float32), "conv1_w_momentum": blobs["conv1_w"], "lr": np.float32(1)}
-    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs} if wrapped else blobs, protocol=2))
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
     backbone, found = built(tmp_path / "R-50.pkl")
     m = found.model
     assert (m.input.bgr, m.input.mean, m.input.std) == (True, (103.53, 116.28, 123.675), (1, 1, 1))

@@ -36,8 +36,8 @@ def agreement(fixture: Path, checkpoint: Path, pictures: int) -> tuple[int, int,
             total += 1
             if gap[k] < 0.1 and abs(found.scores[k] - score) < 1e-3:
                 same += 1
-                if coco_mask.area(rle) or coco_mask.area(rles[k]):
-                    overlaps.append(coco_mask.iou([rles[k]], [rle], [0])[0, 0])
+                empty = not coco_mask.area(rle) and not coco_mask.area(rles[k])
+                overlaps.append(1.0 if empty else coco_mask.iou([rles[k]], [rle], [0])[0, 0])
     return total, same, overlaps
 
 
@@ -45,8 +45,8 @@ def agreement(fixture: Path, checkpoint: Path, pictures: int) -> tuple[int, int,
 def test_the_same_detections_as_detectron2(tmp_path) -> None:
     """Every box and score. Masks of these random weights are noise that single-precision rounding moves: resdet with
     oneDNN's convolutions and without agrees with itself in 124 of 130 masks, and with detectron2 in 125."""
-    total, same, overlaps = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", 2)
-    assert same == total > 100
+    total, same, overlaps = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", 1)
+    assert same == total > 50
     assert np.mean(overlaps) > 0.998
     assert np.mean(np.array(overlaps) > 0.99) > 0.95
 
@@ -54,7 +54,7 @@ def test_the_same_detections_as_detectron2(tmp_path) -> None:
 @pytest.mark.slow
 def test_the_same_detections_as_mmdetection(tmp_path) -> None:
     """Its random RPN saturates, so that its proposals are the order in which an unstable sort leaves equal scores."""
-    total, same, overlaps = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", 2)
-    assert total == 200
+    total, same, overlaps = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", 1)
+    assert total == 100
     assert same >= 0.99 * total
     assert np.mean(np.array(overlaps) > 0.99) >= 0.98

@@ -72,6 +72,19 @@ def test_a_torn_checkpoint_is_named_and_passed_over(damage: str, tmp_path, capsy
     assert newest(tmp_path / "nowhere") is None
 
 
+def test_a_newer_one_than_last_is_taken(tmp_path) -> None:
+    """A run that was killed after writing a checkpoint and before calling it the last."""
+    for name, iteration in (("last.pt", 5), ("00000005.pt", 5), ("00000010.pt", 10)):
+        save_checkpoint(checkpoint(iteration), tmp_path / name)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found[1].iteration == 10
+    (tmp_path / "00000010.pt").unlink()
+    found = newest(tmp_path)
+    assert found is not None
+    assert found[0].name == "last.pt"
+
+
 def test_a_full_disk_is_told_and_the_last_good_file_stays(tmp_path, monkeypatch, capsys) -> None:
     saver = Saver(tmp_path, 2)
     saver.save(checkpoint(1))

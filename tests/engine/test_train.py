@@ -217,7 +217,7 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
         ({"annotations": []}, r"none of its 12 images has an object"),
         ({"segmentation": None}, r"no object has a segmentation.*set model\.mask=null"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}, {"id": 7, "name": "c"}, {"id": 10, "name": "d"}]},
-         "categories of the training and the validation annotations differ"),
+         "the splits name different categories"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_train_this_model_are_named(shapes_root, tmp_path, change: dict, message: str) -> None:

@@ -23,8 +23,14 @@ def stir(model: nn.Module) -> None:
             nn.init.normal_(module.bias, std=0.1)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("norm", ["bn", "frozen_bn"])
+BOTH = [
+    pytest.param(name, norm, marks=[] if name in ("resnet18", "resnet50") else [pytest.mark.slow])
+    for name in RESNETS
+    for norm in (("bn", "frozen_bn") if name in ("resnet18", "resnet50") else ("frozen_bn",))
+]
+
+
+@pytest.mark.parametrize(("name", "norm"), BOTH)
 def test_equal_to_torchvision(name: str, norm: str) -> None:
     theirs = getattr(torchvision.models, name)(weights=None).eval()
     stir(theirs)
