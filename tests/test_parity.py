@@ -95,7 +95,8 @@ def norms_fixed(model: torch.nn.Module) -> None:
             module.eval()
 
 
-@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_losses_equal_torchvisions(name: str) -> None:
     theirs, ours = exhaustive(name)
     norms_fixed(theirs)

@@ -106,6 +106,7 @@ def caffe2_names(weights: dict[str, Tensor], affine: bool) -> dict[str, np.ndarr
     return {k: v for k, v in theirs.items() if not k.endswith("None") and not (affine and k.endswith(("rm", "riv")))}
 
 
+@pytest.mark.slow
 def test_the_msra_files(tmp_path) -> None:
     theirs = randomised(torchvision.models.resnet50(weights=None))
     blobs = caffe2_names(theirs.state_dict(), affine=True)
@@ -143,6 +144,7 @@ def test_a_grouped_caffe_backbone_divides_by_std_and_strides_in_the_3x3(tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_backbone_is_taken_out_of_a_detector(tmp_path) -> None:
     from test_recognise import in_their_names, ours_small
 

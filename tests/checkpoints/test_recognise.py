@@ -147,6 +147,7 @@ def test_detectron2s_new_baselines_in_a_training_checkpoint(tmp_path) -> None:
         assert torch.equal(found.weights[name], value), name
 
 
+@pytest.mark.slow
 def test_old_detectron2_files_bring_their_own_pixel_scaling(tmp_path) -> None:
     theirs = in_their_names(ours_small("resnet50", mask=False), "detectron2")
     mean, std = torch.tensor([123.0, 117, 104]), torch.tensor([58.0, 57, 56])
@@ -156,6 +157,7 @@ def test_old_detectron2_files_bring_their_own_pixel_scaling(tmp_path) -> None:
     assert (m.input.mean, m.input.std, m.input.bgr) == ((123, 117, 104), (58, 57, 56), False)
 
 
+@pytest.mark.slow
 def test_mmdetection_2_tells_its_scaling_and_classes_in_its_own_way(tmp_path) -> None:
     text = "img_norm_cfg = dict(mean=[1.5, 2.5, 3.5], std=[1.0, 1.0, 1.0], to_rgb=False)\n"
     text += "model = dict(backbone=dict(style='caffe'))"

@@ -135,6 +135,7 @@ def test_a_backbone_as_model_weights_leaves_the_rest_random(old, tmp_path) -> No
     assert "not in the file, so random: fpn (16 tensors), rpn (6 tensors), heads.box" in report
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_resuming_without_the_first_file(old, shapes_root, tmp_path, capsys) -> None:
     given = tmp_path / "given.pt"
     given.write_bytes(old.read_bytes())

@@ -102,6 +102,7 @@ def test_the_cache_follows_its_file(shapes_root, tmp_path, monkeypatch) -> None:
     assert load_index(path) is None
 
 
+@pytest.mark.slow
 def test_a_second_training_starts_from_the_index(shapes_root, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "LARGE", 0)

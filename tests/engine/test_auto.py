@@ -59,7 +59,7 @@ def test_what_is_set_stays_and_other_choices_follow_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "batch", "iterations"), [(20, 4, 500), (118_000, 16, 88_500), (5000, 8, 7500), (3, 16, 100)]
+    ("count", "batch", "iterations"), [(20, 4, 500), (2400, 16, 1800), (5000, 8, 7500), (3, 16, 100)]
 )
 def test_the_schedule_follows_the_number_of_pictures(count: int, batch: int, iterations: int) -> None:
     assert chosen(annotations(count), train={"batch_size": batch})[0].train.max_iters == iterations

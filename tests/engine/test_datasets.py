@@ -16,6 +16,7 @@ from resdet.engine.setup import missing_data
 from resdet.errors import UserError
 
 
+@pytest.mark.slow
 def test_bccd_is_checked_straight_from_its_xml(bccd, tmp_path, capsys) -> None:
     assert cli.data(["check", "configs/examples/bccd.yaml", f"data.root={bccd}", "--output", str(tmp_path)]) == 0
     listed = json.loads((tmp_path / "findings.json").read_text())["findings"]
@@ -26,6 +27,7 @@ def test_bccd_is_checked_straight_from_its_xml(bccd, tmp_path, capsys) -> None:
     assert "anchors reach" in said
 
 
+@pytest.mark.slow
 def test_real_coco_has_no_errors(coco_open, tmp_path) -> None:
     assert cli.data(["check", "maskrcnn_r50", f"data.root={coco_open}", "--output", str(tmp_path)]) == 0
     codes = {f["code"] for f in json.loads((tmp_path / "findings.json").read_text())["findings"]}
@@ -44,6 +46,7 @@ def test_conversion_keeps_the_objects(bccd, tmp_path, capsys) -> None:
     assert not (tmp_path / "x.json").exists()
 
 
+@pytest.mark.slow
 def test_statistics_are_drawn(shapes_root, tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
     config = tiny.config_file(shapes_root, tmp_path)

@@ -72,6 +72,7 @@ def test_heads_and_layers_learn_at_their_own_rates() -> None:
     assert [g["lr_scale"] for g in build_optimizer(model, TrainConfig(), torch.device("cpu")).param_groups] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_step_moves_each_group_by_its_scaled_rate(shapes_root, tmp_path) -> None:
     """Plain SGD without momentum or decay: the step of a head's weight is head_lr times the step of the same at 1."""
     moves = []

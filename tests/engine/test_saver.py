@@ -121,6 +121,7 @@ def test_checksums_see_every_value() -> None:
     assert checksum({**base}) == sums[0]
 
 
+@pytest.mark.slow
 def test_resuming_goes_back_to_the_last_whole_one_and_ends_the_same(shapes_root, tmp_path) -> None:
     """A run whose newest checkpoint is torn ends with the weights of one that was never disturbed."""
     options = {"eval_every": 0, "checkpoint_every": 1, "keep": 5}

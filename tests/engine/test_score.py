@@ -45,6 +45,7 @@ def test_no_class_in_common_is_an_error(shapes_root, tmp_path) -> None:
         score_model(tiny.config(shapes_root, tmp_path / "x"), weights, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_file_without_names_needs_as_many_classes(shapes_root, tmp_path) -> None:
     model = torch.load(checkpoint(tmp_path, list("abcd")), weights_only=True)["model"]
     torch.save(model, tmp_path / "bare.pth")

@@ -56,6 +56,7 @@ def test_a_run_leaves_everything_the_contract_names(shapes_root, tmp_path) -> No
     assert evaluated[0]["val_loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -> None:
     kept = {"checkpoint_every": 2, "eval_every": 0, "ema_decay": 0.9}
     train(tiny.config(shapes_root, tmp_path / "a", **kept))
@@ -138,6 +139,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(shapes_root, tmp_path) -> N
         train(tiny.config(shapes_root, tmp_path / "run", max_iters=20, eval_every=0, lr=1e20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) -> None:
     out = tmp_path / "run"
@@ -170,6 +172,7 @@ def test_a_compiled_run_follows_the_eager_one(shapes_root, tmp_path, monkeypatch
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_numbers_and_is_asked_for_by_name_when_missing(shapes_root, tmp_path, monkeypatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=2, tensorboard=True))
