@@ -51,7 +51,7 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn"])
 def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
     same_detections(name, [textured(160, 224), textured(230, 150, seed=1)], tmp_path, size=160)
 

@@ -50,8 +50,8 @@ def backward(losses: dict[str, Tensor]) -> None:
 
 
 BACKENDS = [
-    pytest.param("eager", marks=pytest.mark.slow),
-    "aot_eager",
+    "eager",
+    pytest.param("aot_eager", marks=pytest.mark.slow),
     pytest.param("inductor", marks=pytest.mark.slow),
 ]
 
