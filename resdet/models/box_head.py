@@ -149,9 +149,10 @@ class BoxHead(nn.Module):
         valid = scores >= 0
         if self.empty == "drop_last":
             valid = valid & big_enough(take(boxes, index), self.min_size)
-        return detections._replace(
+        return Detections(  # rather than _replace, which torch 2.11 cannot compile
             boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
             scores=scores.clamp(min=0),
             labels=torch.where(valid, labels.gather(1, index), 0),
             valid=valid,
+            image_sizes=detections.image_sizes,
         )

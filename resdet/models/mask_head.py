@@ -79,7 +79,9 @@ class MaskHead(nn.Module):
         own = at_least_float32(logits[torch.arange(len(rows), device=rows.device), labels])
         probs = own.new_zeros(len(boxes), self.size, self.size)
         probs[rows] = own.sigmoid() * valid[:, None, None]
-        return detections._replace(mask_probs=probs.view(*detections.valid.shape, self.size, self.size))
+        d = detections
+        mask_probs = probs.view(*d.valid.shape, self.size, self.size)
+        return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs)
 
 
 def mask_loss(logits: Tensor, labels: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
