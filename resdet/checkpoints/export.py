@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,31 +12,10 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
 from resdet.errors import UserError, listed
 
-# (ours, torchvision's), each at the start of a name; the rest of the name is kept.
-TO_TORCHVISION = [
-    (r"backbone\.", "backbone.body."),
-    (r"fpn\.lateral\.(\d)\.conv\.", r"backbone.fpn.inner_blocks.\1.0."),
-    (r"fpn\.lateral\.(\d)\.norm\.", r"backbone.fpn.inner_blocks.\1.1."),
-    (r"fpn\.output\.(\d)\.conv\.", r"backbone.fpn.layer_blocks.\1.0."),
-    (r"fpn\.output\.(\d)\.norm\.", r"backbone.fpn.layer_blocks.\1.1."),
-    (r"rpn\.convs\.(\d)\.", r"rpn.head.conv.\1.0."),
-    (r"rpn\.objectness\.", "rpn.head.cls_logits."),
-    (r"rpn\.deltas\.", "rpn.head.bbox_pred."),
-    (r"heads\.box\.trunk\.fc1\.", "roi_heads.box_head.fc6."),
-    (r"heads\.box\.trunk\.fc2\.", "roi_heads.box_head.fc7."),
-    (r"heads\.box\.trunk\.fc\.", "roi_heads.box_head.5."),
-    (r"heads\.box\.trunk\.convs\.(\d)\.conv\.", r"roi_heads.box_head.\1.0."),
-    (r"heads\.box\.trunk\.convs\.(\d)\.norm\.", r"roi_heads.box_head.\1.1."),
-    (r"heads\.box\.classifier\.", "roi_heads.box_predictor.cls_score."),
-    (r"heads\.box\.regressor\.", "roi_heads.box_predictor.bbox_pred."),
-    (r"heads\.mask\.convs\.(\d)\.conv\.", r"roi_heads.mask_head.\1.0."),
-    (r"heads\.mask\.convs\.(\d)\.norm\.", r"roi_heads.mask_head.\1.1."),
-    (r"heads\.mask\.upsample\.", "roi_heads.mask_predictor.conv5_mask."),
-    (r"heads\.mask\.logits\.", "roi_heads.mask_predictor.mask_fcn_logits."),
-]
 EPS = 1e-5  # of the batch norms that torchvision's builders make
 
 
@@ -99,13 +77,10 @@ def to_torchvision(found: Recognised) -> dict[str, Tensor]:
             value = torch.cat([torch.zeros_like(value[:4]), value])
         elif name.startswith("heads.mask.logits."):
             value = torch.cat([torch.zeros_like(value[:1]), value])
-        for pattern, theirs in TO_TORCHVISION:
-            translated, hits = re.subn(f"^{pattern}", theirs, name)
-            if hits:
-                weights[translated] = value.clone()
-                break
-        else:
+        theirs = from_ours(name, "torchvision")
+        if theirs is None:
             raise UserError(f"{found.path}: torchvision has no name for {name}")
+        weights[theirs] = value.clone()
     return weights
 
 

@@ -139,6 +139,21 @@ def _translate(name: str, source: Source) -> str | None:
     return None
 
 
+def from_ours(name: str, source: Source) -> str | None:
+    """The inverse of a table: our name of a parameter -> theirs, None if they have none. Class layouts stay as they are."""
+    for pattern, ours in TABLES[source]:
+        if "(?=" in pattern:
+            continue  # reads names that are no longer written
+        # "\1", "\2" become the numbers to find; "-" says that layers are counted from one there.
+        match = re.match(re.sub(r"-?\\\\\d", r"(\\d+)", re.escape(ours.replace("-", ""))), name)
+        if match:
+            numbers = [str(int(number) + ("-" in ours)) for number in match.groups()]
+            theirs = re.sub(r"\(\\d\+?\)", lambda _: numbers.pop(0), pattern)  # noqa: B023 (called at once)
+            theirs = re.sub(r"\(\?:(\w+)\|\w+\)", r"\1", theirs)  # of two spellings the first
+            return theirs.replace("\\", "") + name[match.end() :]
+    return None
+
+
 def _without_background(name: str, value: Tensor) -> Tensor:
     """torchvision's background is the first row everywhere; ours the last of the classifier and nowhere else."""
     if name.startswith("heads.box.classifier."):

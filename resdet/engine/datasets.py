@@ -57,13 +57,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():
-        content = source.content
-        console.print(
-            f"{name}: {source.path}: {len(content['images'])} images, {len(content['annotations'])} objects, "
-            f"{len(content['categories'])} classes"
-        )
-        for remark, count in source.remarks.items():
-            console.print(f"  {count} {remark}")
+        describe(f"{name}: {source.path}", source)
     report(findings)
     for line in advice:
         console.print(line)
@@ -102,12 +96,19 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     data = DataConfig.model_validate(values)
     read = read_source(data, data.train, "train")
     write_json(output, read.content)
-    content = read.content
+    describe(f"written: {output}", read)
+    console.print(f"classes: {', '.join(str(c['name']) for c in read.content['categories'])}")
+    console.print(f"file names are relative to {read.images}")
+
+
+def describe(title: str, source: Source) -> None:
+    """How much is in annotations, and what was left out of them."""
+    content = source.content
     console.print(
-        f"written: {output}: {len(content['images'])} images, {len(content['annotations'])} objects, classes "
-        f"{', '.join(str(c['name']) for c in content['categories'])}; file names are relative to {read.images}"
+        f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
+        f"{len(content['categories'])} classes"
     )
-    for remark, count in read.remarks.items():
+    for remark, count in source.remarks.items():
         console.print(f"  {count} {remark}")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
 from pictures import textured
-from resdet.checkpoints.names import TABLES, to_ours
+from resdet.checkpoints.names import from_ours, to_ours
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.config import parse_config
 from resdet.models.build import build_model
@@ -70,27 +70,37 @@ def ours_small(name: str, mask: bool = True) -> dict[str, Tensor]:
 
 
 def in_their_names(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The inverse of a table, found by trying: every name of theirs that the rules could mean."""
-    theirs = {}
-    for name, value in weights.items():
-        for pattern, replacement in TABLES[source]:
-            mine = re.escape(replacement).replace(r"\\1", r"(\d+)").replace(r"\\2", r"(\d+)")
-            mine = mine.replace(r"\-(\d+)", r"(\d+)").replace(r"-(\d+)", r"(\d+)")
-            match = re.match(mine, name)
-            if not match:
-                continue
-            numbers = list(match.groups())
-            if "-" in replacement:
-                numbers[0] = str(int(numbers[0]) + 1)
-            candidate = re.sub(r"\(\\d\+?\)", lambda _, n=numbers: n.pop(0), pattern)
-            candidate = re.sub(r"\(\?[:=][^)]*\)", "", candidate).replace("\\", "") + name[match.end() :]
-            back, unknown = to_ours({candidate: value}, source)
-            if not unknown and list(back) in ([name], [name.replace(".fc.", ".fc1.")]):
-                theirs[candidate] = value
-                break
-        else:
-            raise AssertionError(f"{source} has no name for {name}")
+    """A detector's weights as the source would name them; every parameter has a name of its own there."""
+    theirs = {from_ours(name, source): value for name, value in weights.items()}
+    assert None not in theirs
+    assert len(theirs) == len(weights)
     return theirs
+
+
+@pytest.mark.parametrize("source", ["torchvision", "detectron2", "mmdetection"])
+def test_names_are_theirs_and_come_back(source: str) -> None:
+    """Spot checks against the names in the three projects, and a round trip of a whole detector."""
+    names = {
+        "backbone.layer3.22.bn2.weight": {
+            "torchvision": "backbone.body.layer3.22.bn2.weight",
+            "detectron2": "backbone.bottom_up.res4.22.conv2.norm.weight",
+            "mmdetection": "backbone.layer3.22.bn2.weight",
+        },
+        "fpn.lateral.2.norm.bias": {
+            "torchvision": "backbone.fpn.inner_blocks.2.1.bias",
+            "detectron2": "backbone.fpn_lateral4.norm.bias",
+            "mmdetection": "neck.lateral_convs.2.bn.bias",
+        },
+        "heads.mask.convs.0.conv.bias": {
+            "torchvision": "roi_heads.mask_head.0.0.bias",
+            "detectron2": "roi_heads.mask_head.mask_fcn1.bias",
+            "mmdetection": "roi_head.mask_head.convs.0.conv.bias",
+        },
+    }
+    assert {name: from_ours(name, source) for name in names} == {name: theirs[source] for name, theirs in names.items()}
+    for name in ours_small("resnet50"):
+        back, unknown = to_ours({from_ours(name, source): torch.zeros(9, 1)}, source)
+        assert (list(back), unknown) == ([name], [])
 
 
 @pytest.mark.parametrize(
