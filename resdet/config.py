@@ -199,7 +199,8 @@ class DataConfig(Section):
         None  # repeat images of classes rarer than this share
     )
     negatives: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of images without objects in an epoch
-    workers: Count = 4
+    workers: Count = 4  # of each process
+    max_unreadable: Share = 0.01  # share of a split's pictures that may turn out unreadable before a run stops
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
 
@@ -209,7 +210,7 @@ class DataConfig(Section):
 
 class TrainConfig(Section):
     max_iters: Positive = 90000
-    batch_size: Positive = 16
+    batch_size: Positive = 16  # of all processes together
     accumulate: Positive = 1  # forward passes a step: the batch is split into so many parts
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
@@ -233,6 +234,7 @@ class TrainConfig(Section):
     val_loss: bool = True  # with each evaluation, the losses on the validation set
     patience: Positive | None = None  # stop after so many evaluations without a better AP
     tensorboard: bool = False
+    timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds that processes wait for one another
 
 
 class Config(Section):

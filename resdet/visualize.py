@@ -99,6 +99,8 @@ def prediction_sheet(
         sample = dataset[index, 0]
         if isinstance(sample, UserError):
             raise sample
+        if sample.problems:  # cannot be read, as evaluation has told
+            continue
         batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
         info = dataset.annotations.images[index]
         with torch.no_grad(), autocast(device, config.train.amp):

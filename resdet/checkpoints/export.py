@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
 from resdet.errors import UserError, listed
+from resdet.writing import written_whole
 
 EPS = 1e-5  # of the batch norms that torchvision's builders make
 
@@ -30,7 +30,8 @@ def save_own(found: Recognised, path: Path) -> None:
         "category_ids": json.dumps(found.category_ids),
     }
     weights = {name: value.contiguous().clone() for name, value in found.weights.items()}
-    _write(path, lambda temporary: save_file(weights, temporary, metadata=metadata))
+    with written_whole(path) as temporary:
+        save_file(weights, temporary, metadata=metadata)
 
 
 def save_torchvision(found: Recognised, path: Path) -> str:
@@ -40,7 +41,8 @@ def save_torchvision(found: Recognised, path: Path) -> str:
     """
     builder = _builder(found)
     weights = to_torchvision(found)
-    _write(path, lambda temporary: torch.save(weights, temporary))
+    with written_whole(path) as temporary:
+        torch.save(weights, temporary)
     i = found.model.input
     mean, std = (list(v[::-1] if i.bgr else v) for v in (i.mean, i.std))
     numbers = [f"[{', '.join(f'{v / 255:.6g}' for v in values)}]" for values in (mean, std)]
@@ -144,15 +146,3 @@ def _differences(found: Recognised) -> list[str]:
     if m.mask:
         same["mask.paste"] = (m.mask.paste, "torchvision")
     return [f"model.{key} is {value} here, {theirs} there" for key, (value, theirs) in same.items() if value != theirs]
-
-
-def _write(path: Path, save: Callable[[Path], object]) -> None:
-    """Into another name first: a failure leaves no half-written file. Raises `UserError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be written ({error})") from None

@@ -19,7 +19,8 @@ class Sample(NamedTuple):
     """One image in the network's input frame, as the dataset gives it.
 
     image (H, W, 3) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
-    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset.
+    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
+    problems: why other pictures could not be read, in whose place this one came.
     """
 
     image: np.ndarray
@@ -28,13 +29,16 @@ class Sample(NamedTuple):
     masks: np.ndarray | None
     key: int
     row: int
+    problems: tuple[str, ...] = ()
 
 
 class LoadedBatch(NamedTuple):
-    """A batch and the dataset indices of its images, which stay on the host."""
+    """A batch, and what stays on the host: the dataset indices of its images, and why an image stands for another or, in
+    evaluation, is blank."""
 
     batch: Batch
     indices: list[int]
+    problems: dict[int, tuple[str, ...]]
 
 
 def pad_images(images: Sequence[np.ndarray], multiple: int = 32) -> tuple[Tensor, Tensor]:
@@ -71,7 +75,8 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
     """Samples -> one `Batch` with targets."""
     images, sizes = pad_images([s.image for s in samples], multiple)
     keys = torch.tensor([s.key for s in samples])
-    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.row for s in samples])
+    problems = {s.row: s.problems for s in samples if s.problems}
+    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.row for s in samples], problems)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -84,7 +89,8 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Equal parts of a batch, at its padded size, for gradient accumulation."""
+    """Equal parts of a batch at its padded size, the last one smaller where it does not divide; no more than images."""
+    parts = min(parts, len(batch.images))
     if parts == 1:
         return [batch]
 

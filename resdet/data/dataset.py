@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -15,7 +15,7 @@ from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
 from resdet.data.images import decode_image, read_header, resize_image, resized_size
 from resdet.data.index import ImageInfo, Objects
-from resdet.errors import UserError
+from resdet.errors import UserError, listed
 from resdet.masks import crop_polygons
 from resdet.structures import MASK_UNKNOWN
 
@@ -26,7 +26,9 @@ class DetectionDataset(Dataset[Sample | UserError]):
     """dataset[index, epoch] -> `Sample`, a pure function of (seed, epoch, index): the same in any worker, in any order.
 
     train: augment, draw a short side, flip; otherwise the last `min_size` and nothing random.
-    A picture that cannot be used comes back as the `UserError` that says why, for `loader.batches` to raise whole.
+    A picture that cannot be read is told in `Sample.problems`: in training another one takes its place, as random as the
+    rest; in evaluation a blank one without objects. If no other can be read either, the `UserError` comes back, for
+    `loader.batches` to raise whole.
     """
 
     def __init__(
@@ -49,10 +51,38 @@ class DetectionDataset(Dataset[Sample | UserError]):
 
     def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
         index, epoch = item
-        try:
-            return self._sample(index, epoch)
-        except UserError as error:
-            return error
+        problems: list[str] = []
+        for candidate in self._candidates(index, epoch):
+            try:
+                sample = self._sample(candidate, epoch)
+                return sample._replace(problems=tuple(problems))
+            except UserError as error:
+                problems.append(str(error))
+        if not self.train:
+            return self._blank(index, problems)
+        folder = self.annotations.images[index].file.parent
+        state = "is still there" if folder.is_dir() else "is gone"
+        return listed(
+            f"none of {len(problems)} pictures in turn could be read; their folder {folder} {state}:", problems
+        )
+
+    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+        """The picture itself and, in training, others of its kind of shape to take its place."""
+        yield index
+        if self.train:
+            groups = aspect_groups(self.annotations)
+            alike = np.flatnonzero((groups == groups[index]) & (np.arange(len(groups)) != index))
+            yield from np.random.default_rng([self.seed, epoch, index, 2]).permutation(alike)[:4].tolist()
+
+    def _blank(self, index: int, problems: list[str]) -> Sample:
+        """A grey picture of the annotated size: evaluation counts what cannot be read as without detections."""
+        info = self.annotations.images[index]
+        size = resized_size(info.size, self.data.min_size[-1], self.data.max_size, self.input.rounding)
+        masks = np.zeros((0, self.data.mask_size, self.data.mask_size), np.uint8) if self.masks else None
+        image = np.full((*size, 3), 127, np.uint8)
+        dtype = np.float32 if self.input.resize == "torch" else np.uint8
+        none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        return Sample(image.astype(dtype), *none, masks, key=0, row=index, problems=tuple(problems))
 
     def read(self, index: int) -> np.ndarray:
         """The picture as annotated: (H, W, 3) uint8 RGB."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -10,7 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from resdet.data.collate import LoadedBatch, Sample, collate
 from resdet.data.dataset import DetectionDataset, aspect_groups, padded_sizes, repeat_factors
@@ -52,39 +55,79 @@ def evaluation_order(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[
 
 
 def training_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int, *, start: int = 0, context: str | None = None
-) -> Iterator[LoadedBatch]:
-    """Endless training batches from the `start`-th on. `context`: "fork", "spawn", … for the workers."""
+    dataset: DetectionDataset, batch_size: int, workers: int, *,
+    start: int = 0, rank: int = 0, world: int = 1, context: str | None = None,
+) -> Iterator[LoadedBatch]:  # fmt: skip
+    """Endless training batches from the `start`-th on. `context`: "fork", "spawn", … for the workers.
+
+    Of each batch, process `rank` of `world` gets its equal share.
+    """
     repeats = repeat_factors(dataset.annotations, dataset.data.repeat_threshold, dataset.data.negatives)
     order = training_order(aspect_groups(dataset.annotations), batch_size, dataset.seed, repeats)
-    return batches(dataset, itertools.islice(order, start, None), workers, context)
+    share = batch_size // world
+    mine = (items[rank * share : (rank + 1) * share] for items in itertools.islice(order, start, None))
+    return batches(dataset, mine, workers, context)
 
 
 def evaluation_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int, *, context: str | None = None
-) -> Iterator[LoadedBatch]:
-    """Each image once."""
+    dataset: DetectionDataset, batch_size: int, workers: int, *,
+    rank: int = 0, world: int = 1, context: str | None = None,
+) -> Iterator[LoadedBatch]:  # fmt: skip
+    """Each image once, in one of the processes."""
     sizes = padded_sizes(dataset.annotations, dataset.data, dataset.input)
-    return batches(dataset, evaluation_order(sizes, batch_size), workers, context)
+    return batches(dataset, evaluation_order(sizes, batch_size)[rank::world], workers, context)
 
 
 def batches(
     dataset: DetectionDataset, order: Iterable[list[Item]], workers: int, context: str | None
 ) -> Iterator[LoadedBatch]:
-    """Load what `order` says. Raises the `UserError` of a picture that cannot be used."""
+    """Load what `order` says. Raises the `UserError` of pictures that cannot be used, and of a worker that died."""
+    held = torch.full((max(workers, 1), 2), -1).share_memory_()  # type: ignore[no-untyped-call]
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        _Watched(dataset, held),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=partial(_collate, multiple=dataset.data.pad_multiple),
         worker_init_fn=_start_worker,
         multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or each loader would draw from the global one, which a head may use
     )
-    for loaded in loader:
-        if isinstance(loaded, UserError):
-            raise loaded
-        yield loaded
+    try:
+        for loaded in loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker .*(exited|killed)", str(error)):
+            raise
+        raise _worker_died(dataset, held, str(error)) from None
+
+
+class _Watched(Dataset[Sample | UserError]):
+    """The dataset, leaving word of which image each worker (a row: its pid, the index) has in hand."""
+
+    def __init__(self, dataset: DetectionDataset, held: Tensor) -> None:
+        self.dataset, self.held = dataset, held
+
+    def __getitem__(self, item: Item) -> Sample | UserError:
+        worker = get_worker_info()
+        if worker:
+            self.held[worker.id] = torch.tensor([os.getpid(), item[0]])
+        return self.dataset[item]
+
+
+def _worker_died(dataset: DetectionDataset, held: Tensor, reason: str) -> UserError:
+    dead = {int(number) for number in re.findall(r"\d+", reason.split("DataLoader worker", 1)[1])}
+    pairs = [(pid, index) for pid, index in held.tolist() if index >= 0]
+    files = [str(dataset.annotations.images[index].file) for pid, index in pairs if pid in dead] or [
+        str(dataset.annotations.images[index].file) for _, index in pairs
+    ]
+    return UserError(
+        f"a loader worker died ({reason.splitlines()[0]}) while it held {' or '.join(files) or 'no picture yet'}: if the "
+        f"machine ran out of memory, lower data.workers (now {dataset.data.workers}); otherwise look at that file; then go "
+        "on with --resume"
+    )
 
 
 def _collate(samples: Sequence[Sample | UserError], multiple: int) -> LoadedBatch | UserError:

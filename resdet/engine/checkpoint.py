@@ -8,7 +8,6 @@ all that.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resdet.errors import UserError, listed
+from resdet.writing import written_whole
 
 
 @dataclass
@@ -33,23 +33,9 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write beside `path`, sync, rename: at any moment `path` is a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({**vars(checkpoint), "checksum": checksum(vars(checkpoint))}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: the checkpoint could not be written ({error})") from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself, too, has to reach the disk
-    finally:
-        os.close(folder)
+    """At any moment `path` is a whole file or none. Raises `UserError`."""
+    with written_whole(path) as temporary:
+        torch.save({**vars(checkpoint), "checksum": checksum(vars(checkpoint))}, temporary)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

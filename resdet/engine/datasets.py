@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from resdet.engine.examine import errors, report
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data
 from resdet.errors import UserError
+from resdet.writing import write_json
 
 Split = Literal["train", "val"]
 
@@ -64,7 +64,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     if output:
         output.mkdir(parents=True, exist_ok=True)
         listed = [{k: v for k, v in asdict(finding).items() if k != "items"} for finding in findings]
-        (output / "findings.json").write_text(json.dumps({"findings": listed, "advice": advice}, indent=2) + "\n")
+        write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
         console.print(f"written: {output / 'findings.json'}")
     if fix:
         content, done = repair(sources[split], [f for f in findings if f.split == split])
@@ -110,18 +110,6 @@ def describe(title: str, source: Source) -> None:
     )
     for remark, count in source.remarks.items():
         console.print(f"  {count} {remark}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all. Raises `UserError`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content))
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: could not be written ({error.strerror})") from None
 
 
 def stats(config: Config, output: Path, split: Split) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resdet.errors import UserError
+from resdet.writing import write_text
 
 log = logging.getLogger("resdet")
 console = Console(highlight=False, soft_wrap=True)
@@ -20,18 +23,20 @@ console = Console(highlight=False, soft_wrap=True)
 class RunLog:
     """Sinks of a run's numbers; a context manager.
 
+    main: False in all processes but one, which write nothing.
     On resuming at `start`, lines of later iterations that the interrupted run wrote are removed: no gaps, no doubles.
     """
 
-    def __init__(self, folder: Path, start: int, total: int, tensorboard: bool) -> None:
-        self.path, self.start, self.total = folder / "metrics.jsonl", start, total
+    def __init__(self, folder: Path, start: int, total: int, tensorboard: bool, main: bool = True) -> None:
+        self.path, self.start, self.total = folder / "metrics.jsonl" if main else Path(os.devnull), start, total
         if self.path.is_file():
             kept = [line for line in self.path.read_text().splitlines() if _iteration(line) <= start]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            write_text(self.path, "".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
-        self.board: Any = _tensorboard(folder, start) if tensorboard else None
+        self.lost = 0  # lines that could not be written
+        self.board: Any = _tensorboard(folder, start) if tensorboard and main else None
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.progress = Progress(*columns, console=console, disable=not (main and console.is_terminal))
         self.task = self.progress.add_task("", total=total, completed=start)
         self.began = time.perf_counter()
 
@@ -41,18 +46,28 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        self.file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take has been told
+            self.file.close()
+        if self.lost:
+            console.print(f"take care: {self.lost} lines could not be written to {self.path}")
         if self.board:
             self.board.close()
 
     def write(self, iteration: int, **values: Any) -> None:
-        """One JSON line, and TensorBoard's scalars."""
-        self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        self.file.flush()
-        if self.board:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, iteration)
+        """One JSON line, and TensorBoard's scalars. A full disk costs lines, which are counted, and not the run."""
+        try:
+            self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+            self.file.flush()
+            if self.board:
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self.board.add_scalar(name, value, iteration)
+        except OSError as error:
+            self.lost += 1
+            if self.lost == 1:
+                console.print(
+                    f"take care: {self.path} cannot be written ({error.strerror}); training goes on without it"
+                )
 
     def train_line(self, iteration: int, values: dict[str, float]) -> None:
         """Losses, learning rate, images/s, share of time waiting for data."""

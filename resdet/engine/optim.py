@@ -12,10 +12,11 @@ from resdet.config import TrainConfig
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over what trains, in groups of equal decay and equal "lr_scale", by which a step scales its rate.
 
-    The affine parameters of norms are not decayed. Rates are scaled by `rate_scale`.
+    The affine parameters of norms are not decayed. Rates are scaled by `rate_scale`. Fused: one kernel for all of a group,
+    which also leaves everything alone where the tensor `optimizer.found_inf` is not zero.
     """
     norms = (BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
     undecayed = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
@@ -25,10 +26,14 @@ def build_optimizer(model: nn.Module, config: TrainConfig, device: torch.device)
             decay = 0.0 if id(parameter) in undecayed else config.weight_decay
             groups.setdefault((rate_scale(name, config), decay), []).append(parameter)
     ordered = [{"params": params, "lr_scale": scale, "weight_decay": d} for (scale, d), params in groups.items()]
-    fused = device.type == "cuda"
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(ordered, lr=config.lr, fused=fused)
-    return torch.optim.SGD(ordered, lr=config.lr, momentum=config.momentum, fused=fused)
+        return torch.optim.AdamW(ordered, lr=config.lr, fused=True)
+    sgd = torch.optim.SGD(ordered, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        for group in sgd.param_groups:
+            for parameter in group["params"]:  # zeros mean the same as none, but torch leaves none unset if it skips
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def rate_scale(name: str, config: TrainConfig) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,26 @@ from torch import Tensor
 from resdet.engine.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from resdet.engine.log import console
 from resdet.errors import UserError
+from resdet.writing import written_whole
 
 
 class Saver:
     """Writes in one thread, from a copy of the state: at most one copy exists, since the next save waits for the last.
 
-    keep: how many numbered checkpoints stay. `last.pt` is the newest of them under a second name, not a second file.
+    keep: how many numbered checkpoints stay; None in a process that leaves writing to the main one.
+    `last.pt` is the newest of them under a second name, not a second file.
     A write that fails is told in one line and training goes on; the files from before stay whole.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int | None) -> None:
         self.folder, self.keep = folder, keep
         self.failure: UserError | None = None  # of the last write
         self._thread: threading.Thread | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """`last.pt`, in the background."""
+        if self.keep is None:
+            return
         self.wait()
         copied = Checkpoint(**_copy(vars(checkpoint)))
         self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
@@ -36,6 +41,8 @@ class Saver:
 
     def save_best(self, checkpoint: Checkpoint) -> None:
         """`best.pt`, at once: it is small, and evaluation has stopped training anyway."""
+        if self.keep is None:
+            return
         try:
             save_checkpoint(checkpoint, self.folder / "best.pt")
         except UserError as error:
@@ -67,39 +74,33 @@ def numbered(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem), reverse=True)
 
 
-def newest(folder: Path) -> tuple[Path, Checkpoint] | None:
+def newest(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; None without any. One that is torn is named and passed over.
 
     Raises `UserError` if there are checkpoints, but none is whole.
     """
-    best: tuple[Path, Checkpoint] | None = None
+    best: tuple[Path, int] | None = None
     problems = []
     for path in [p for p in (folder / "last.pt", *numbered(folder)) if p.is_file()]:
-        if best and path.stem.isdigit() and int(path.stem) <= best[1].iteration:
+        if best and path.stem.isdigit() and int(path.stem) <= best[1]:
             break  # the rest are older
         try:
-            best = path, read_checkpoint(path)
+            best = path, read_checkpoint(path).iteration
         except UserError as error:
             problems.append(str(error))
             console.print(f"passed over: {error}")
     if problems and not best:
         raise UserError(f"{folder}: no whole checkpoint is left:\n  " + "\n  ".join(problems))
-    return best
+    return best and best[0]
 
 
 def link(path: Path, name: Path) -> None:
     """Make `name` mean `path`'s content, in one step; a copy where the file system has no links. Raises `UserError`."""
-    temporary = name.with_name(f".{name.name}.{os.getpid()}.link")
-    try:
-        temporary.unlink(missing_ok=True)
+    with written_whole(name) as temporary:
         try:
             os.link(path, temporary)
         except OSError:
-            temporary.write_bytes(path.read_bytes())
-        temporary.replace(name)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{name}: could not be written ({error.strerror})") from None
+            shutil.copyfile(path, temporary)
 
 
 def _copy(value: Any) -> Any:

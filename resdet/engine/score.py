@@ -12,6 +12,7 @@ from resdet.config import Config
 from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
 from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, predict_dataset, read_results
+from resdet.engine.faults import Unreadable
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.engine.train import write_evaluation
@@ -37,7 +38,9 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
         category_ids=match_classes(predictor, annotations),
     )  # fmt: skip
-    for _, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
+    unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
+    for loaded, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
+        unreadable.note(loaded.problems, "it counts as without detections")
         entries += found
     evaluation = evaluation_of(annotations)
     kinds = ("bbox", "segm") if model.mask and evaluation.has_masks else ("bbox",)

@@ -28,10 +28,11 @@ class Inputs(NamedTuple):
     start: Recognised | None
 
 
-def prepare_inputs(config: Config, earlier: Recognised | None = None) -> tuple[Config, Inputs]:
+def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: bool = True) -> tuple[Config, Inputs]:
     """Find data and weights, check that they fit the config, complete its model section by what they tell.
 
-    earlier: the checkpoint that a run resumes from, in the place of other weights. Raises one `UserError`.
+    earlier: the checkpoint that a run resumes from, in the place of other weights. check: False where another process has
+    had the data checked. Raises one `UserError`.
     """
     make_synthetic(config)
     splits: list[Literal["train", "val"]] = ["train", "val"] if config.train.eval_every else ["train"]
@@ -50,7 +51,8 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None) -> tuple[C
     kept = cache_path(config.data, "train")
     indexed = load_index(kept)
     sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits[indexed is not None :]}
-    check_before_training(sources)
+    if check:
+        check_before_training(sources)
     train = indexed or keep_index(parse_split("train", sources["train"]), kept)
     if indexed:
         console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")

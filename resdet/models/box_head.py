@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms
-from resdet.models.layers import ConvNorm, Norm
+from resdet.models.layers import ConvNorm, Norm, shared_count
 from resdet.models.matching import take
 from resdet.models.roi_pool import RoIPool, flatten_rois
 from resdet.models.rpn import box_distance
@@ -114,7 +114,7 @@ class BoxHead(nn.Module):
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
         """Both sums run over the sampled RoIs and are divided by their number in the batch."""
         logits, deltas = self(features, samples.boxes, samples.valid)
-        count = samples.valid.sum().clamp(min=1)
+        count = shared_count(samples.valid.sum(), self.training)
         label = samples.labels
         entropy = F.cross_entropy(
             at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32
 from resdet.masks import targets_in_rois
-from resdet.models.layers import ConvNorm, Norm
+from resdet.models.layers import ConvNorm, Norm, shared_count
 from resdet.models.roi_pool import RoIPool, flatten_rois, occupied
 from resdet.structures import MASK_UNKNOWN, Detections, Samples
 
@@ -67,8 +67,11 @@ class MaskHead(nn.Module):
         with torch.autocast(boxes.device.type, enabled=False):
             wanted = targets_in_rois(crops, samples.gt_boxes[:, :limit].flatten(0, 1)[rows], boxes, self.size)
         return {
-            "mask": mask_loss(logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive)
-        }
+            "mask": mask_loss(
+                logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive,
+                shared_count(positive.sum(), self.training),
+            )
+        }  # fmt: skip
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `mask_probs` (B, D, m, m) of each detection's own class."""
@@ -84,8 +87,8 @@ class MaskHead(nn.Module):
         return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs)
 
 
-def mask_loss(logits: Tensor, labels: Tensor, wanted: Tensor, positive: Tensor) -> Tensor:
-    """logits (P, K, m, m), labels (P,) in [0, K), wanted (P, m, m) in 0..1, positive (P,) bool -> mean over positives."""
+def mask_loss(logits: Tensor, labels: Tensor, wanted: Tensor, positive: Tensor, count: Tensor) -> Tensor:
+    """logits (P, K, m, m), labels (P,) in [0, K), wanted (P, m, m) in 0..1, positive (P,) bool -> their sum over `count`."""
     own = at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
     each = F.binary_cross_entropy_with_logits(own, wanted, reduction="none").mean((1, 2))
-    return torch.where(positive, each, 0.0).sum() / positive.sum().clamp(min=1)
+    return torch.where(positive, each, 0.0).sum() / count

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, place
 from resdet.models.anchors import Anchors
+from resdet.models.layers import shared_count
 from resdet.models.matching import match, sample, take
 from resdet.structures import Targets
 
@@ -132,7 +133,7 @@ class RPN(nn.Module):
         anchors = torch.cat(scores.anchors)
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
-        count = valid.sum().clamp(min=1)
+        count = shared_count(valid.sum(), self.training)
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
         objectness = F.binary_cross_entropy_with_logits(

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -122,14 +126,73 @@ def test_evaluation_takes_each_image_once_in_equal_sizes(shapes) -> None:
     assert sorted(i for batch in loaded for i in batch.indices) == list(range(12))
 
 
-def test_a_broken_picture_stops_with_its_name(shapes, tmp_path) -> None:
-    file = tmp_path / "broken.jpg"
-    file.write_bytes(b"junk")
-    images = [shapes.images[0], shapes.images[1]._replace(file=file)]
-    broken = Annotations(shapes.source, pack(images, tmp_path), shapes.class_names, shapes.category_ids)
-    for workers in (0, 1):
-        with pytest.raises(UserError, match=r"^\S*broken\.jpg: "):
-            list(evaluation_loader(dataset(broken, train=False), 1, workers))
+def with_broken(shapes, folder, broken: list[int]) -> Annotations:
+    """The shapes, some of whose files are junk."""
+    images = []
+    for i, info in enumerate(shapes.images):
+        file = folder / f"{i}.jpg"
+        file.write_bytes(b"junk" if i in broken else info.file.read_bytes())
+        images.append(info._replace(file=file))
+    return Annotations(shapes.source, pack(images, folder), shapes.class_names, shapes.category_ids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_picture_takes_the_place_of_one_that_cannot_be_read(shapes, tmp_path, workers: int) -> None:
+    broken = with_broken(shapes, tmp_path, [3])
+    loaded = list(islice(training_loader(dataset(broken), 4, workers), 3))  # an epoch
+    told = [(row, text) for b in loaded for row, texts in b.problems.items() for text in texts]
+    assert len(told) == 1
+    row, text = told[0]
+    assert "3.jpg: not a picture" in text
+    assert row != 3
+    rows = [row for b in loaded for row in b.indices]
+    assert len(rows) == 12
+    assert 3 not in rows
+    again = list(islice(training_loader(dataset(broken), 4, 0), 3))
+    assert [b.indices for b in again] == [b.indices for b in loaded]  # as reproducible as the rest
+
+
+def test_in_evaluation_it_is_blank_and_told(shapes, tmp_path) -> None:
+    broken = with_broken(shapes, tmp_path, [3])
+    loaded = {row: b for b in evaluation_loader(dataset(broken, train=False), 1, 0) for row in b.indices}
+    assert sorted(loaded) == list(range(12))
+    assert {row for b in loaded.values() for row in b.problems} == {3}
+    assert loaded[3].batch.images.unique().tolist() == [127]
+    assert not loaded[3].batch.targets.valid.any()
+
+
+def test_a_folder_that_vanished_is_named(shapes, tmp_path) -> None:
+    (tmp_path / "gone").mkdir()
+    broken = with_broken(shapes, tmp_path / "gone", [])
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"none of 5 pictures in turn could be read; their folder \S*/gone is gone"):
+        next(training_loader(dataset(broken), 2, 0))
+
+
+class Deadly(DetectionDataset):
+    def __getitem__(self, item):
+        if item[0] == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(item)
+
+
+def test_a_dead_worker_is_reported_with_the_picture_it_held(shapes) -> None:
+    data = dataset(shapes, train=False)
+    data.__class__ = Deadly
+    file = re.escape(str(shapes.images[5].file))
+    with pytest.raises(UserError, match=rf"a loader worker died .*while it held {file}: .*lower data\.workers"):
+        list(evaluation_loader(data, 1, 2))
+
+
+def test_each_process_gets_its_share(shapes) -> None:
+    data = dataset(shapes)
+    whole = list(islice(training_loader(data, 4, 0), 3))
+    shares = [list(islice(training_loader(data, 4, 0, rank=r, world=2), 3)) for r in range(2)]
+    assert [b.indices for b in whole] == [a.indices + b.indices for a, b in zip(*shares, strict=True)]
+    data = dataset(shapes, train=False)
+    parts = [[i for b in evaluation_loader(data, 1, 0, rank=r, world=5) for i in b.indices] for r in range(5)]
+    assert sorted(map(len, parts)) == [2, 2, 2, 3, 3]
+    assert sorted(i for part in parts for i in part) == list(range(12))
 
 
 def sample(count: int, size: tuple[int, int] = (40, 50)) -> Sample:

@@ -29,7 +29,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(UserError, match=r"last\.pt: the checkpoint could not be written.*No space left"):
+    with pytest.raises(UserError, match=r"last\.pt: could not be written.*No space left"):
         save_checkpoint(Checkpoint({"w": torch.ones(1)}), path)
     assert read_checkpoint(path).model["w"].item() == 0
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]

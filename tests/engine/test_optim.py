@@ -37,7 +37,7 @@ def test_cosine_falls_to_zero() -> None:
 def test_norms_are_not_decayed_and_frozen_parameters_not_trained(name: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1))
     model[3].requires_grad_(False)
-    optimizer = build_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.1), torch.device("cpu"))
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.1))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert [decay[id(p)] for p in model[0].parameters()] == [0.1, 0.1]
     assert [decay[id(p)] for p in (*model[1].parameters(), *model[2].parameters())] == [0, 0, 0, 0]
@@ -60,7 +60,7 @@ def test_weight_average_is_the_weighted_mean() -> None:
 def test_heads_and_layers_learn_at_their_own_rates() -> None:
     model = build_model(parse_config({"model": tiny.MODEL}).model)
     config = TrainConfig(head_lr=10, layer_decay=0.5)
-    optimizer = build_optimizer(model, config, torch.device("cpu"))
+    optimizer = build_optimizer(model, config)
     scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     b = model.backbone
     assert scale[id(b.conv1.weight)] == scale[id(b.bn1.weight)] == 0.5**5
@@ -69,7 +69,7 @@ def test_heads_and_layers_learn_at_their_own_rates() -> None:
     assert scale[id(model.fpn.lateral[0].conv.weight)] == scale[id(model.rpn.deltas.bias)] == 1
     assert {scale[id(p)] for p in model.heads.parameters()} == {10}
     assert len(scale) == sum(p.requires_grad for p in model.parameters())
-    assert [g["lr_scale"] for g in build_optimizer(model, TrainConfig(), torch.device("cpu")).param_groups] == [1, 1]
+    assert [g["lr_scale"] for g in build_optimizer(model, TrainConfig()).param_groups] == [1, 1]
 
 
 @pytest.mark.slow

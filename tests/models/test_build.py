@@ -75,6 +75,6 @@ def test_the_mask_is_twice_the_pool() -> None:
 
 def test_momentum_and_warmup_factor() -> None:
     config = TrainConfig(momentum=0.5, warmup_factor=0.25, warmup_iters=4, lr=1.0)
-    optimizer = build_optimizer(built(), config, torch.device("cpu"))
+    optimizer = build_optimizer(built(), config)
     assert optimizer.param_groups[0]["momentum"] == 0.5
     assert learning_rate(1, config) == pytest.approx(0.25 * 0.75 + 0.25)

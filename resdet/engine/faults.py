@@ -1,0 +1,142 @@
+"""What goes wrong while a run runs: numbers that are not finite, memory that is not there, pictures that cannot be read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resdet.config import Config
+from resdet.engine.log import console
+from resdet.errors import UserError
+from resdet.structures import Batch
+
+BAD_STEPS = 3  # in a row that are skipped; one more stops the run
+DUMPS = 3  # that are kept of a run
+
+
+class Later:
+    """A tensor of the device that the host reads when it has arrived: taking it now makes nobody wait."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.event: Any = None
+        if value.is_cuda:
+            self.value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.event.record()
+        else:
+            self.value = value
+
+    def read(self) -> Any:
+        if self.event:
+            self.event.synchronize()
+        return self.value.tolist()
+
+
+def first_not_finite(
+    model: nn.Module, batch: Batch, losses_of: Callable[[nn.Module], dict[str, Tensor]], alone: bool = True
+) -> str:
+    """The name of the first tensor of a step that is not finite: an input, a weight, an output, a loss, or a gradient.
+
+    Works on a copy. alone: False where other processes would have to take part in a training step.
+    """
+    assert batch.targets is not None
+    given = {"batch.images": batch.images, "batch.targets.boxes": batch.targets.boxes}
+    weights = {f"weight {name}": value for name, value in model.state_dict().items()}
+    name: str
+    for name, value in (given | weights).items():
+        if not _finite(value):
+            return name
+    model = copy.deepcopy(model).train(alone)
+    seen: list[str] = []
+    for path, module in model.named_modules():
+        if path:
+            module.register_forward_hook(_note_output(f"output of {path}", seen))
+    losses = losses_of(model)
+    seen += [f"loss {name}" for name, value in losses.items() if not _finite(value)]
+    if seen:
+        return seen[0]
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    return f"gradient of {gradients[-1]}" if gradients else "nothing, when the step was repeated"
+
+
+def _note_output(name: str, seen: list[str]) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not all(map(_finite, _tensors(output))):
+            seen.append(name)
+
+    return hook
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _tensors(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)
+
+
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+@contextmanager
+def memory_told(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
+    """Turns running out of memory into a `UserError` that names the batch and the settings to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        b, _, h, w = batch.images.shape
+        objects = 0 if batch.targets is None else batch.targets.boxes.shape[1]
+        t = config.train
+        raise UserError(
+            f"out of memory at iteration {iteration}, with {b} pictures of {h} x {w} (H x W) and up to {objects} objects: "
+            f"raise train.accumulate (now {t.accumulate}; the result stays nearly the same), lower train.batch_size (now "
+            f"{t.batch_size}) or data.min_size and data.max_size (now {max(config.data.min_size)} and "
+            f"{config.data.max_size}), or set train.amp=bf16; then go on with --resume"
+        ) from None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """CUDA's and the host's allocators say it differently."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+class Unreadable:
+    """Counts the pictures of a split that could not be read, names each once, and stops the run past a share of them."""
+
+    def __init__(self, split: str, images: int, share: float) -> None:
+        self.split, self.images, self.share = split, images, share
+        self.known: set[str] = set()
+
+    def note(self, problems: dict[int, tuple[str, ...]], instead: str) -> None:
+        """problems: of a batch. instead: what was done without them. Raises `UserError` past the share."""
+        for problem in (problem for several in problems.values() for problem in several):
+            if problem not in self.known:
+                self.known.add(problem)
+                console.print(f"take care: {self.split}: {problem} ({instead})")
+        if len(self.known) > self.share * self.images:
+            shown = "\n".join(f"  - {problem}" for problem in sorted(self.known)[:10])
+            raise UserError(
+                f"{self.split}: {len(self.known)} of {self.images} pictures could not be read, more than "
+                f"data.max_unreadable ({self.share:g}) allows; tools/data.py check lists them all:\n{shown}"
+            )
+
+
+def dump_path(folder: Path, iteration: int, rank: int) -> Path | None:
+    """Where to keep what made a step go wrong; None when there are enough already."""
+    folder = folder / "nonfinite"
+    if len(list(folder.glob("*.pt"))) >= DUMPS:
+        return None
+    return folder / f"{iteration:08d}{f'-rank{rank}' if rank else ''}.pt"

@@ -1,0 +1,197 @@
+"""The processes of a run: who I am, and what all must agree on. Alone, everything here does nothing.
+
+`torchrun` starts them and tells each its rank through the environment; PyTorch's own engine does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from resdet.engine.log import console
+from resdet.errors import UserError
+
+T = TypeVar("T")
+FAILED = "resdet/failed"  # the key under which a process leaves its last words to the others
+
+
+class Processes:
+    """rank 0 ≤ r < world; the main one, rank 0, writes files and speaks.
+
+    Objects and barriers travel over gloo on the host, whatever carries the gradients.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, timeout: float = 600.0) -> None:
+        self.rank, self.world, self.main, self.timeout = rank, world, rank == 0, timeout
+        self.host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world > 1 else None
+        self._asked: tuple[Any, Tensor] | None = None
+
+    def barrier(self, what: str) -> None:
+        """Until all are here. Raises `UserError` that says who is not, after the timeout."""
+        if self.world == 1:
+            return
+        try:
+            dist.monitored_barrier(self.host, timedelta(seconds=self.timeout), wait_all_ranks=True)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"rank {self.rank} waited for the others at {what}, in vain: {reason}") from None
+
+    @contextmanager
+    def main_first(self, what: str) -> Iterator[None]:
+        """The main process goes through the block alone, then all others: it leaves files that they find."""
+        if not self.main:
+            self.barrier(what)
+        yield
+        if self.main:
+            self.barrier(what)
+
+    def broadcast(self, value: T) -> T:
+        """The main process's value."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host)
+        return box[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's values by rank, in the main process; empty elsewhere."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.main else None
+        dist.gather_object(value, values, dst=0, group=self.host)
+        return values or []
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the same named scalars in each process."""
+        if self.world == 1:
+            return values
+        stacked = torch.stack(list(values.values()))
+        dist.all_reduce(stacked)
+        return dict(zip(values, stacked / self.world, strict=True))
+
+    def share_buffers(self, buffers: list[Tensor]) -> None:
+        """The main process's statistics for all, so that all evaluate the same model."""
+        if self.world > 1:
+            for buffer in buffers:
+                dist.broadcast(buffer, src=0)
+
+    def agree(self, wish: bool) -> bool:
+        """Whether anyone wished so at the last call: asked at every step, answered a step later, so that nobody waits."""
+        if self.world == 1:
+            return wish
+        answer = self._settle()
+        flag = torch.tensor(int(wish))
+        self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host, async_op=True), flag
+        return answer
+
+    def _settle(self) -> bool:
+        if self._asked is None:
+            return False
+        work, flag = self._asked
+        self._asked = None
+        work.wait()
+        return bool(flag)
+
+    def leave(self) -> None:
+        """After the last step: what is still under way ends before the connections do."""
+        self._settle()
+
+
+@contextmanager
+def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
+    """Join the processes that `torchrun` started; alone if it did not. timeout: seconds to wait for one another.
+
+    A process that raises leaves its reason to the others, which then end too, within a second or two.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Processes()
+        return
+    store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("resdet/group", store), rank=rank,
+        world_size=world, timeout=timedelta(seconds=timeout),
+    )  # fmt: skip
+    quiet = console.quiet
+    console.quiet = rank != 0
+    processes = Processes(rank, world, timeout)
+    watch = _Watch(store, rank)
+    watch.start()
+    try:
+        yield processes
+        processes.leave()
+    except BaseException as error:
+        told = _lost(error, rank)
+        if told is None:
+            store.set(FAILED, f"rank {rank}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            raise
+        raise told from None
+    finally:
+        console.quiet = quiet
+        watch.done.set()
+        watch.join()
+    dist.destroy_process_group()  # only after success: with a dead neighbour this may wait for ever
+
+
+def _lost(error: BaseException, rank: int) -> UserError | None:
+    """What to say where the error is only that another process has gone."""
+    text = str(error)
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Timed out waiting",
+        "Read timeout",
+    )
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(s in text for s in signs)):
+        return UserError(
+            f"rank {rank} lost another process ({text.splitlines()[0][:120]}); the message of that one says why; "
+            "go on with --resume"
+        )
+    return None
+
+
+class _Watch(threading.Thread):
+    """Ends this process when another has failed: a step that waits for a dead process on CUDA never returns by itself."""
+
+    def __init__(self, store: Any, rank: int) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.store, self.rank, self.done = store, rank, threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(1.0):
+            try:
+                failed = self.store.check([FAILED])
+                reason = self.store.get(FAILED).decode() if failed else ""
+            except RuntimeError:  # the store went with the process that kept it
+                return
+            if failed and not self.done.wait(1.0):  # a moment for this process to end in its own way
+                print(f"rank {self.rank} ends because another process failed: {reason}", flush=True)
+                os._exit(1)
+
+
+def distributed(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """The same forward, whose backward averages the gradients of all processes.
+
+    Losses are divided by counts averaged over the processes (`layers.shared_count`), so that the mean of the gradients is
+    that of the whole batch.
+    """
+    if processes.world == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+def restarted() -> bool:
+    """Whether `torchrun --max-restarts` started this process anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -1,0 +1,200 @@
+"""What goes wrong in a step costs that step, is told, and stops the run only when it goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import resdet
+import tiny
+from resdet.data.collate import split_batch
+from resdet.engine.checkpoint import read_checkpoint
+from resdet.engine.evaluate import predict_in_parts
+from resdet.engine.log import RunLog
+from resdet.engine.run import Run
+from resdet.engine.train import train
+from resdet.errors import UserError
+from resdet.models.box_head import BoxHead
+from resdet.structures import Batch
+
+
+def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
+    """In these iterations the box head's loss, or only its gradient, is not finite; keeps what the steps left behind."""
+    original, step = BoxHead.loss, Run.step
+    seen: dict[str, object] = {}
+    now = {"iteration": 0}
+
+    def loss(head, features, samples):
+        losses = original(head, features, samples)
+        if now["iteration"] in when:
+            value = losses["box_reg"]
+            losses["box_reg"] = value * float("nan") if how == "loss" else torch.sqrt(value * 0)  # slope 0 * infinity
+        return losses
+
+    def watched(run, loaded):
+        now["iteration"] = run.iteration
+        before = {k: v.clone() for k, v in run.model.state_dict().items()}
+        losses = step(run, loaded)
+        after = run.model.state_dict()
+        seen[run.iteration] = all(torch.equal(before[k], after[k]) for k in after if "num_batches" not in k)
+        return losses
+
+    monkeypatch.setattr(BoxHead, "loss", loss)
+    monkeypatch.setattr(Run, "step", watched)
+    return seen
+
+
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_kept(
+    shapes_root, tmp_path, monkeypatch, capsys, how: str, optimizer: str
+) -> None:
+    unchanged = spoil(monkeypatch, {2}, how)
+    out = tmp_path / "run"
+    assert train(tiny.config(shapes_root, out, eval_every=0, optimizer=optimizer)).finished
+    assert unchanged == {1: False, 2: True, 3: False, 4: False}
+    said = capsys.readouterr().out
+    assert "iteration 2 was not finite" in said
+    assert "was skipped" in said
+    (dump,) = (out / "nonfinite").iterdir()
+    content = torch.load(dump, weights_only=True)
+    assert dump.name == "00000002.pt"
+    assert content["batch"]["images"].shape[0] == len(content["pictures"]) == 2
+    assert "rpn.convs.0.weight" in content["model"]
+    weights = read_checkpoint(out / "checkpoints/last.pt").model
+    assert all(torch.isfinite(v).all() for v in weights.values())
+
+
+def test_the_first_tensor_that_is_not_finite_is_named(shapes_root, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "run"
+    step = Run.step
+
+    def poisoned(run, loaded):
+        with torch.no_grad():
+            run.model.fpn.lateral[1].conv.weight[0, 0] = float("inf")
+        return step(run, loaded)
+
+    monkeypatch.setattr(Run, "step", poisoned)
+    with pytest.raises(
+        UserError, match=r"not finite at iteration 4, the 4th in a row .*first: weight fpn\.lateral\.1\.conv"
+    ):
+        train(tiny.config(shapes_root, out, max_iters=9, eval_every=0, checkpoint_every=1))
+    assert len(list((out / "nonfinite").iterdir())) == 3  # no disk full of them
+
+
+def test_an_output_is_named_before_its_loss(shapes_root, tmp_path, monkeypatch, capsys) -> None:
+    from resdet.models.fpn import FPN
+
+    forward = FPN.forward
+    monkeypatch.setattr(FPN, "forward", lambda fpn, x: {k: v / 0 for k, v in forward(fpn, x).items()})
+    with pytest.raises(UserError, match="first: output of fpn"):
+        train(tiny.config(shapes_root, tmp_path / "run", max_iters=9, eval_every=0))
+
+
+@pytest.mark.parametrize("message", ["[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried", None])
+def test_running_out_of_memory_names_the_batch_and_the_settings(shapes_root, tmp_path, monkeypatch, message) -> None:
+    def greedy(run, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory") if message is None else RuntimeError(message)
+
+    monkeypatch.setattr(Run, "_backward", greedy)
+    with pytest.raises(UserError, match=r"iteration 1, with 2 pictures of \d+ x \d+ .*train\.batch_size \(now 2\)"):
+        train(tiny.config(shapes_root, tmp_path / "run"))
+
+
+def test_an_evaluation_that_does_not_fit_goes_in_smaller_parts(shapes_root, tmp_path, monkeypatch) -> None:
+    from resdet.data.dataset import DetectionDataset
+    from resdet.data.loader import evaluation_loader
+    from resdet.engine.setup import read_split
+
+    config = tiny.config(shapes_root, tmp_path)
+    data = DetectionDataset(read_split(config, "val"), config.data, config.model.input, train=False, masks=True, seed=0)
+    batch = next(evaluation_loader(data, 4, 0)).batch
+    images, sizes, keys = (t[[0, 0, 0]] for t in batch[:3])
+    batch = Batch(images, sizes, keys, None)
+    model = resdet.build_model(config.model).eval()
+    whole = model.predict(batch)
+    predict, sizes = model.predict, []
+
+    def small(batch):
+        sizes.append(len(batch.images))
+        if len(batch.images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(batch)
+
+    monkeypatch.setattr(model, "predict", small)
+    parts = predict_in_parts(model, batch)
+    assert sizes == [3, 2, 1, 1, 1]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, parts, strict=True))
+    assert [len(p.images) for p in split_batch(batch, 5)] == [1, 1, 1]
+
+
+def broken_split(shapes_root, tmp_path, names: list[str]):
+    """A copy of the shapes, some of whose pictures break after the checks before training."""
+    import shutil
+
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes_root, root)
+    return root, [root / name for name in names]
+
+
+def break_when_training_starts(monkeypatch, files) -> None:
+    import resdet.engine.train as module
+
+    original = module.training_loader
+
+    def start(*arguments, **options):
+        for file in files:
+            file.write_bytes(b"junk")
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, "training_loader", start)
+
+
+def test_unreadable_pictures_cost_no_run_up_to_a_share(shapes_root, tmp_path, monkeypatch, capsys) -> None:
+    train_file = sorted(p.name for p in (shapes_root / "train2017").iterdir())[0]
+    val_file = sorted(p.name for p in (shapes_root / "val2017").iterdir())[0]
+    root, files = broken_split(shapes_root, tmp_path, [f"train2017/{train_file}", f"val2017/{val_file}"])
+    break_when_training_starts(monkeypatch, files)
+    config = tiny.config(root, tmp_path / "run", max_iters=12, eval_every=12)  # two epochs
+    config.data.max_unreadable = 0.3
+    assert train(config).finished
+    said = capsys.readouterr().out
+    assert said.count(f"{train_file}: not a picture") == 1  # named once, in two epochs
+    assert "another took its place" in said
+    assert said.count(f"{val_file}: not a picture") == 1
+    identity = {
+        e["file_name"]: e["id"] for e in json.loads((root / "annotations/instances_val2017.json").read_text())["images"]
+    }
+    found = json.loads((tmp_path / "run/eval/detections.json").read_text())
+    assert identity[val_file] not in {e["image_id"] for e in found}
+
+
+def test_past_the_share_the_run_stops_with_the_list(shapes_root, tmp_path, monkeypatch) -> None:
+    name = sorted(p.name for p in (shapes_root / "train2017").iterdir())[0]
+    root, files = broken_split(shapes_root, tmp_path, [f"train2017/{name}"])
+    break_when_training_starts(monkeypatch, files)
+    with pytest.raises(
+        UserError, match=r"1 of 12 pictures could not be read, more than data\.max_unreadable \(0\.01\)"
+    ):
+        train(tiny.config(root, tmp_path / "run", max_iters=12, eval_every=0))
+
+
+def test_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, capsys) -> None:
+    with RunLog(tmp_path, 0, 10, tensorboard=False) as log:
+        log.file.close()
+        log.file = open("/dev/full", "w")  # noqa: SIM115
+        log.write(1, loss=1.0)
+        log.write(2, loss=1.0)
+    said = capsys.readouterr().out
+    assert said.count("cannot be written (No space left on device); training goes on") == 1
+    assert "2 lines could not be written" in said
+
+
+def test_going_on_with_another_batch_size_says_what_that_does(shapes_root, tmp_path, capsys) -> None:
+    train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=0))
+    train(tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=0, batch_size=4), resume=True)
+    said = capsys.readouterr().out
+    assert "train.batch_size is 4, was 2: iterations are counted on" in said
+    assert "the schedule is another one" in said

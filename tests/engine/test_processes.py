@@ -1,0 +1,134 @@
+"""Several processes on gloo: the same gradients however a batch is shared, nothing lost when one of them goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from resdet.engine.checkpoint import read_checkpoint
+from resdet.engine.processes import Processes
+from resdet.errors import UserError
+
+SCRIPT = Path(__file__).parents[1] / "processes.py"
+
+
+def torchrun(world: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--max-restarts={restarts}",
+               "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+               str(SCRIPT), *map(str, arguments)]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def config(shapes_root, tmp_path_factory) -> Path:
+    return tiny.config_file(shapes_root, tmp_path_factory.mktemp("config"), max_iters=4, checkpoint_every=1)
+
+
+@pytest.fixture(scope="module")
+def together(config, tmp_path_factory) -> Path:
+    """A run of two processes that nobody disturbs."""
+    output = tmp_path_factory.mktemp("runs") / "two"
+    done = torchrun(2, "train", config, output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return output
+
+
+@pytest.mark.slow
+def test_gradients_do_not_depend_on_how_a_batch_is_shared(shapes_root, tmp_path) -> None:
+    """Batches of 4 in one process, 2 in each of two, 1 in each of four; group norm sees no neighbours."""
+    config = tiny.config_file(shapes_root, tmp_path)
+    fixed = ["model.backbone.norm=gn", "data.min_size=64", "data.max_size=64", "data.pad_multiple=64"]
+    found = {}
+    for world in (1, 2, 4):
+        done = torchrun(world, "gradients", config, tmp_path, *fixed)
+        assert done.returncode == 0, done.stderr
+        found[world] = [torch.load(tmp_path / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+    alone = found[1][0]
+    for world in (2, 4):
+        for other in found[world]:
+            for name, value in alone["losses"].items():
+                torch.testing.assert_close(other["losses"][name], value, rtol=1e-5, atol=0, msg=name)
+            for name, gradient in alone["gradients"].items():
+                error = (other["gradients"][name] - gradient).norm()
+                assert error <= 1e-5 * gradient.norm(), (world, name)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_run_of_one(together, config, tmp_path, shapes_root) -> None:
+    """One writes, the evaluation's images are counted once, the weights are one process's but for rounding."""
+    records = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
+    assert [r["iteration"] for r in records if "loss" in r] == [1, 2, 3, 4]
+    assert [r["iteration"] for r in records if "bbox_AP" in r] == [2, 4]
+    entries = json.loads((together / "eval/detections.json").read_text())
+    assert len({e["image_id"] for e in entries}) <= 4
+    state = read_checkpoint(together / "checkpoints/last.pt")
+    assert (state.iteration, state.training["world"]) == (4, 2)
+    assert sorted(p.name for p in together.iterdir()) == [
+        "checkpoints", "config.yaml", "eval", "metrics.jsonl", "predictions.jpg",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_process_brings_the_job_back_from_the_last_checkpoint(together, config, tmp_path) -> None:
+    done = torchrun(2, "kill", config, tmp_path / "killed", restarts=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming after iteration" in done.stdout
+    one, two = (read_checkpoint(folder / "checkpoints/last.pt") for folder in (together, tmp_path / "killed"))
+    assert one.iteration == two.iteration == 4
+    assert all(torch.equal(one.model[name], two.model[name]) for name in one.model)
+    iterations = [
+        json.loads(line)["iteration"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()
+    ]
+    assert iterations == [1, 2, 2, 3, 4, 4]  # with two evaluations: neither gaps nor doubles
+
+
+@pytest.mark.slow
+def test_a_process_that_raises_takes_the_others_with_it_and_says_why(config, tmp_path) -> None:
+    began = time.monotonic()
+    done = torchrun(2, "fail", config, tmp_path / "run")
+    assert done.returncode != 0
+    assert time.monotonic() - began < 60
+    assert "the third step of rank 1 is cursed" in done.stderr
+    assert "rank 0 lost another process" in done.stderr or "rank 0 ends because another process failed" in done.stdout
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.pt").iteration == 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_at_the_same_step(config, tmp_path) -> None:
+    done = torchrun(2, "stop", config, tmp_path / "run")
+    assert "stopped at iteration" in done.stdout, done.stderr
+    assert "exitcode  : 75" in done.stderr  # resumable
+    assert 2 <= read_checkpoint(tmp_path / "run/checkpoints/last.pt").iteration < 4
+
+
+@pytest.mark.slow
+def test_a_barrier_says_who_is_missing(config, tmp_path) -> None:
+    done = torchrun(2, "late", config, tmp_path, "train.timeout=3")
+    assert "rank 0 waited for the others at the start, in vain" in done.stderr
+    assert "Ranks 1 failed" in done.stderr or "rank 1" in done.stderr.lower()
+
+
+def test_alone_nothing_waits() -> None:
+    alone = Processes()
+    alone.barrier("nothing")
+    assert alone.broadcast(3) == 3
+    assert alone.gather(3) == [3]
+    assert [alone.agree(wish) for wish in (False, True)] == [False, True]
+
+
+def test_batches_that_cannot_be_shared_equally_are_refused(shapes_root, tmp_path) -> None:
+    from resdet.engine.train import require_equal_shares
+
+    three = Processes()
+    three.world = 3
+    with pytest.raises(UserError, match=r"train\.batch_size \(4\) .*\(3 x 1\): set train\.batch_size=6"):
+        require_equal_shares(tiny.config(shapes_root, tmp_path, batch_size=4), three)

@@ -1,0 +1,83 @@
+"""What several processes of a test run: `torchrun … tests/processes.py MODE CONFIG OUTPUT`.
+
+train       train
+fail        rank 1 raises in its third step
+kill        rank 1 is killed in its third step, the first time
+stop        rank 1 alone is asked to stop in its second step
+gradients   one forward and backward; every rank writes its gradients and losses
+late        rank 1 never comes to a barrier
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+import resdet
+from resdet.cli import _guarded
+from resdet.data.collate import to_device
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import training_loader
+from resdet.engine.processes import distributed, joined
+from resdet.engine.run import Run
+from resdet.engine.setup import read_split
+
+RANK = int(os.environ.get("RANK", 0))
+
+
+def disturb(mode: str) -> None:
+    step = Run.step
+
+    def disturbed(run: Run, loaded: object) -> object:
+        if RANK == 1 and run.iteration == 3 and mode == "fail":
+            raise ValueError("the third step of rank 1 is cursed")
+        if RANK == 1 and run.iteration == 3 and mode == "kill" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if RANK == 1 and run.iteration == 2 and mode == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, loaded)
+
+    Run.step = disturbed
+
+
+def gradients(config: resdet.Config) -> None:
+    with joined(torch.device("cpu")) as processes:
+        data = DetectionDataset(
+            read_split(config, "train"), config.data, config.model.input, train=True, masks=True, seed=0
+        )
+        torch.manual_seed(0)
+        model = resdet.build_model(config.model).train()
+        forward = distributed(model, processes, torch.device("cpu"))
+        loader = training_loader(data, 4, 0, rank=processes.rank, world=processes.world)
+        batch = next(islice(loader, 1, None)).batch
+        losses = forward(to_device(batch, torch.device("cpu")))
+        torch.stack(list(losses.values())).sum().backward()
+        losses = {k: v.detach() for k, v in losses.items()}
+        found = {"losses": processes.mean(losses), "gradients": {n: p.grad for n, p in model.named_parameters()}}
+        torch.save(found, config.output / f"{processes.world}-{processes.rank}.pt")
+
+
+def late(config: resdet.Config) -> None:
+    with joined(torch.device("cpu"), config.train.timeout) as processes:
+        if processes.main:
+            processes.barrier("the start")
+        else:
+            time.sleep(4 * config.train.timeout)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, path, output, *overrides = sys.argv[1:]
+    config = resdet.load_config(path, overrides)
+    config.output = Path(output)
+    if mode in ("gradients", "late"):
+        run = {"gradients": gradients, "late": late}[mode]
+        sys.exit(_guarded(lambda: run(config) or 0))
+    disturb(mode)
+    sys.exit(_guarded(lambda: 0 if resdet.train(config).finished else 75))
