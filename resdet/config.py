@@ -297,8 +297,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_yaml(text: str) -> Any:
-    """YAML 1.2 scalars, no Python objects. Raises `yaml.YAMLError`."""
-    return yaml.load(text, Loader=_Loader)
+    """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`."""
+    value = yaml.load(text, Loader=_Loader)
+    if _expanded_size(value, {}) > 1_000_000:
+        raise yaml.YAMLError("its aliases stand for more than a million values")
+    return value
+
+
+def _expanded_size(value: Any, known: dict[int, float]) -> float:
+    """How many values it stands for, an alias counted each time; infinite where one contains itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # while its own content is being counted
+        entries = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded_size(entry, known) for entry in entries)
+    return known[id(value)]
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Config:
@@ -360,7 +374,12 @@ def _explain(error: Any) -> str:
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
-    return f"{path}: {message} (given: {given!r})"
+    return f"{path}: {message} (given: {_shortened(given)})"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _did_you_mean(path: str) -> str:

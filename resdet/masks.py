@@ -25,7 +25,8 @@ def crop_polygons(polygons: Sequence[Sequence[float]], box: np.ndarray, size: in
     The polygon is scaled into the box's frame first, so the crop's resolution does not depend on the picture's.
     """
     origin, scale = box[:2], size / np.maximum(box[2:] - box[:2], 1e-6)
-    scaled = [((np.reshape(p, (-1, 2)) - origin) * scale).ravel().tolist() for p in polygons]
+    far = 100 * size  # points so far off change nothing inside, and pycocotools walks along every pixel of an edge
+    scaled = [((np.reshape(p, (-1, 2)) - origin) * scale).clip(-far, far).ravel().tolist() for p in polygons]
     crop: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, size, size)))
     return crop
 
@@ -40,6 +41,31 @@ def crop_bitmap(bitmap: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
     rows = _bilinear(box[1] + steps * (box[3] - box[1]) - y1 - 0.5, inside.shape[0], clamp=True)
     crop: np.ndarray = (rows @ inside @ columns.T >= 0.5).astype(np.uint8)
     return crop
+
+
+def rle_covers(counts: object, pixels: int) -> bool:
+    """Whether COCO run lengths, compressed or a list, are whole and cover exactly so many pixels.
+
+    pycocotools believes what it is given: others make it loop for ever or write past its memory.
+    """
+    if isinstance(counts, list):
+        return all(type(c) is int and 0 <= c <= pixels for c in counts) and sum(counts) == pixels
+    if not isinstance(counts, str | bytes):
+        return False
+    text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    chars = np.frombuffer(text, np.uint8).astype(np.int64) - 48  # five bits each, and whether more follow
+    if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
+        return False
+    last = np.flatnonzero((chars & 32) == 0)
+    first = np.r_[0, last[:-1] + 1]
+    lengths = last - first + 1
+    if lengths.max() > 8:
+        return False
+    place = np.arange(len(chars)) - np.repeat(first, lengths)
+    runs = np.add.reduceat((chars & 31) << (5 * place), first)
+    runs -= np.where(chars[last] & 16, np.int64(1) << (5 * lengths), 0)  # signed, and from the third on
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # differences to the last but one
+    return bool(runs.min() >= 0 and runs.sum() == pixels)
 
 
 def decode_rle(segmentation: Rle, height: int, width: int) -> np.ndarray:

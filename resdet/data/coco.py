@@ -6,7 +6,6 @@ Format: https://cocodataset.org/#format-data. Segmentations are lists of polygon
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -17,7 +16,10 @@ import numpy as np
 
 from resdet.data.index import ImageInfo, ImageList, Objects, Polygons, pack
 from resdet.errors import UserError, listed
-from resdet.masks import Rle
+from resdet.masks import Rle, rle_covers
+
+MAX_PIXELS = 2**28  # of one picture; a bitmap of it takes as many bytes
+MAX_POINTS = 100_000  # of one object's outline
 
 
 @dataclass
@@ -89,10 +91,12 @@ def parse_coco(
     found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
     known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
     for i, entry in enumerate(content["annotations"]):
-        what = (origins or {}).get(entry.get("id"), f"annotation {entry.get('id', f'number {i}')}")
+        identity = entry.get("id", f"number {i}")
+        what = (origins or {}).get(identity if isinstance(identity, int) else 0, f"annotation {str(identity)[:40]}")
         image_id, category = check_ids(entry, known, categories, what, problems)
         if image_id is None or category is None:
             continue  # a problem already
+        check_flags(entry, what, problems)
         if image_id in records:
             box = parse_box(entry.get("bbox"), records[image_id][1], what, problems)
             if entry.get("iscrowd"):
@@ -149,12 +153,19 @@ def _images(
         if not isinstance(name, str) or not name:
             problems.append(f"image {identity}: file_name {name!r} is not a name")
             continue
-        if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        if not is_size(height, width):
             problems.append(
-                f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers"
+                f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers, and the "
+                f"picture of no more than {MAX_PIXELS} pixels"
             )
             continue
+        if "\x00" in name:
+            problems.append(f"image {identity}: file_name {name!r} is not a name")
+            continue
         file = folder / name
+        if ".." in file.parts and not file.resolve().is_relative_to(folder.resolve()):
+            problems.append(f"image {identity}: file_name {name!r} leads out of the image folder {folder}")
+            continue
         if file.parent not in present:
             present[file.parent] = {p.name for p in file.parent.iterdir()} if file.parent.is_dir() else set()
         if file.name not in present[file.parent]:
@@ -180,6 +191,14 @@ def check_ids(
     return image_id, category
 
 
+def check_flags(entry: dict[str, Any], what: str, problems: list[str]) -> None:
+    """Report an iscrowd that is neither 0 nor 1, or an area that is no number."""
+    if entry.get("iscrowd", 0) not in (0, 1, None):
+        problems.append(f"{what}: iscrowd {str(entry['iscrowd'])[:40]} is neither 0 nor 1")
+    if entry.get("area") is not None and not is_number(entry["area"]):
+        problems.append(f"{what}: area {str(entry['area'])[:40]} is not a number")
+
+
 def parse_box(bbox: Any, size: tuple[int, int], what: str, problems: list[str]) -> list[float] | None:
     """XYWH -> XYXY, cut to the image of `size` (H, W); None, with a problem, if it is no box."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
@@ -197,12 +216,10 @@ def parse_segmentation(
         return None
     if isinstance(value, dict):
         counts = value.get("counts")
-        if value.get("size") != list(size) or not isinstance(counts, str | list):
-            problems.append(f"{what}: RLE of size {value.get('size')} in an image of {list(size)}, or without counts")
+        if value.get("size") != list(size):
+            problems.append(f"{what}: RLE of size {str(value.get('size'))[:40]} in an image of {list(size)}")
             return None
-        if isinstance(counts, list) and (
-            not all(isinstance(c, int) and c >= 0 for c in counts) or sum(counts) != size[0] * size[1]
-        ):
+        if not rle_covers(counts, size[0] * size[1]):
             problems.append(f"{what}: the RLE counts do not add up to {size[0]} x {size[1]} pixels")
             return None
         return value
@@ -212,6 +229,14 @@ def parse_segmentation(
     if not whole:
         problems.append(f"{what}: segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
         return None
+    if any(abs(v) > 16 * max(size) for p in value for v in p):
+        problems.append(f"{what}: its polygon reaches far outside its image of {size[0]} x {size[1]} (H x W)")
+        return None
+    if sum(map(len, value)) > 2 * MAX_POINTS:
+        problems.append(
+            f"{what}: its outline has {sum(map(len, value)) // 2} points; more than {MAX_POINTS} is no outline"
+        )
+        return None
     polygons = [p for p in value if len(p) >= 6]
     skipped["polygons of under three points"] += len(value) - len(polygons)
     if not skipped["polygons of under three points"]:
@@ -220,8 +245,13 @@ def parse_segmentation(
 
 
 def is_number(value: Any) -> bool:
-    """Finite, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Below a thousand million, as coordinates, areas and scores are; not a bool, an infinity or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def is_size(height: Any, width: Any) -> bool:
+    """Sides of a picture that memory can hold."""
+    return type(height) is type(width) is int and height > 0 and width > 0 and height * width <= MAX_PIXELS
 
 
 def _few(items: Any, count: int = 8) -> str:

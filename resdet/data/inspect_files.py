@@ -66,7 +66,7 @@ def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
 
 def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report:
     identity = entry.get("id")
-    if not path.resolve().is_relative_to(root):
+    if "\0" in str(path) or not path.resolve().is_relative_to(root):
         return Report("file-outside", f"image {identity}: {entry['file_name']}", identity, b"")
     try:
         data = path.read_bytes()

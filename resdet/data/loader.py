@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -98,10 +99,16 @@ def batches(
             if isinstance(loaded, UserError):
                 raise loaded
             yield loaded
-    except RuntimeError as error:
-        if not re.search(r"DataLoader worker .*(exited|killed)", str(error)):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        reason = str(error)
+        if not isinstance(error, RuntimeError):  # the pipe broke first; the signal that says why is on its way
+            try:
+                time.sleep(1)
+            except RuntimeError as signalled:
+                reason = str(signalled)
+        if not re.search(r"DataLoader worker .*(exited|killed)", reason):
             raise
-        raise _worker_died(dataset, held, str(error)) from None
+        raise _worker_died(dataset, held, reason) from None
 
 
 class _Watched(Dataset[Sample | UserError]):

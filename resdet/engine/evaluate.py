@@ -20,8 +20,10 @@ from pycocotools.cocoeval import COCOeval
 
 from resdet.data.coco import (
     Annotations,
+    check_flags,
     check_ids,
     is_number,
+    is_size,
     parse_box,
     parse_segmentation,
     read_categories,
@@ -119,9 +121,10 @@ class Evaluation:
             if image_id not in size_of or category is None:
                 continue
             size = size_of[image_id]
-            if not all(isinstance(side, int) for side in size):
-                problems.append(f"image {image_id}: height {size[0]!r} and width {size[1]!r} must be integers")
+            if not is_size(*size):
+                problems.append(f"image {image_id}: height {size[0]!r} and width {size[1]!r} are no size of a picture")
                 continue
+            check_flags(entry, what, problems)
             usable = parse_box(entry.get("bbox"), size, what, problems) is not None
             outline = parse_segmentation(entry.get("segmentation"), size, what, problems, Counter())
             if usable:
@@ -139,11 +142,11 @@ class Evaluation:
     def _completed(self, entry: dict[str, Any], identity: int, size: tuple[int, int]) -> dict[str, Any]:
         """What pycocotools needs and custom files often lack: id, iscrowd, area, and an outline to fall back on."""
         entry = {"iscrowd": 0, **entry, "id": identity}
-        x, y, w, h = entry["bbox"]
         if not entry.get("segmentation"):
             self.without_mask += 1
-            entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            entry.setdefault("area", w * h)
+            x1, y1, x2, y2 = parse_box(entry["bbox"], size, "", []) or (0, 0, 0, 0)
+            entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
+            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
         if "area" not in entry:
             rle = entry["segmentation"]
             if not isinstance(rle, dict) or isinstance(rle["counts"], list):
@@ -234,13 +237,10 @@ def _check_result(entry: dict[str, Any], what: str, evaluation: Evaluation, prob
         problems.append(f"{what}: has neither bbox nor segmentation")
     if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
         problems.append(f"{what}: bbox {str(box)[:60]} is not [x, y, width, height]")
-    if isinstance(rle, dict):
-        if rle.get("size") != list(evaluation.image_sizes[image_id]) or "counts" not in rle:
-            problems.append(
-                f"{what}: RLE of size {rle.get('size')} for an image of {list(evaluation.image_sizes[image_id])}"
-            )
-    elif rle is not None and not isinstance(rle, list):
-        problems.append(f"{what}: segmentation is neither RLE nor polygons")
+    before = len(problems)
+    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], what, problems, Counter())
+    if "segmentation" in entry and usable is None and len(problems) == before:
+        problems.append(f"{what}: its segmentation is empty")
 
 
 def metrics_table(

@@ -72,16 +72,23 @@ def _picture(path: Path, content: dict[str, Any]) -> Path:
     name = str(content.get("imagePath") or "").replace("\\", "/")
     candidates = [path.parent / name, path.parent / Path(name).name]
     candidates += [path.with_suffix(suffix) for suffix in sorted(SUFFIXES)]
-    return next(
-        (c for c in candidates if (name and c.is_file()) or (c.stem == path.stem and c.is_file())), candidates[0]
-    )
+    return next((c for c in candidates if (name or c.stem == path.stem) and _is_file(c)), candidates[0])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _polygon(shape: dict[str, Any], origin: str, problems: list[str], source: Source) -> list[float] | None:
     """[x, y, …] of a shape; None for one that is no region, or, with a problem, none at all."""
     points, kind = shape.get("points"), shape.get("shape_type", "polygon")
-    if not isinstance(points, list) or not all(
-        isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points
+    if (
+        not isinstance(points, list)
+        or not points
+        or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points)
     ):
         problems.append(f"{origin}: points must be [[x, y], …]")
         return None

@@ -95,7 +95,7 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 def _classes(values: dict[str, Any], file: Path) -> list[str]:
     names = values.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[k] for k in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: names must be a list of class names, or numbers from 0 with their names")
