@@ -55,6 +55,26 @@ def start(config: Config, log: Path) -> int:
         os._exit(code)
 
 
+def wait_for_progress(log: Path, chance: random.Random) -> None:
+    """Until a moment to kill: one in four while it still starts, otherwise some steps after it has gone on."""
+    if chance.random() < 0.25:
+        time.sleep(2 * chance.random())
+        return
+    before, wanted = written(log), chance.randint(1, 8)
+    deadline = time.monotonic() + 60
+    while written(log) < before + wanted and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3 * chance.random())
+
+
+def written(log: Path) -> int:
+    """The last iteration that the log tells of."""
+    try:
+        return max(json.loads(line)["iteration"] for line in log.read_text().splitlines())
+    except (OSError, ValueError, KeyError):  # not there yet, or being written
+        return 0
+
+
 def lines(output: Path) -> list[dict[str, object]]:
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
@@ -63,35 +83,30 @@ def lines(output: Path) -> list[dict[str, object]]:
 def main(kills: int, folder: Path, seed: int) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    iterations = max(20, 3 * kills)
+    iterations = max(20, 4 * kills)
     chance = random.Random(seed)
     undisturbed = config(folder, iterations)
     undisturbed.output = folder / "undisturbed"
-    began = time.perf_counter()
     _, status = os.waitpid(start(undisturbed, folder / "undisturbed.log"), 0)
     if status:
         print((folder / "undisturbed.log").read_text())
         return 1
-    life = time.perf_counter() - began
     killed = config(folder, iterations)
     killed.output = folder / "killed"
-    done, ends, reached = 0, 0, []
+    done = 0
     while True:
         child = start(killed, folder / "killed.log")
         if done == kills:
             _, status = os.waitpid(child, 0)
             break
-        time.sleep(1 + chance.random() * min(life / 4, 6.0))
+        wait_for_progress(killed.output / "metrics.jsonl", chance)
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
-            ends += 1
             break
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
         done += 1
-        log = killed.output / "metrics.jsonl"
-        reached.append(log.read_text().count('"loss"') if log.exists() else 0)
-        print(f"kill {done}: at iteration {reached[-1]} of {iterations}", flush=True)
+        print(f"kill {done}: at iteration {written(killed.output / 'metrics.jsonl')} of {iterations}", flush=True)
     if status:
         print((folder / "killed.log").read_text()[-3000:])
         return 1

@@ -59,6 +59,9 @@ class BackboneConfig(Section):
     deep_stem: bool = False  # with avg_down: ResNet-D
     avg_down: bool = False
     residual: bool = True
+    fold_norm: bool = (
+        True  # compute frozen norms within their convolutions; off for mmdetection, whose ties show the last bit
+    )
 
 
 class FPNConfig(Section):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,9 @@ def shapes_root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def shapes(shapes_root) -> Annotations:
     return read_coco(shapes_root / "annotations" / "instances_train2017.json", shapes_root / "train2017")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist, which share the cores
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"

@@ -63,6 +63,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     backbone["stride_in_1x1"] = caffe
     box |= {"empty": "keep", "clamp_shrink": True}
     values["rpn"] |= {"clamp_shrink": True, "rank": "sigmoid"}
+    values["backbone"]["fold_norm"] = False  # which of its saturated scores tie depends on the last bit
     box["low_quality"] = "mask" in values
     told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
     return [f"input scaling and stride placement from {told}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 from contextlib import AbstractContextManager
 
@@ -30,6 +32,21 @@ def choose_device(name: str) -> torch.device:
             f"device: {name} asked for, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu"
         )
     return device
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Have glibc's malloc keep what is freed, for this process: a step on a CPU allocates the same gigabytes again and
+    again, and giving them back each time costs page faults. Elsewhere, and where MALLOC_* is set by hand, does nothing."""
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_max = -1, -4
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:

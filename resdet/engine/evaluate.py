@@ -1,4 +1,5 @@
-"""Detections -> COCO numbers. pycocotools computes them; this file feeds it and shields it from its own traps.
+"""Detections -> COCO numbers. hotcoco computes them where it is installed (the extra "fast"), else pycocotools, to the same
+last digit; this file feeds them and shields them from their traps.
 
 Lin et al. 2014 (arXiv:1405.0312); https://cocodataset.org/#detection-eval.
 """
@@ -10,13 +11,13 @@ import io
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from resdet.data.coco import (
     Annotations,
@@ -135,9 +136,7 @@ class Evaluation:
             raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.image_sizes = size_of
-        self.coco = _index(
-            {"images": list(chosen.values()), "annotations": entries, "categories": content["categories"]}
-        )
+        self.truth = {"images": list(chosen.values()), "annotations": entries, "categories": content["categories"]}
 
     def _completed(self, entry: dict[str, Any], identity: int, size: tuple[int, int]) -> dict[str, Any]:
         """What pycocotools needs and custom files often lack: id, iscrowd, area, and an outline to fall back on."""
@@ -154,23 +153,29 @@ class Evaluation:
             entry["area"] = float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
         return entry
 
-    def score(self, results: Sequence[dict[str, Any]], kinds: Sequence[str] = ("bbox", "segm")) -> tuple[Metrics, str]:
-        """COCO results entries -> {"bbox": {"AP": …, 11 more}, "segm": …} in 0..1 (None: nothing to measure), and tables."""
+    def score(
+        self,
+        results: Sequence[dict[str, Any]],
+        kinds: Sequence[str] = ("bbox", "segm"),
+        backend: Literal["hotcoco", "pycocotools"] | None = None,
+    ) -> tuple[Metrics, str]:
+        """COCO results entries -> {"bbox": {"AP": …, 11 more}, "segm": …} in 0..1 (None: nothing to measure), and tables.
+
+        backend: None for the fastest that is installed.
+        """
+        backend = backend or ("hotcoco" if find_spec("hotcoco") else "pycocotools")
         metrics: Metrics = {}
         tables = []
         for kind in kinds:
-            detections = self._detections(results, kind)
-            evaluator = COCOeval(self.coco, detections, kind)
-            with contextlib.redirect_stdout(io.StringIO()):
-                evaluator.evaluate()
-                evaluator.accumulate()
-                evaluator.summarize()
+            evaluator = _evaluated(
+                self.truth, {**self.truth, "annotations": self._detections(results, kind)}, kind, backend
+            )
             values = [None if v == -1 else float(v) for v in evaluator.stats]
             metrics[kind] = dict(zip(METRICS, values, strict=True))
             tables.append(metrics_table(kind, metrics[kind], self._per_class(evaluator)))
         return metrics, "\n".join(tables)
 
-    def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> COCO:
+    def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
         entries = []
         for number, entry in enumerate(results, 1):
             rle = entry.get("segmentation")
@@ -187,17 +192,17 @@ class Evaluation:
                 entry.setdefault("bbox", coco_mask.toBbox(rle).tolist() if rle else None)
                 entry["area"] = entry["bbox"][2] * entry["bbox"][3]
             entries.append(entry)
-        dataset = self.coco.dataset
-        return _index({"images": dataset["images"], "annotations": entries, "categories": dataset["categories"]})
+        return entries
 
-    def _per_class(self, evaluator: COCOeval) -> list[tuple[str, int, float | None, float | None]]:
+    def _per_class(self, evaluator: Any) -> list[tuple[str, int, float | None, float | None]]:
         """(name, objects, AP, AP50) of each class, from the precision array (T, R, K, A, M)."""
         rows = []
-        counts = dict.fromkeys(evaluator.params.catIds, 0)
-        for entry in self.coco.dataset["annotations"]:
-            counts[entry["category_id"]] = counts.get(entry["category_id"], 0) + (not entry["iscrowd"])
-        for k, category in enumerate(evaluator.params.catIds):
-            precision = evaluator.eval["precision"][:, :, k, 0, -1]
+        counts: Counter[int] = Counter()
+        for entry in self.truth["annotations"]:
+            counts[entry["category_id"]] += not entry["iscrowd"]
+        every = np.asarray(evaluator.eval["precision"])
+        for k, category in enumerate(sorted(self.category_names)):
+            precision = every[:, :, k, 0, -1]
             means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
             rows.append((self.category_names[category], counts[category], means[0], means[1]))
         return rows
@@ -267,9 +272,23 @@ def metrics_table(
     return "\n".join([f"COCO {title} AP, percent", names, values, "", head, *lines, ""])
 
 
-def _index(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
+def _evaluated(truth: dict[str, Any], found: dict[str, Any], kind: str, backend: str) -> Any:
+    """The backend's evaluator, with its numbers in `stats` and its precision array in `eval`."""
     with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
+        if backend == "hotcoco":
+            import hotcoco
+
+            evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+
+            both = COCO(), COCO()
+            for coco, content in zip(both, (truth, found), strict=True):
+                coco.dataset = content
+                coco.createIndex()
+            evaluator = COCOeval(*both, kind)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator

@@ -29,6 +29,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
         deep_stem=c.deep_stem,
         avg_down=c.avg_down,
         residual=c.residual,
+        fold_norm=c.fold_norm,
     )
 
 

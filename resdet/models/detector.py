@@ -64,8 +64,9 @@ class Detector(nn.Module):
         """The losses: rpn_objectness, rpn_box, box_class, box_reg, and mask. In training and in evaluation mode alike."""
         assert batch.targets is not None, "losses need targets"
         features = self.features(batch)
-        scores = self.rpn(features, _size(batch.images))
-        losses: dict[str, Tensor] = self.rpn.loss(scores, batch.targets, batch.keys)
+        with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
+            scores = self.rpn(features, _size(batch.images))
+        losses: dict[str, Tensor] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
         boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
         samples = sample_rois(
             boxes, valid, batch.targets, batch.keys + 1,

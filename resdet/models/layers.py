@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -18,6 +19,7 @@ class FrozenBatchNorm2d(nn.Module):
     `eps` is part of the numerics of a checkpoint: 1e-5 nearly everywhere, 0 in torchvision's first COCO weights.
     """
 
+    fold = True  # see `conv_norm`
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
@@ -32,8 +34,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = fixed_affine(self)
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -47,6 +48,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     forward(x (N, C, H, W), valid (N,) bool or None): the mean and variance come from the valid rows alone, since
     padded RoIs are no data. `sync` adds the sums of all processes (differentiably, also on gloo and CPUs).
     """
+
+    fold = True  # see `conv_norm`
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, sync: bool = False) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
@@ -78,6 +81,30 @@ class BatchNorm2d(nn.BatchNorm2d):
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         return (y * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
+def fixed_affine(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm with fixed statistics multiplies by and adds: (C,), (C,)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(conv(x))`. Fixed statistics are folded into the convolution, in training too: a pass over the activations less,
+    forward and backward; unless `norm.fold` is off, for the last bit's sake. What follows may work in place."""
+    fixed = isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, BatchNorm2d) and not norm.training)
+    if not fixed or not norm.fold:
+        y: Tensor = norm(conv(x))
+        return y
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, FrozenBatchNorm2d | BatchNorm2d)
+    scale, shift = fixed_affine(norm)
+    if conv.bias is not None:
+        shift = shift + conv.bias * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def shared_count(count: Tensor, training: bool) -> Tensor:
@@ -114,6 +141,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` (N,) bool: rows that are data, for batch norm's statistics."""
-        x = self.conv(x)
-        y: Tensor = self.norm(x, valid) if isinstance(self.norm, BatchNorm2d) else self.norm(x)
-        return y
+        if isinstance(self.norm, BatchNorm2d) and self.norm.training:
+            y: Tensor = self.norm(self.conv(x), valid)
+            return y
+        return conv_norm(self.conv, self.norm, x)

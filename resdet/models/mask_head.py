@@ -42,13 +42,28 @@ class MaskHead(nn.Module):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.logits.weight, std=0.001)
 
-    def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
-        """boxes (P, 4), image (P,), valid (P,) -> logits (P, K, m, m)."""
+    def forward(
+        self, features: dict[str, Tensor], boxes: Tensor, image: Tensor, valid: Tensor, labels: Tensor
+    ) -> Tensor:
+        """boxes (P, 4), image (P,), valid (P,), labels (P,) in [0, K) -> logits of each one's own class (P, m, m)."""
         x = self.pool(features, boxes, image)
         for conv in self.convs:
-            x = F.relu(conv(x, valid))
-        logits: Tensor = self.logits(F.relu(self.upsample(x)))
-        return logits
+            x = F.relu(conv(x, valid), inplace=True)
+        # Nobody looks at the other classes' masks, so they are not computed: one dot product a pixel, not K.
+        p, c, s, _ = x.shape
+        x = F.relu(self._upsampled(x.permute(0, 2, 3, 1).reshape(p, s * s, c)), inplace=True)  # (P, s * s * 4, width)
+        weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias
+        assert bias is not None
+        logits = torch.baddbmm(bias[labels][:, None, None], x, weight[:, :, None])
+        return logits.view(p, s, s, 2, 2).permute(0, 1, 3, 2, 4).reshape(p, self.size, self.size)
+
+    def _upsampled(self, x: Tensor) -> Tensor:
+        """The transposed convolution, whose 2 x 2 windows do not overlap, as one matrix product:
+        (P, s * s, C) -> (P, s * s * 4, width), the four pixels of each old one side by side."""
+        weight = self.upsample.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 2 * 2 * width)
+        assert self.upsample.bias is not None
+        y: Tensor = (x @ weight).view(len(x), x.shape[1] * 4, -1) + self.upsample.bias
+        return y
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
         """Mean over the pixels of the positive RoIs whose object has a mask."""
@@ -62,24 +77,22 @@ class MaskHead(nn.Module):
         positive, labels, gt_index = (t.flatten()[rows] for t in first[1:])  # rows that are not positive weigh nothing
         crops = gt_masks[image, gt_index]  # (P, M, M)
         positive = positive & (crops[:, 0, 0] != MASK_UNKNOWN)
-        logits = self(features, boxes, image, positive)
+        logits = self(features, boxes, image, positive, labels.clamp(0, self.logits.out_channels - 1))
         # In float32 even when the network is not: a box's coordinates do not fit bfloat16.
         with torch.autocast(boxes.device.type, enabled=False):
             wanted = targets_in_rois(crops, samples.gt_boxes[:, :limit].flatten(0, 1)[rows], boxes, self.size)
         return {
             "mask": mask_loss(
-                logits, labels.clamp(0, logits.shape[1] - 1), (wanted >= 0.5).to(wanted.dtype), positive,
-                shared_count(positive.sum(), self.training),
+                logits, (wanted >= 0.5).to(wanted.dtype), positive, shared_count(positive.sum(), self.training)
             )
-        }  # fmt: skip
+        }
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `mask_probs` (B, D, m, m) of each detection's own class."""
         rows = occupied(detections.valid)
         boxes, image = flatten_rois(detections.boxes)
         valid, labels = detections.valid.flatten()[rows], detections.labels.flatten()[rows]
-        logits = self(features, boxes[rows], image[rows], valid)
-        own = at_least_float32(logits[torch.arange(len(rows), device=rows.device), labels])
+        own = at_least_float32(self(features, boxes[rows], image[rows], valid, labels))
         probs = own.new_zeros(len(boxes), self.size, self.size)
         probs[rows] = own.sigmoid() * valid[:, None, None]
         d = detections
@@ -87,8 +100,8 @@ class MaskHead(nn.Module):
         return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs)
 
 
-def mask_loss(logits: Tensor, labels: Tensor, wanted: Tensor, positive: Tensor, count: Tensor) -> Tensor:
-    """logits (P, K, m, m), labels (P,) in [0, K), wanted (P, m, m) in 0..1, positive (P,) bool -> their sum over `count`."""
-    own = at_least_float32(logits[torch.arange(len(labels), device=labels.device), labels])
-    each = F.binary_cross_entropy_with_logits(own, wanted, reduction="none").mean((1, 2))
+def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor, count: Tensor) -> Tensor:
+    """logits (P, m, m) of each object's class, wanted (P, m, m) in 0..1, positive (P,) bool -> the positives' sum over
+    `count`, each the mean of its pixels."""
+    each = F.binary_cross_entropy_with_logits(at_least_float32(logits), wanted, reduction="none").mean((1, 2))
     return torch.where(positive, each, 0.0).sum() / count

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.models.layers import Norm, make_norm
+from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d, Norm, conv_norm, make_norm
 
 
 class Architecture(NamedTuple):
@@ -51,9 +51,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + self.downsample(x) if self.residual else y)
+        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        y = conv_norm(self.conv2, self.bn2, y)
+        return F.relu(y.add_(self.downsample(x)) if self.residual else y, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -81,10 +81,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, channels * 4, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + self.downsample(x) if self.residual else y)
+        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
+        y = conv_norm(self.conv3, self.bn3, y)
+        return F.relu(y.add_(self.downsample(x)) if self.residual else y, inplace=True)
 
 
 def _shortcut(
@@ -94,9 +94,19 @@ def _shortcut(
     if not residual or (stride == 1 and inputs == outputs):
         return nn.Identity()
     if not avg_down:
-        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs, eps))
+        return _Projection(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs, eps))
     pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
-    return nn.Sequential(pool, nn.Conv2d(inputs, outputs, 1, bias=False), make_norm(norm, outputs, eps))
+    return _Projection(pool, nn.Conv2d(inputs, outputs, 1, bias=False), make_norm(norm, outputs, eps))
+
+
+class _Projection(nn.Sequential):
+    """What comes first, a convolution, its norm; a `Sequential` for the sake of the parameters' names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        *before, conv, norm = self.children()
+        for module in before:
+            x = module(x)
+        return conv_norm(conv, norm, x)
 
 
 def _deep_stem(norm: Norm, eps: float) -> nn.Module:
@@ -119,6 +129,7 @@ class ResNet(nn.Module):
     deep_stem:         three 3x3 convolutions as the stem, and
     avg_down:          shortcuts that average before their 1x1 convolution: both together are ResNet-D (He et al. 2018,
                        arXiv:1812.01187), with timm's parameter names.
+    fold_norm:         whether fixed statistics become part of the convolutions (`layers.conv_norm`): faster, rounded otherwise.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
     """
 
@@ -134,6 +145,7 @@ class ResNet(nn.Module):
         deep_stem: bool = False,
         avg_down: bool = False,
         residual: bool = True,
+        fold_norm: bool = True,
     ) -> None:
         super().__init__()
         block = Bottleneck if arch.bottleneck else BasicBlock
@@ -150,13 +162,19 @@ class ResNet(nn.Module):
                 stage.append(block(inputs, channels, stride, arch, norm, norm_eps, stride_in_1x1, residual, avg_down))
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
+        for module in self.modules():
+            if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):
+                module.fold = fold_norm
         self._initialise(zero_init_last)
         self.frozen_stages = frozen_stages
         for module in self._frozen():
             module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x = F.relu(self.bn1(self.conv1(x)))
+        *before, conv = self.conv1.children() if isinstance(self.conv1, nn.Sequential) else [self.conv1]
+        for module in before:
+            x = module(x)
+        x = F.relu(conv_norm(conv, self.bn1, x), inplace=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         features = {}
         for k in range(1, 5):

@@ -127,21 +127,56 @@ class RPN(nn.Module):
             rank, index = torch.sort(rank, dim=1, descending=True)  # unstable, as `boxes.place`
         return F.pad(rank, (0, k), value=-torch.inf)[:, :k], F.pad(index, (0, k))[:, :k]
 
-    def loss(self, scores: Scores, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
-        """Both sums run over the sampled anchors and are divided by their number in the batch (see `fixed_divisor`)."""
-        logits, deltas = torch.cat(scores.logits, dim=1), torch.cat(scores.deltas, dim=1)
-        anchors = torch.cat(scores.anchors)
+    def at(self, features: dict[str, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` says of the anchors at index (B, S) in the order of all levels: logits (B, S), deltas (B, S, 4).
+
+        Computed from the few pixels that each of them sees: gradients of a few hundred anchors through convolutions over
+        whole maps would be zeros, nearly all, and take a fifth of a training step.
+        """
+        maps, a = list(features.values()), self.anchors.per_location
+        pixel = (index // a).flatten()
+        start, height, width = torch.zeros_like(pixel), torch.zeros_like(pixel), torch.zeros_like(pixel)
+        first = 0
+        for m in maps:  # plain numbers: a tensor of them would have to travel to the device
+            here = pixel >= first
+            start = torch.where(here, first, start)
+            height, width = torch.where(here, m.shape[2], height), torch.where(here, m.shape[3], width)
+            first += m.shape[2] * m.shape[3]
+        reach = torch.arange(-len(self.convs), len(self.convs) + 1, device=index.device)
+        y = (pixel - start).div(width, rounding_mode="floor")[:, None] + reach  # (B * S, k)
+        x = ((pixel - start) % width)[:, None] + reach
+        rows_in = (y >= 0) & (y < height[:, None])
+        columns_in = (x >= 0) & (x < width[:, None])
+        inside = (rows_in[:, :, None] & columns_in[:, None, :])[:, None]  # (B * S, 1, k, k)
+        table = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, pixels, C)
+        image = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1]) * table.shape[1]
+        y, x = y.clamp(min=0).minimum(height[:, None] - 1), x.clamp(min=0).minimum(width[:, None] - 1)
+        rows = (image + start)[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None, :]
+        seen = F.embedding(rows, table.flatten(0, 1)).permute(0, 3, 1, 2) * inside  # (B * S, C, k, k)
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv2d)
+            inside = inside[:, :, 1:-1, 1:-1]
+            seen = F.relu(F.conv2d(seen, conv.weight, conv.bias)) * inside  # beyond the map, padding stays zero
+        shape = (index % a).view(-1, 1)
+        logits = self.objectness(seen).flatten(1).gather(1, shape)
+        deltas = take(self.deltas(seen).view(len(shape), a, 4), shape)
+        return logits.view(index.shape), deltas.view(*index.shape, 4)
+
+    def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
+        """anchors (A, 4) of all levels. Both sums run over the sampled ones and are divided by their number in the batch
+        (see `fixed_divisor`)."""
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
         count = shared_count(valid.sum(), self.training)
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
+        logits, deltas = self.at(features, index)
         objectness = F.binary_cross_entropy_with_logits(
-            at_least_float32(logits.gather(1, index)), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
+            at_least_float32(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
             reduction="sum",
         )  # fmt: skip
         wanted = encode(take(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
-        distance = box_distance(take(deltas, index), wanted, self.loss_beta)
+        distance = box_distance(deltas, wanted, self.loss_beta)
         return {
             "rpn_objectness": objectness / count,
             "rpn_box": torch.where(positive, distance, 0.0).sum() / count,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from conftest import SHARED
 from resdet.cli import evaluate as eval_command
@@ -63,8 +64,63 @@ def test_real_ground_truth_scores_one(coco_open) -> None:
     assert metrics["segm"]["AP50"] > 0.999
 
 
+def made_up(rng: np.random.Generator) -> tuple[dict, list[dict]]:
+    """Ground truth with crowds, empty images and areas of every range, detections with ties, copies and strays."""
+    height, width = 60, 80
+    content: dict = {
+        "images": [{"id": i, "height": height, "width": width} for i in range(1, 2 + rng.integers(6))],
+        "categories": [{"id": k, "name": f"c{k}"} for k in (1, 3, 7)], "annotations": [],
+    }  # fmt: skip
+
+    def thing() -> dict:
+        w, h = rng.integers(1, 60), rng.integers(1, 50)
+        x, y = rng.integers(0, width - w), rng.integers(0, height - h)
+        bitmap = np.zeros((height, width), np.uint8, order="F")
+        bitmap[y : y + h, x : x + w] = rng.random((h, w)) < 0.8
+        rle = coco_mask.encode(bitmap)
+        return {
+            "category_id": int(rng.choice([1, 3, 7])), "bbox": [float(v) for v in (x, y, w, h)],
+            "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+        }  # fmt: skip
+
+    results = []
+    for image in content["images"]:
+        own = [thing() for _ in range(rng.integers(6))]
+        for entry in own:
+            area = float(coco_mask.area(entry["segmentation"])) * float(rng.choice([1, 5, 40]))
+            crowd = int(rng.random() < 0.15)
+            number = len(content["annotations"]) + 1
+            content["annotations"].append(
+                {**entry, "id": number, "image_id": image["id"], "area": area, "iscrowd": crowd}
+            )
+        for _ in range(rng.integers(12)):
+            entry = dict(own[rng.integers(len(own))]) if own and rng.random() < 0.6 else thing()
+            if rng.random() < 0.5:
+                entry["bbox"] = [max(v + float(rng.integers(-2, 3)), 1.0) for v in entry["bbox"]]
+            results.append({**entry, "image_id": image["id"], "score": float(rng.integers(8)) / 8})
+    return content, results
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_both_backends_give_the_same_numbers(seed: int, tmp_path) -> None:
+    content, results = made_up(np.random.default_rng(seed))
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    evaluation = Evaluation(tmp_path / "gt.json")
+    (fast, table), (reference, expected) = (evaluation.score(results, backend=b) for b in ("hotcoco", "pycocotools"))
+    for kind, metrics in reference.items():
+        for name, value in metrics.items():
+            assert fast[kind][name] == (value if value is None else pytest.approx(value, rel=0, abs=1e-12)), (
+                kind,
+                name,
+            )
+    assert table == expected
+
+
+@pytest.mark.parametrize("installed", [True, False])
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_cocos_own_fixture(kind: str, tmp_path, capsys) -> None:
+def test_cocos_own_fixture(kind: str, installed: bool, tmp_path, monkeypatch) -> None:
+    if not installed:
+        monkeypatch.setattr("resdet.engine.evaluate.find_spec", lambda name: None)
     folder = SHARED / "cocoapi_fake"
     if not folder.is_dir():
         pytest.skip(f"needs COCO's evaluation fixture in {folder}")
@@ -121,7 +177,7 @@ def test_limits_to_chosen_images(shapes_root) -> None:
     file = shapes_root / "annotations" / "instances_train2017.json"
     evaluation = Evaluation(file, image_ids=[1, 2])
     assert set(evaluation.image_sizes) == {1, 2}
-    assert {a["image_id"] for a in evaluation.coco.dataset["annotations"]} <= {1, 2}
+    assert {a["image_id"] for a in evaluation.truth["annotations"]} <= {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,16 @@ def test_resuming_goes_back_to_the_last_whole_one_and_ends_the_same(shapes_root,
     assert all(torch.equal(one[name], two[name]) for name in one)
     save_checkpoint(Checkpoint(one), tmp_path / "again.pt")
     assert read_checkpoint(tmp_path / "again.pt").model.keys() == one.keys()
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path) -> None:
+    """Real processes, SIGKILL at random moments; benchmarks/soak.py does it a hundred times."""
+    script = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "6", str(tmp_path / "soak")], capture_output=True, text=True, check=False,
+        cwd=script.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "weights, averages and optimiser identical, metrics.jsonl identical" in done.stdout
+    assert "kill 4" in done.stdout

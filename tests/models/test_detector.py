@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from resdet.config import parse_config
+from resdet.models.anchors import Anchors
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
+from resdet.models.rpn import RPN
 from resdet.structures import Batch, Targets
 
 K = 5
@@ -94,12 +96,11 @@ def test_a_fixed_divisor_counts_the_anchors_that_could_have_been_sampled() -> No
     batch = make_batch([2, 0])
     sampled = model(batch)
     features = model.features(batch)
-    scores = model.rpn(features, SIZE)
-    anchors = sum(len(a) for a in scores.anchors)
-    model.rpn.samples = 2 * anchors  # more than there are: fewer get sampled than that
-    exhaustive = model.rpn.loss(scores, batch.targets, batch.keys)
+    anchors = torch.cat(model.rpn(features, SIZE).anchors)
+    model.rpn.samples = 2 * len(anchors)  # more than there are: fewer get sampled than that
+    exhaustive = model.rpn.loss(features, anchors, batch.targets, batch.keys)
     model.rpn.fixed_divisor = True
-    fixed = model.rpn.loss(scores, batch.targets, batch.keys)
+    fixed = model.rpn.loss(features, anchors, batch.targets, batch.keys)
     for name in ("rpn_objectness", "rpn_box"):
         assert fixed[name] < 0.75 * exhaustive[name]
         assert sampled[name].isfinite()
@@ -190,8 +191,9 @@ def test_padding_of_objects_and_its_content_change_nothing() -> None:
         torch.cat([t.masks, torch.ones(2, 24, 28, 28, dtype=torch.uint8)], 1),
     )
     # The RPN alone: the RoI sampler draws by position among proposals and objects, so its draw may differ.
-    scores = model.rpn(model.features(batch), SIZE)
-    narrow_losses, wide_losses = (model.rpn.loss(scores, targets, batch.keys) for targets in (t, wide))
+    features = model.features(batch)
+    anchors = torch.cat(model.rpn(features, SIZE).anchors)
+    narrow_losses, wide_losses = (model.rpn.loss(features, anchors, targets, batch.keys) for targets in (t, wide))
     for name, loss in narrow_losses.items():
         torch.testing.assert_close(wide_losses[name], loss)
 
@@ -255,3 +257,28 @@ def test_faster_rcnn_is_mask_rcnn_without_its_mask_head() -> None:
     found, wanted = faster(make_batch([3])), mask(make_batch([3]))
     assert all(torch.equal(found[name], wanted[name]) for name in found)
     assert faster.eval().predict(make_batch([3])).mask_probs is None
+
+
+@pytest.mark.parametrize("num_convs", [1, 2])
+def test_the_rpn_says_the_same_of_single_anchors_and_learns_the_same(num_convs: int) -> None:
+    """`at` looks at the pixels around a few anchors; `forward` computes whole maps. Borders and corners included."""
+    torch.manual_seed(1)
+    rpn = RPN(8, Anchors((32, 64), (0.5, 1.0, 2.0), strides=(4, 8)), num_convs=num_convs).double()
+    for parameter in rpn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    features = {
+        "p2": torch.randn(2, 8, 6, 9, dtype=torch.float64, requires_grad=True),
+        "p3": torch.randn(2, 8, 3, 5, dtype=torch.float64, requires_grad=True),
+    }
+    scores = rpn(features, (24, 36))
+    every = torch.arange(3 * (6 * 9 + 3 * 5)).expand(2, -1)
+    whole = torch.cat(scores.logits, 1), torch.cat(scores.deltas, 1)
+    single = rpn.at(features, every)
+    for a, b in zip(whole, single, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    inputs = [*rpn.parameters(), *features.values()]
+    gradients = [torch.autograd.grad((x**2).sum() + (y**3).sum(), inputs) for x, y in (whole, single)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    few = every[:, [0, 200, 17]]
+    torch.testing.assert_close(rpn.at(features, few)[0], whole[0][:, [0, 200, 17]])

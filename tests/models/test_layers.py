@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d as TheirFrozen
 
-from resdet.models.layers import BatchNorm2d, ConvNorm, FrozenBatchNorm2d, make_norm
+from resdet.models.layers import BatchNorm2d, ConvNorm, FrozenBatchNorm2d, conv_norm, make_norm
 
 
 def test_frozen_batch_norm_is_torchvisions_at_any_eps() -> None:
@@ -74,3 +74,21 @@ def test_sync_batch_norm_over_two_processes_equals_one(tmp_path) -> None:
     expected = nn.BatchNorm2d(6)(x).detach()
     mp.spawn(_sync_worker, args=(str(tmp_path / "rendezvous"), x, expected), nprocs=2)
     assert not torch.allclose(nn.BatchNorm2d(6)(x[:3]), expected[:3], atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["frozen_bn", "bn", "gn"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_folded_norm_gives_the_same_values_and_gradients(norm: str, training: bool, groups: int) -> None:
+    conv = nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=groups == 4, groups=groups).double()
+    layer = make_norm(norm, 16).double().train(training)
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.5)
+    x = torch.randn(2, 8, 9, 7, dtype=torch.float64, requires_grad=True)
+    results = []
+    for together in (lambda: conv_norm(conv, layer, x), lambda: layer(conv(x))):
+        y = together()
+        results.append([y, *torch.autograd.grad((y**3).sum(), [x, conv.weight])])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
