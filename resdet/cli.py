@@ -22,7 +22,14 @@ RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h
 def main(arguments: Sequence[str] | None = None) -> int:
     """`resdet VERB …`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    verbs = {"train": train, "eval": evaluate, "visualize": visualize, "convert": convert, "data": data}
+    verbs = {
+        "train": train,
+        "eval": evaluate,
+        "visualize": visualize,
+        "convert": convert,
+        "data": data,
+        "benchmark": benchmark,
+    }
     if not arguments or arguments[0] not in verbs:
         from resdet import __version__
 
@@ -196,6 +203,39 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         else:
             save_own(found, args.output)
         print(f"written: {args.output}")
+        return 0
+
+    return _guarded(run)
+
+
+def benchmark(arguments: Sequence[str] | None = None) -> int:
+    """How fast a config trains and predicts, beside another tool's same model."""
+    parser = _parser("benchmark", "Time training, prediction, loader and evaluation, side by side with another tool.")
+    sections = ("train", "inference", "batch8", "parts", "loader", "evaluation")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument("--compare", choices=("torchvision", "detectron2", "none"), default="torchvision")
+    parser.add_argument("--sections", default="train,inference,parts", help=f"of {','.join(sections)}; or all")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1, help="images a training step")
+    parser.add_argument("--objects", type=int, default=10, help="objects an image")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each side, after one to warm up")
+    parser.add_argument("--profile", action="store_true", help="write a trace of a training step")
+    parser.add_argument("--output", type=Path, default=Path("benchmark"), help="folder for benchmark.json")
+    args = parser.parse_intermixed_args(arguments)
+    wanted = list(sections) if args.sections == "all" else args.sections.split(",")
+    if unknown := [name for name in wanted if name not in sections]:
+        parser.error(f"--sections: {', '.join(unknown)} is none of {', '.join(sections)}")
+
+    def run() -> int:
+        output, args.output = args.output, None
+        config = _config(args)
+        from resdet.engine.benchmark import benchmark
+        from resdet.engine.device import choose_device
+        from resdet.engine.peers import Load
+
+        load = Load(tuple(args.size), args.batch, args.objects, args.repeats)
+        benchmark(config, load, wanted, choose_device(config.device), args.compare, output, args.profile)
         return 0
 
     return _guarded(run)

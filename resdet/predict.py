@@ -17,7 +17,7 @@ from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
 from resdet.engine.checkpoint import load_weights
-from resdet.engine.device import autocast, choose_device
+from resdet.engine.device import autocast, choose_device, keep_memory
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
@@ -58,6 +58,8 @@ class Predictor:
     ) -> None:
         config = config if isinstance(config, Config) else load_config(config)
         self.device = choose_device(device or config.device)
+        if self.device.type == "cpu":
+            keep_memory()
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]

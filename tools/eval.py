@@ -4,4 +4,5 @@ import sys
 
 from resdet.cli import evaluate
 
-sys.exit(evaluate())
+if __name__ == "__main__":  # a spawned worker imports this file again
+    sys.exit(evaluate())

@@ -4,4 +4,5 @@ import sys
 
 from resdet.cli import train
 
-sys.exit(train())
+if __name__ == "__main__":  # a spawned worker imports this file again
+    sys.exit(train())

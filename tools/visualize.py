@@ -4,4 +4,5 @@ import sys
 
 from resdet.cli import visualize
 
-sys.exit(visualize())
+if __name__ == "__main__":  # a spawned worker imports this file again
+    sys.exit(visualize())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
+from resdet.config import ModelConfig
 from resdet.errors import UserError, listed
 from resdet.writing import written_whole
 
@@ -40,7 +41,7 @@ def save_torchvision(found: Recognised, path: Path) -> str:
     Epsilon and channel order are worked into the weights. Raises `UserError` for what torchvision cannot build.
     """
     builder = _builder(found)
-    weights = to_torchvision(found)
+    weights = to_torchvision(found.weights, found.model, found.path)
     with written_whole(path) as temporary:
         torch.save(weights, temporary)
     i = found.model.input
@@ -64,11 +65,13 @@ def save_torchvision(found: Recognised, path: Path) -> str:
     return "\n".join(lines)
 
 
-def to_torchvision(found: Recognised) -> dict[str, Tensor]:
-    """Weights by torchvision's names (those in memory), background first, batch norm's epsilon 1e-5, RGB."""
-    model = found.model
-    weights = {}
-    for name, value in found.weights.items():
+def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str | Path) -> dict[str, Tensor]:
+    """A detector's weights by torchvision's names (those in memory), background first, batch norm's epsilon 1e-5, RGB.
+
+    source: what an error names. Raises `UserError`.
+    """
+    converted = {}
+    for name, value in weights.items():
         if name.startswith("backbone.") and name.endswith("running_var"):
             value = value + (model.backbone.norm_eps - EPS)
         if name == "backbone.conv1.weight" and model.input.bgr:
@@ -81,9 +84,9 @@ def to_torchvision(found: Recognised) -> dict[str, Tensor]:
             value = torch.cat([torch.zeros_like(value[:1]), value])
         theirs = from_ours(name, "torchvision")
         if theirs is None:
-            raise UserError(f"{found.path}: torchvision has no name for {name}")
-        weights[theirs] = value.clone()
-    return weights
+            raise UserError(f"{source}: torchvision has no name for {name}")
+        converted[theirs] = value.clone()
+    return converted
 
 
 def _builder(found: Recognised) -> str:

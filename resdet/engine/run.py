@@ -50,10 +50,12 @@ class Run:
         self.train_set = DetectionDataset(
             inputs.train, config.data, config.model.input, train=True, masks=masks, seed=config.seed
         )
-        self.val_set = inputs.val and DetectionDataset(
-            inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
-        )
-        self.evaluation = inputs.val and evaluation_of(inputs.val)
+        self.val_set, self.evaluation = None, None
+        if inputs.val:
+            self.val_set = DetectionDataset(
+                inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
+            )
+            self.evaluation = evaluation_of(inputs.val)
         share = config.data.max_unreadable / processes.world
         self.unreadable = Unreadable("train", len(inputs.train.images), share)
         self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)

@@ -19,7 +19,7 @@ from resdet.config import Config, dump_config
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
 from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.device import choose_device
+from resdet.engine.device import choose_device, keep_memory
 from resdet.engine.evaluate import Metrics, predict_dataset
 from resdet.engine.log import RunLog, console, duration
 from resdet.engine.processes import Processes, joined, restarted
@@ -53,6 +53,8 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
     with joined(device, config.train.timeout) as processes:
         return _train(config, resume or restarted(), model, device, processes)
 

@@ -81,7 +81,7 @@ def test_epsilon_and_channel_order_are_worked_into_the_weights() -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.02, 0.1)
     found = Recognised(Path("x.pt"), "resdet", values, model.state_dict(), min_size=64, max_size=96)
-    weights = to_torchvision(found)
+    weights = to_torchvision(found.weights, found.model, found.path)
     backbone = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None)
     reference = torchvision.models.detection.FasterRCNN(backbone, num_classes=4)
     reference.load_state_dict(weights, strict=True)

@@ -1,0 +1,307 @@
+"""`tools/benchmark.py`: how long a training step and a prediction take, part by part, beside another tool's same model."""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resdet.config import Config
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import training_loader
+from resdet.engine.device import autocast, keep_memory
+from resdet.engine.evaluate import Evaluation
+from resdet.engine.log import console
+from resdet.engine.optim import build_optimizer
+from resdet.engine.peers import Load, Peer, Sides, made_batch, side_of
+from resdet.engine.setup import make_synthetic, missing_data, read_split
+from resdet.errors import UserError
+from resdet.models.build import build_model
+from resdet.writing import write_json
+
+
+def benchmark(
+    config: Config, load: Load, sections: list[str], device: torch.device, peer: Peer, output: Path, profile: bool
+) -> dict[str, Any]:
+    """Measure, print a table, write `output`/benchmark.json. Raises `UserError`."""
+    if device.type == "cpu":
+        keep_memory()
+    config = prepared(config)
+    results: dict[str, Any] = {"load": load._asdict(), "device": str(device), "threads": torch.get_num_threads()}
+    names = ["resdet"] + ([peer] if peer != "none" else [])
+    sides = {name: side_of(name, config, load, device) for name in names}
+    if "train" in sections:
+        results["train step, s"] = interleaved({n: s.train for n, s in sides.items()}, load.repeats, device)
+        results["peak memory of a step, MiB"] = {n: peak_memory(n, config, load, device) for n in names}
+        results["physical limit"] = limit(sides["resdet"].train, results["train step, s"]["resdet"]["median"], device)
+    if "inference" in sections:
+        found = {name: side.predict(1) for name, side in sides.items()}
+        results["detections"] = found
+        one = {name: _predicts(side, 1) for name, side in sides.items()}
+        results["prediction of 1, s"] = interleaved(one, load.repeats, device)
+        eight = {name: _predicts(side, 8) for name, side in sides.items()}
+        if "batch8" in sections:
+            results["prediction of 8, s"] = interleaved(eight, max(2, load.repeats // 2), device)
+    if "parts" in sections:
+        results["parts of a train step, s"] = parts(config, load, device)
+    if "loader" in sections:
+        results["loader, images/s on one core"] = loader_rate(config)
+    if "evaluation" in sections:
+        results["evaluation at val2017's size, s"] = evaluation_times()
+    if profile:
+        trace(sides["resdet"].train, output / "trace.json", device)
+    write_json(output / "benchmark.json", results, indent=2)
+    report(results, names)
+    console.print(f"written: {output / 'benchmark.json'}")
+    return results
+
+
+def prepared(config: Config) -> Config:
+    """With COCO's classes where none are set, and a threshold that forces a full set of detections."""
+    model = config.model.model_copy(deep=True)
+    model.num_classes = model.num_classes or 80
+    model.box.score_threshold = 0.0
+    return config.model_copy(update={"model": model})
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _predicts(side: Sides, count: int) -> Callable[[], object]:
+    return lambda: side.predict(count)
+
+
+def interleaved(
+    work: dict[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Seconds of each, taken in turn after one warm-up, so that both meet the same moods of the machine."""
+    for run in work.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        for name, run in work.items():
+            _synchronize(device)
+            began = time.perf_counter()
+            run()
+            _synchronize(device)
+            times[name].append(time.perf_counter() - began)
+    return {n: {"median": statistics.median(t), "least": min(t), "most": max(t)} for n, t in times.items()}
+
+
+def peak_memory(name: str, config: Config, load: Load, device: torch.device) -> float:
+    """MiB that two training steps need beyond the idle model. On a CPU in a process of its own."""
+    if device.type == "cuda":
+        side = side_of(name, config, load, device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        side.train()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    context = multiprocessing.get_context("spawn")
+    answer: Any = context.Queue()
+    process = context.Process(target=_measure_memory, args=(answer, name, config, load))
+    process.start()
+    peak = answer.get()
+    process.join()
+    return float(peak)
+
+
+def _measure_memory(answer: Any, name: str, config: Config, load: Load) -> None:
+    if name == "resdet":
+        keep_memory()
+    side = side_of(name, config, load, torch.device("cpu"))
+    gc.collect()
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    side.train()
+    side.train()
+    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
+
+
+def limit(train: Callable[[], object], seconds: float, device: torch.device) -> dict[str, float]:
+    """Floating-point operations of a step, the device's own rate at a large convolution, and the share of it reached."""
+    with FlopCounterMode(display=False) as counter:
+        train()
+    operations = counter.get_total_flops()
+    conv = nn.Conv2d(256, 256, 3, padding=1).to(device)
+    x = torch.randn(1, 256, 100, 168, device=device)
+    with torch.inference_mode():
+        best = min(interleaved({"conv": lambda: conv(x)}, 10, device)["conv"].values())
+    rate = 2 * 256 * 256 * 9 * 100 * 168 / best
+    reached = operations / seconds
+    return {"GFLOP a step": operations / 1e9, "GFLOP/s of a convolution": rate / 1e9, "GFLOP/s reached": reached / 1e9,
+            "share": reached / rate}  # fmt: skip
+
+
+def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of a step's forward, of the backward and of the optimiser."""
+    torch.manual_seed(0)
+    model = build_model(config.model).to(device).train()
+    assert config.model.num_classes is not None
+    batch = made_batch(load, load.batch, config.model.num_classes, device)
+    optimizer = build_optimizer(model, config.train)
+    spent: dict[str, float] = {}
+
+    def timed(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            _synchronize(device)
+            began = time.perf_counter()
+            result = run(*arguments, **named)
+            _synchronize(device)
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+            return result
+
+        return wrapped
+
+    wrapped: list[tuple[Any, str, str]] = [
+        (model.backbone, "forward", "backbone"), (model.fpn, "forward", "FPN"), (model.rpn, "forward", "RPN maps"),
+        (model.rpn, "propose", "proposals"), (model.rpn, "loss", "RPN loss"),
+        *((head, "loss", f"{name} head") for name, head in model.heads.items()),
+    ]  # fmt: skip
+    for module, method, name in wrapped:
+        setattr(module, method, timed(name, getattr(module, method)))
+    for repeat in range(3):
+        if repeat == 1:
+            spent.clear()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, config.train.amp):
+            loss: Tensor = timed("forward in all", lambda: torch.stack(list(model(batch).values())).sum())()
+        timed("backward", loss.backward)()
+        timed("optimiser", optimizer.step)()
+    return {name: seconds / 2 for name, seconds in spent.items()}
+
+
+def loader_rate(config: Config, batches: int = 20) -> float:
+    """Images a second from the file to the batch, masks included, in this process alone."""
+    make_synthetic(config)
+    problems = missing_data(config, ["train"])
+    if problems:
+        raise UserError("\n\n".join(problems))
+    data = DetectionDataset(
+        read_split(config, "train"), config.data, config.model.input, train=True,
+        masks=config.model.mask is not None, seed=0,
+    )  # fmt: skip
+    size = min(config.train.batch_size, 4)
+    loader = training_loader(data, size, 0)
+    next(loader)
+    before, threads = time.process_time(), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in islice(loader, batches):
+        pass
+    torch.set_num_threads(threads)
+    return batches * size / (time.process_time() - before)
+
+
+def evaluation_times(images: int = 5000, objects: int = 36_000) -> dict[str, float]:
+    """Box and mask AP of made-up detections, 100 an image, by each backend that is installed."""
+    chance = np.random.default_rng(0)
+    truth, results = _made_up(chance, images, objects)
+    evaluation = Evaluation(Path("made up"), content=truth)
+    times: dict[str, float] = {}
+    numbers = []
+    for backend in [b for b in ("hotcoco", "pycocotools") if find_spec(b)]:
+        began = time.perf_counter()
+        numbers.append(evaluation.score(results, backend=backend)[0])
+        times[backend] = time.perf_counter() - began
+    if len(numbers) == 2:
+        pairs = [(numbers[0][k][n], numbers[1][k][n]) for k in numbers[0] for n in numbers[0][k]]
+        times["largest difference of 24 numbers"] = max(abs((a or 0) - (b or 0)) for a, b in pairs)
+    return times
+
+
+def _made_up(chance: np.random.Generator, images: int, objects: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from pycocotools import mask as coco_mask
+
+    height, width, classes = 480, 640, 80
+    truth: dict[str, Any] = {
+        "images": [{"id": i, "height": height, "width": width} for i in range(images)],
+        "categories": [{"id": k, "name": f"class {k}"} for k in range(classes)],
+        "annotations": [],
+    }
+
+    def entry(image: int, box: np.ndarray, label: int) -> dict[str, Any]:
+        x, y, w, h = (float(v) for v in box)
+        outline = [[x, y + h / 2, x + w / 2, y, x + w, y + h / 2, x + w / 2, y + h]]
+        (rle,) = coco_mask.frPyObjects(outline, height, width)
+        mask = {"size": [height, width], "counts": rle["counts"].decode()}
+        return {"image_id": image, "category_id": int(label), "bbox": [x, y, w, h], "segmentation": mask}
+
+    owners = chance.integers(0, images, objects)
+    corners = chance.random((objects, 2)) * [width * 0.7, height * 0.7]
+    sides = chance.random((objects, 2)) ** 2 * [width * 0.3, height * 0.3] + 4
+    boxes, labels = np.concatenate([corners, sides], 1), chance.integers(0, classes, objects)
+    for k in range(objects):
+        area = float(boxes[k, 2] * boxes[k, 3] / 2)
+        made = entry(int(owners[k]), boxes[k], labels[k])
+        truth["annotations"].append({**made, "id": k + 1, "iscrowd": int(chance.random() < 0.01), "area": area})
+    by_image: dict[int, list[int]] = {}
+    for k, owner in enumerate(owners.tolist()):
+        by_image.setdefault(owner, []).append(k)
+    results = []
+    for image in range(images):
+        own = by_image.get(image, [])
+        for n in range(100):
+            if own and n < 3 * len(own):
+                k = own[n % len(own)]
+                box = boxes[k] + chance.normal(0, 3, 4)
+                label = labels[k] if chance.random() < 0.8 else chance.integers(classes)
+            else:
+                box = np.r_[chance.random(2) * [width * 0.7, height * 0.7], chance.random(2) * 100 + 4]
+                label = chance.integers(classes)
+            box = np.r_[box[:2], np.maximum(box[2:], 1)]
+            results.append({**entry(image, box, int(label)), "score": float(chance.random())})
+    return truth, results
+
+
+def trace(train: Callable[[], object], path: Path, device: torch.device) -> None:
+    """A step in Chrome's trace format."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        train()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(path))
+    console.print(f"written: {path} (open it in chrome://tracing)")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def report(results: dict[str, Any], names: list[str]) -> None:
+    """One table of what both sides did, lines for the rest."""
+    table = Table(width=110)
+    for head in ("", *names, *(["ratio"] if len(names) == 2 else [])):
+        table.add_column(head, justify="left" if not head else "right")
+    for key, value in results.items():
+        if not isinstance(value, dict) or "resdet" not in value:
+            continue
+        cells, plain = [], []
+        for name in names:
+            entry = value[name]
+            plain.append(entry["median"] if isinstance(entry, dict) else entry)
+            spread = f" ({entry['least']:.3g} to {entry['most']:.3g})" if isinstance(entry, dict) else ""
+            cells.append(f"{plain[-1]:.4g}{spread}")
+        ratio = [f"{plain[1] / plain[0]:.2f}"] if len(names) == 2 and plain[0] else []
+        table.add_row(key, *cells, *ratio)
+    console.print(table)
+    for key, value in results.items():
+        if not isinstance(value, dict) or "resdet" not in value:
+            shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items()) if (
+                isinstance(value, dict)
+            ) else value  # fmt: skip
+            console.print(f"{key}: {json.dumps(shown) if isinstance(shown, list) else shown}")

@@ -1,0 +1,195 @@
+"""The same model, weights and images for resdet, torchvision and detectron2: what `tools/benchmark.py` runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from resdet.checkpoints.export import to_torchvision
+from resdet.config import Config
+from resdet.engine.device import autocast
+from resdet.engine.optim import build_optimizer
+from resdet.errors import UserError
+from resdet.models.build import build_model
+from resdet.models.detector import Detector
+from resdet.predict import to_instances
+from resdet.structures import Batch, Targets
+
+Peer = Literal["torchvision", "detectron2", "none"]
+
+
+class Load(NamedTuple):
+    """What is computed: images of size (H, W), batch of them a training step, with so many objects each."""
+
+    size: tuple[int, int]
+    batch: int
+    objects: int
+    repeats: int
+
+
+class Sides(NamedTuple):
+    """One model's training step and prediction; predict tells how many detections came out."""
+
+    train: Callable[[], object]
+    predict: Callable[[int], int]
+
+
+def made_batch(load: Load, count: int, classes: int, device: torch.device) -> Batch:
+    """Noise with boxes of all sizes; half of each object's box is its mask."""
+    chance = torch.Generator().manual_seed(0)
+    height, width = load.size
+    padded = [-(-side // 32) * 32 for side in load.size]
+    images = torch.zeros(count, 3, *padded, dtype=torch.uint8)
+    images[:, :, :height, :width] = torch.randint(
+        0, 256, (count, 3, height, width), generator=chance, dtype=torch.uint8
+    )
+    extent = torch.tensor([width, height])
+    low = torch.rand(count, load.objects, 2, generator=chance) * extent * 0.6
+    side = torch.rand(count, load.objects, 2, generator=chance) ** 2 * extent * 0.39 + 4
+    masks = torch.zeros(count, load.objects, 112, 112, dtype=torch.uint8)
+    masks[:, :, :, :56] = 1
+    targets = Targets(
+        torch.cat([low, low + side], -1).to(device),
+        torch.randint(0, classes, (count, load.objects), generator=chance).to(device),
+        torch.ones(count, load.objects, dtype=torch.bool, device=device),
+        masks.to(device),
+    )
+    sizes = torch.tensor([load.size] * count)
+    return Batch(images.to(device), sizes.to(device), torch.arange(count, device=device), targets)
+
+
+def side_of(name: str, config: Config, load: Load, device: torch.device) -> Sides:
+    """The model of one side with the same weights, on the same images."""
+    torch.manual_seed(0)
+    ours = build_model(config.model).to(device)
+    with torch.no_grad():
+        for key, value in ours.backbone.state_dict().items():
+            if key.endswith((".bn3.weight", "0.bn2.weight", "1.bn2.weight")):
+                value.fill_(0.2)  # random branches would pile up, and no box would stay inside the image
+    assert config.model.num_classes is not None
+    batch = made_batch(load, load.batch, config.model.num_classes, device)
+    if name == "resdet":
+        return _resdet(ours, config, load, batch, device)
+    if name == "torchvision":
+        return _torchvision(ours, config, load, batch, device)
+    return _detectron2(config, load, batch, device)
+
+
+def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
+    forward: Any = torch.compile(model, fullgraph=True, dynamic=False) if config.train.compile else model
+    optimizer = build_optimizer(model, config.train)
+
+    def train() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, config.train.amp):
+            losses = forward(batch)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    def predict(count: int) -> int:
+        model.eval()
+        with torch.inference_mode(), autocast(device, config.train.amp):
+            images = batch.images[:1].expand(count, -1, -1, -1)
+            sizes = batch.image_sizes[:1].expand(count, -1)
+            found = model.predict(Batch(images, sizes, batch.keys[:1].expand(count), None))
+        instances = to_instances(found, [load.size] * count)
+        return sum(0 if i.masks is None else len(i.masks) for i in instances) if model.heads else 0
+
+    return Sides(train, predict)
+
+
+def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
+    from torchvision.models.detection import FasterRCNN, MaskRCNN
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+    m = config.model
+    assert m.num_classes is not None
+    backbone = resnet_fpn_backbone(
+        backbone_name=m.backbone.name, weights=None, trainable_layers=5 - max(m.backbone.frozen_stages - 1, 0)
+    )
+    build = MaskRCNN if m.mask else FasterRCNN
+    model: Any = build(
+        backbone, m.num_classes + 1, min_size=min(load.size), max_size=max(load.size), box_score_thresh=0.0
+    ).to(device)
+    model.load_state_dict(to_torchvision(dict(ours.state_dict()), m, "the benchmark's model"), strict=False)
+    if m.backbone.frozen_stages:
+        for part in (
+            model.backbone.body.conv1,
+            *([model.backbone.body.layer1] if m.backbone.frozen_stages > 1 else []),
+        ):
+            part.requires_grad_(False)
+    height, width = load.size
+    images = [image[:, :height, :width].float() / 255 for image in batch.images]
+    targets = []
+    t = batch.targets
+    assert t is not None
+    for boxes, labels in zip(t.boxes, t.labels, strict=True):
+        masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8, device=device)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y1:y2, x1 : (x1 + x2) // 2] = 1
+        targets.append({"boxes": boxes, "labels": labels + 1, "masks": masks})
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=config.train.lr, momentum=0.9)
+
+    def train() -> None:
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device, config.train.amp):
+            loss = sum(model(images, targets).values())
+        loss.backward()
+        optimizer.step()
+
+    def predict(count: int) -> int:
+        model.eval()
+        with torch.inference_mode(), autocast(device, config.train.amp):
+            found = model(images[:1] * count)
+        return sum(len((f["masks"][:, 0] > 0.5).cpu() if m.mask else f["boxes"]) for f in found)
+
+    return Sides(train, predict)
+
+
+def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
+    try:
+        from detectron2 import model_zoo
+        from detectron2.modeling import build_model as build_theirs
+        from detectron2.structures import BitMasks, Boxes, Instances
+    except ImportError:
+        raise UserError("--compare detectron2: it cannot be imported here") from None
+    kind = "InstanceSegmentation/mask" if config.model.mask else "Detection/faster"
+    theirs = model_zoo.get_config(f"COCO-{kind}_rcnn_R_50_FPN_1x.yaml")
+    theirs.MODEL.DEVICE, theirs.MODEL.MASK_ON = str(device), config.model.mask is not None
+    theirs.INPUT.MASK_FORMAT, theirs.MODEL.ROI_HEADS.SCORE_THRESH_TEST = "bitmask", 0.0
+    model = build_theirs(theirs)
+    height, width = load.size
+    inputs = []
+    t = batch.targets
+    assert t is not None
+    for image, boxes, labels in zip(batch.images, t.boxes, t.labels, strict=True):
+        masks = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=device)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y1:y2, x1 : (x1 + x2) // 2] = True
+        truth = Instances(load.size, gt_boxes=Boxes(boxes), gt_classes=labels, gt_masks=BitMasks(masks))
+        inputs.append({"image": image[:, :height, :width], "instances": truth, "height": height, "width": width})
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=config.train.lr, momentum=0.9)
+
+    def train() -> None:
+        from detectron2.utils.events import EventStorage
+
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        with EventStorage(), autocast(device, config.train.amp):
+            loss = sum(model(inputs).values())
+        loss.backward()
+        optimizer.step()
+
+    def predict(count: int) -> int:
+        model.eval()
+        with torch.inference_mode(), autocast(device, config.train.amp):
+            found = model(inputs[:1] * count)
+        return sum(len(f["instances"].to("cpu")) for f in found)
+
+    return Sides(train, predict)

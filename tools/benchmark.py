@@ -1,0 +1,8 @@
+"""`python tools/benchmark.py --help`; the same as `resdet benchmark`."""
+
+import sys
+
+from resdet.cli import benchmark
+
+if __name__ == "__main__":  # a spawned worker imports this file again
+    sys.exit(benchmark())
