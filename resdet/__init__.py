@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resdet.config import Config as Config
-    from resdet.config import load_config as load_config
+    from resdet.config_text import load_config as load_config
     from resdet.engine.train import train as train
     from resdet.errors import UserError as UserError
     from resdet.models.build import build_model as build_model
@@ -31,7 +31,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 # Imported on first use: `import resdet` and `--help` should not wait for torch.
 _HOMES = {
     "Config": "config",
-    "load_config": "config",
+    "load_config": "config_text",
     "train": "engine.train",
     "UserError": "errors",
     "build_model": "models.build",

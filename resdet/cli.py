@@ -251,7 +251,7 @@ def _is_override(word: str) -> bool:
 
 
 def _config(args: argparse.Namespace, default_output: bool = False) -> Config:
-    from resdet.config import load_config
+    from resdet.config_text import load_config
 
     config = load_config(args.config, args.overrides)
     if args.output:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from resdet.config import Config, data_root, dump_config, find_config, load_config, parse_config, split_paths
+from resdet.config import Config, data_root, split_paths
+from resdet.config_text import dump_config, find_config, load_config, parse_config
 from resdet.errors import UserError
 from resdet.models.build import build_model
 

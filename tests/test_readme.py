@@ -10,7 +10,8 @@ import yaml
 
 import resdet
 import tiny
-from resdet.config import Config, _keys
+from resdet.config import Config
+from resdet.config_text import _keys
 from resdet.data.augment import Augmentations
 from resdet.predict import Predictor
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from resdet.config import Config, parse_config
+from resdet.config import Config
+from resdet.config_text import parse_config
 
 MODEL = {
     "num_classes": 4,

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +25,7 @@ from resdet.engine.log import console
 from resdet.errors import UserError
 
 T = TypeVar("T")
-FAILED = "resdet/failed"  # the key under which a process leaves its last words to the others
+FAILED = "failed"  # the key under which a process leaves its last words to the others
 
 
 class Processes:
@@ -118,8 +121,9 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
         yield Processes()
         return
     store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = PrefixStore(_name_of_start(store, rank, world, timeout), store)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("resdet/group", store), rank=rank,
+        "nccl" if device.type == "cuda" else "gloo", store=PrefixStore("group", store), rank=rank,
         world_size=world, timeout=timedelta(seconds=timeout),
     )  # fmt: skip
     quiet = console.quiet
@@ -141,6 +145,34 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
         watch.done.set()
         watch.join()
     dist.destroy_process_group()  # only after success: with a dead neighbour this may wait for ever
+
+
+def _name_of_start(store: Any, rank: int, world: int, timeout: float) -> str:
+    """A name that all processes of this start share, and none of an earlier one. Raises `UserError`.
+
+    `torchrun` keeps one store over its restarts: without names of their own, the new processes would find the addresses
+    and last words of the dead. Restart counts do not serve, since each machine counts its own.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"resdet/here/{rank}", mine)
+        try:
+            start: str = store.get(f"resdet/welcome/{mine}").decode()
+        except RuntimeError as error:
+            raise UserError(f"rank {rank} waited for rank 0 to start, in vain: {str(error).splitlines()[0]}") from None
+        store.set(f"resdet/{start}/{rank}", "")
+        return f"resdet/{start}"
+    missing, deadline = set(range(1, world)), time.monotonic() + timeout
+    while missing:
+        if time.monotonic() > deadline:
+            raise UserError(f"rank 0 waited {timeout:g} s for ranks {sorted(missing)} to start, in vain")
+        for other in sorted(missing):
+            if store.check([f"resdet/here/{other}"]):  # perhaps by one of an earlier start, who will not answer
+                store.set(f"resdet/welcome/{store.get(f'resdet/here/{other}').decode()}", mine)
+            if store.check([f"resdet/{mine}/{other}"]):
+                missing.remove(other)
+        time.sleep(0.02)
+    return f"resdet/{mine}"
 
 
 def _lost(error: BaseException, rank: int) -> UserError | None:
@@ -188,8 +220,11 @@ def distributed(model: nn.Module, processes: Processes, device: torch.device) ->
     """
     if processes.world == 1:
         return model
-    ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    DDP = nn.parallel.DistributedDataParallel
+    # A step leaves the buffers alone (`share_buffers` does it before an evaluation); torch 2.15 renamed the option.
+    renamed = "forward_sync_buffers" in inspect.signature(DDP).parameters
+    alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return DDP(model, device_ids=[device.index] if device.type == "cuda" else None, **alone)
 
 
 def restarted() -> bool:

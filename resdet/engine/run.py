@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resdet.config import Config, dump_config, load_yaml, parse_config
+from resdet.config import Config
+from resdet.config_text import dump_config, load_yaml, parse_config
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.engine.checkpoint import Checkpoint, load_weights

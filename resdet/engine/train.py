@@ -15,7 +15,8 @@ import torch
 
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import disagreements, fill
-from resdet.config import Config, dump_config
+from resdet.config import Config
+from resdet.config_text import dump_config
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
 from resdet.engine.checkpoint import read_checkpoint

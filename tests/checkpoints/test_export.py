@@ -19,7 +19,7 @@ from pictures import textured
 from resdet import cli
 from resdet.checkpoints.export import save_own, save_torchvision, to_torchvision
 from resdet.checkpoints.recognise import Recognised, open_checkpoint, recognise
-from resdet.config import dump_config, parse_config
+from resdet.config_text import dump_config, parse_config
 from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.models.build import build_model
 from resdet.predict import Predictor

@@ -6,25 +6,37 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from conftest import SHARED
+from resdet.masks import _paste_matrices
 from resdet.predict import Predictor
+from resdet.structures import Instances
 
 ZOO = SHARED.parent / "zoo"
 
 
-def agreement(fixture: Path, checkpoint: Path, pictures: int) -> tuple[int, int, list[float]]:
-    """(detections of the source, how many of them ours has, the mask IoUs of those)"""
+class Agreement(NamedTuple):
+    """total: detections of the source. same: how many of them ours has. Of these, by mask: its IoU, and how far from one
+    half our probability is at most where the two masks differ."""
+
+    total: int
+    same: int
+    overlaps: np.ndarray
+    doubts: np.ndarray
+
+
+def agreement(fixture: Path, checkpoint: Path, pictures: int) -> Agreement:
     if not ZOO.is_dir():
         pytest.skip(f"needs the fixtures in {ZOO}")
     make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
     subprocess.run(make, check=True, cwd=ZOO)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    total, same, overlaps = 0, 0, []
+    total, overlaps, doubts = 0, [], []
     for image in json.loads(fixture.read_text())["images"][:pictures]:
         (found,) = predictor([SHARED / image["file"]])
         assert len(found) == len(image["scores"])
@@ -35,26 +47,35 @@ def agreement(fixture: Path, checkpoint: Path, pictures: int) -> tuple[int, int,
             k = int(gap.argmin())
             total += 1
             if gap[k] < 0.1 and abs(found.scores[k] - score) < 1e-3:
-                same += 1
                 empty = not coco_mask.area(rle) and not coco_mask.area(rles[k])
                 overlaps.append(1.0 if empty else coco_mask.iou([rles[k]], [rle], [0])[0, 0])
-    return total, same, overlaps
+                doubts.append(doubt(found, k, coco_mask.decode(rle).astype(bool)))
+    return Agreement(total, len(overlaps), np.array(overlaps), np.array(doubts))
+
+
+def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
+    (y, rows), (x, columns) = _paste_matrices(found.boxes[k], found.image_size, found.mask_probs.shape[-1], "resdet")
+    probability = np.zeros(found.image_size, np.float32)
+    probability[y : y + len(rows), x : x + len(columns)] = rows @ found.mask_probs[k] @ columns.T
+    different = (probability >= 0.5) != theirs
+    return float(np.abs(probability[different] - 0.5).max(initial=0.0))
 
 
 @pytest.mark.slow
 def test_the_same_detections_as_detectron2(tmp_path) -> None:
-    """Every box and score. Masks of these random weights are noise that single-precision rounding moves: resdet with
-    oneDNN's convolutions and without agrees with itself in 124 of 130 masks, and with detectron2 in 125."""
-    total, same, overlaps = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", 1)
-    assert same == total > 50
-    assert np.mean(overlaps) > 0.998
-    assert np.mean(np.array(overlaps) > 0.99) > 0.95
+    """Every box and score; masks differ only where the probability is one half but for rounding, which is often, since
+    these random weights make noise of masks."""
+    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", 1)
+    assert found.same == found.total > 50
+    assert found.overlaps.mean() > 0.998
+    assert np.mean(found.doubts < 0.01) >= 0.99
 
 
 @pytest.mark.slow
 def test_the_same_detections_as_mmdetection(tmp_path) -> None:
     """Its random RPN saturates, so that its proposals are the order in which an unstable sort leaves equal scores."""
-    total, same, overlaps = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", 1)
-    assert total == 100
-    assert same >= 0.99 * total
-    assert np.mean(np.array(overlaps) > 0.99) >= 0.98
+    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", 1)
+    assert found.total == 100
+    assert found.same >= 99
+    assert found.overlaps.mean() > 0.998
+    assert np.mean(found.doubts < 0.01) >= 0.99

@@ -10,7 +10,8 @@ import pytest
 
 import resdet
 import tiny
-from resdet.config import Config, load_yaml, parse_config
+from resdet.config import Config
+from resdet.config_text import load_yaml, parse_config
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects, pack
 from resdet.engine.auto import choose

@@ -11,7 +11,7 @@ import pytest
 import resdet
 import tiny
 from resdet import cli
-from resdet.config import parse_config
+from resdet.config_text import parse_config
 from resdet.engine.setup import missing_data
 from resdet.errors import UserError
 

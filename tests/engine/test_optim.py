@@ -6,7 +6,8 @@ from torch import nn
 
 import resdet
 import tiny
-from resdet.config import TrainConfig, parse_config
+from resdet.config import TrainConfig
+from resdet.config_text import parse_config
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
 from resdet.models.build import build_model

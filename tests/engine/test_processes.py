@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import tiny
 from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.processes import Processes
+from resdet.engine.processes import Processes, _name_of_start
 from resdet.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "processes.py"
@@ -115,6 +117,34 @@ def test_a_barrier_says_who_is_missing(config, tmp_path) -> None:
     done = torchrun(2, "late", config, tmp_path, "train.timeout=3")
     assert "rank 0 waited for the others at the start, in vain" in done.stderr
     assert "Ranks 1 failed" in done.stderr or "rank 1" in done.stderr.lower()
+
+
+def test_a_second_start_on_the_same_store_shares_nothing_with_the_first() -> None:
+    """`torchrun` keeps its store over restarts, with what the dead have written there."""
+    store = dist.HashStore()
+
+    def start(world: int) -> list[str]:
+        names = [""] * world
+
+        def one(rank: int) -> None:
+            names[rank] = _name_of_start(store, rank, world, 10.0)
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
+        for thread in reversed(threads):
+            thread.start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+        return names
+
+    starts = [start(3), start(3), start(2)]
+    assert [len(set(names)) for names in starts] == [1, 1, 1]
+    assert len({names[0] for names in starts}) == 3
+
+
+def test_who_never_starts_is_named() -> None:
+    with pytest.raises(UserError, match=r"waited 0\.2 s for ranks \[1, 2\] to start"):
+        _name_of_start(dist.HashStore(), 0, 3, 0.2)
 
 
 def test_alone_nothing_waits() -> None:

@@ -13,7 +13,7 @@ import torch
 
 import resdet
 import tiny
-from resdet.config import load_config
+from resdet.config_text import load_config
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.evaluate import METRICS
 from resdet.engine.train import train
@@ -135,7 +135,7 @@ def test_early_stopping(shapes_root, tmp_path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(shapes_root, tmp_path) -> None:
-    with pytest.raises(UserError, match=r"not finite at iteration \d+ .*lower train\.lr \(now 1e\+20\)"):
+    with pytest.raises(UserError, match=r"not finite at iteration \d+, .*lower train\.lr \(now 1e\+20\)"):
         train(tiny.config(shapes_root, tmp_path / "run", max_iters=20, eval_every=0, lr=1e20))
 
 

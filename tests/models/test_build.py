@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tiny
-from resdet.config import TrainConfig, parse_config
+from resdet.config import TrainConfig
+from resdet.config_text import parse_config
 from resdet.engine.optim import build_optimizer, learning_rate
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead, TwoFC

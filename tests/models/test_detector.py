@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resdet.config import parse_config
+from resdet.config_text import parse_config
 from resdet.models.anchors import Anchors
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
