@@ -4,7 +4,7 @@ train       train
 fail        rank 1 raises in its third step
 kill        rank 1 is killed in its third step, the first time
 stop        rank 1 alone is asked to stop in its second step
-gradients   one forward and backward; every rank writes its gradients and losses
+gradients   one forward and backward by the first rank alone, the first two, all; each writes its gradients and losses
 late        rank 1 never comes to a barrier
 """
 
@@ -47,6 +47,13 @@ def disturb(mode: str) -> None:
 
 
 def gradients(config: resdet.Config) -> None:
+    everyone = int(os.environ["WORLD_SIZE"])
+    for world in (w for w in (1, 2, 4) if RANK < w <= everyone):
+        os.environ["WORLD_SIZE"] = str(world)
+        gradients_of(config)
+
+
+def gradients_of(config: resdet.Config) -> None:
     with joined(torch.device("cpu")) as processes:
         data = DetectionDataset(
             read_split(config, "train"), config.data, config.model.input, train=True, masks=True, seed=0

@@ -100,7 +100,7 @@ def norms_fixed(model: torch.nn.Module) -> None:
 def test_losses_equal_torchvisions(name: str) -> None:
     theirs, ours = exhaustive(name)
     norms_fixed(theirs)
-    size = (128, 160)
+    size = (64, 96)
     theirs.transform.min_size, theirs.transform.max_size = (size[0],), size[1]
     images = torch.from_numpy(np.stack([textured(*size, seed=s) for s in range(2)])).permute(0, 3, 1, 2)
     targets = random_targets(2, 5, size)

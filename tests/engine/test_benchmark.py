@@ -1,0 +1,76 @@
+"""The benchmark's own arithmetic; how fast anything is stands in benchmarks/README.md, never in a test."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from resdet.cli import main
+from resdet.engine.benchmark import evaluation_times, interleaved, limit
+from resdet.engine.peers import Load, made_batch
+
+
+@pytest.mark.slow
+def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
+    config = tiny.config_file(shapes_root, tmp_path)
+    code = main([
+        "benchmark", str(config), "--size", "96", "120", "--objects", "3", "--repeats", "1", "--profile",
+        "--sections", "train,inference,batch8,parts,loader", "--output", str(tmp_path / "out"),
+    ])  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    found = json.loads((tmp_path / "out/benchmark.json").read_text())
+    for key in ("train step, s", "prediction of 1, s", "prediction of 8, s"):
+        assert found[key]["resdet"]["least"] <= found[key]["resdet"]["median"] <= found[key]["resdet"]["most"]
+        assert found[key]["torchvision"]["median"] > 0
+        assert key in printed
+    assert found["detections"] == {"resdet": 100, "torchvision": 100}  # both do the same amount of work
+    assert all(found["peak memory of a step, MiB"][side] > 1 for side in ("resdet", "torchvision"))
+    parts = found["parts of a train step, s"]
+    assert {"backbone", "FPN", "RPN loss", "box head", "mask head", "backward"} <= set(parts)
+    assert sum(parts[p] for p in ("backbone", "FPN", "box head", "mask head")) < parts["forward in all"]
+    assert found["loader, images/s on one core"] > 0
+    assert json.loads((tmp_path / "out/trace.json").read_text())["traceEvents"]
+
+
+def test_the_peer_that_is_not_there_is_named(shapes_root, tmp_path, capsys) -> None:
+    config = tiny.config_file(shapes_root, tmp_path)
+    arguments = ["benchmark", str(config), "--size", "64", "64", "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--compare", "detectron2"]) == 2
+    assert "detectron2: it cannot be imported" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--sections", "trian"])
+    assert "trian is none of train" in capsys.readouterr().err
+
+
+def test_both_sides_take_turns() -> None:
+    order = []
+    times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, torch.device("cpu"))
+    assert "".join(order) == "abababab"  # one of each to warm up
+    assert set(times) == {"a", "b"}
+
+
+def test_operations_are_counted() -> None:
+    x, weight = torch.randn(10, 20), torch.randn(20, 30, requires_grad=True)
+    found = limit(lambda: (x @ weight).sum(), 1.0, torch.device("cpu"))
+    assert found["GFLOP a step"] * 1e9 == 2 * 10 * 20 * 30
+    assert found["share"] == pytest.approx(found["GFLOP/s reached"] / found["GFLOP/s of a convolution"])
+
+
+def test_made_objects_lie_inside_and_have_area() -> None:
+    batch = made_batch(Load((70, 90), 2, 5, 1), 2, 4, torch.device("cpu"))
+    assert batch.images.shape == (2, 3, 96, 96)
+    boxes = batch.targets.boxes
+    assert (boxes >= 0).all()
+    assert (boxes[..., 2] <= 90).all()
+    assert (boxes[..., 3] <= 70).all()
+    assert ((boxes[..., 2:] - boxes[..., :2]) >= 4).all()
+
+
+def test_evaluation_backends_agree_on_made_up_detections() -> None:
+    times = evaluation_times(images=20, objects=100)
+    assert times["pycocotools"] > 0
+    assert times["largest difference of 24 numbers"] < 1e-12
