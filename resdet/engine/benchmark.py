@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -18,16 +17,15 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine.device import autocast, keep_memory
+from resdet.engine.device import autocast
 from resdet.engine.evaluate import Evaluation
 from resdet.engine.log import console
 from resdet.engine.optim import build_optimizer
-from resdet.engine.peers import Load, Peer, Sides, made_batch, side_of
+from resdet.engine.peers import InProcess, Load, Peer, made_batch, synchronize
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -38,32 +36,39 @@ def benchmark(
     config: Config, load: Load, sections: list[str], device: torch.device, peer: Peer, output: Path, profile: bool
 ) -> dict[str, Any]:
     """Measure, print a table, write `output`/benchmark.json. Raises `UserError`."""
-    if device.type == "cpu":
-        keep_memory()
+    if peer == "detectron2" and not find_spec(peer):
+        raise UserError("--compare detectron2: it cannot be imported here")
     config = prepared(config)
     results: dict[str, Any] = {"load": load._asdict(), "device": str(device), "threads": torch.get_num_threads()}
     names = ["resdet"] + ([peer] if peer != "none" else [])
-    sides = {name: side_of(name, config, load, device) for name in names}
-    if "train" in sections:
-        results["train step, s"] = interleaved({n: s.train for n, s in sides.items()}, load.repeats, device)
-        results["peak memory of a step, MiB"] = {n: peak_memory(n, config, load, device) for n in names}
-        results["physical limit"] = limit(sides["resdet"].train, results["train step, s"]["resdet"]["median"], device)
-    if "inference" in sections:
-        found = {name: side.predict(1) for name, side in sides.items()}
-        results["detections"] = found
-        one = {name: _predicts(side, 1) for name, side in sides.items()}
-        results["prediction of 1, s"] = interleaved(one, load.repeats, device)
-        eight = {name: _predicts(side, 8) for name, side in sides.items()}
+    needed = profile or {"train", "inference", "batch8"} & set(sections)
+    with ExitStack() as stack:
+        sides = {name: stack.enter_context(InProcess(name, config, load, device)) for name in names if needed}
+
+        def in_turn(order: str, repeats: int = load.repeats) -> dict[str, dict[str, float]]:
+            return interleaved({name: partial(side.ask, order) for name, side in sides.items()}, repeats)
+
+        if "train" in sections:
+            results["train step, s"] = in_turn("train")
+            results["peak memory of a step, MiB"] = {name: side.ask("memory") for name, side in sides.items()}
+            operations, seconds = sides["resdet"].ask("operations"), results["train step, s"]["resdet"]["median"]
+            results["physical limit"] = limit(operations, seconds, device)
+        if "inference" in sections:
+            results["detections"] = {name: side.ask("predict 1") for name, side in sides.items()}
+            results["prediction of 1, s"] = in_turn("predict 1")
         if "batch8" in sections:
-            results["prediction of 8, s"] = interleaved(eight, max(2, load.repeats // 2), device)
+            results["prediction of 8, s"] = in_turn("predict 8", max(2, load.repeats // 2))
+        if profile:
+            path = output / "trace.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sides["resdet"].ask(f"trace {path}")
+            console.print(f"written: {path} (open it in chrome://tracing)")
     if "parts" in sections:
         results["parts of a train step, s"] = parts(config, load, device)
     if "loader" in sections:
         results["loader, images/s on one core"] = loader_rate(config)
     if "evaluation" in sections:
         results["evaluation at val2017's size, s"] = evaluation_times()
-    if profile:
-        trace(sides["resdet"].train, output / "trace.json", device)
     write_json(output / "benchmark.json", results, indent=2)
     report(results, names)
     console.print(f"written: {output / 'benchmark.json'}")
@@ -81,66 +86,31 @@ def prepared(config: Config) -> Config:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _predicts(side: Sides, count: int) -> Callable[[], object]:
-    return lambda: side.predict(count)
-
-
-def interleaved(
-    work: dict[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, dict[str, float]]:
-    """Seconds of each, taken in turn after one warm-up, so that both meet the same moods of the machine."""
+def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of each, taken in turn after one warm-up, so that all meet the same moods of the machine."""
     for run in work.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, run in work.items():
-            _synchronize(device)
             began = time.perf_counter()
             run()
-            _synchronize(device)
             times[name].append(time.perf_counter() - began)
     return {n: {"median": statistics.median(t), "least": min(t), "most": max(t)} for n, t in times.items()}
 
 
-def peak_memory(name: str, config: Config, load: Load, device: torch.device) -> float:
-    """MiB that two training steps need beyond the idle model. On a CPU in a process of its own."""
-    if device.type == "cuda":
-        side = side_of(name, config, load, device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        side.train()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    context = multiprocessing.get_context("spawn")
-    answer: Any = context.Queue()
-    process = context.Process(target=_measure_memory, args=(answer, name, config, load))
-    process.start()
-    peak = answer.get()
-    process.join()
-    return float(peak)
-
-
-def _measure_memory(answer: Any, name: str, config: Config, load: Load) -> None:
-    if name == "resdet":
-        keep_memory()
-    side = side_of(name, config, load, torch.device("cpu"))
-    gc.collect()
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    side.train()
-    side.train()
-    answer.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**20)
-
-
-def limit(train: Callable[[], object], seconds: float, device: torch.device) -> dict[str, float]:
-    """Floating-point operations of a step, the device's own rate at a large convolution, and the share of it reached."""
-    with FlopCounterMode(display=False) as counter:
-        train()
-    operations = counter.get_total_flops()
+def limit(operations: float, seconds: float, device: torch.device) -> dict[str, float]:
+    """A step's floating-point operations, the device's own rate at a large convolution, and the share of it reached."""
     conv = nn.Conv2d(256, 256, 3, padding=1).to(device)
     x = torch.randn(1, 256, 100, 168, device=device)
+
+    def convolve() -> None:
+        conv(x)
+        synchronize(device)
+
     with torch.inference_mode():
-        best = min(interleaved({"conv": lambda: conv(x)}, 10, device)["conv"].values())
-    rate = 2 * 256 * 256 * 9 * 100 * 168 / best
-    reached = operations / seconds
+        best = interleaved({"conv": convolve}, 10)["conv"]["least"]
+    rate, reached = 2 * 256 * 256 * 9 * 100 * 168 / best, operations / seconds
     return {"GFLOP a step": operations / 1e9, "GFLOP/s of a convolution": rate / 1e9, "GFLOP/s reached": reached / 1e9,
             "share": reached / rate}  # fmt: skip
 
@@ -156,10 +126,10 @@ def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
 
     def timed(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            _synchronize(device)
+            synchronize(device)
             began = time.perf_counter()
             result = run(*arguments, **named)
-            _synchronize(device)
+            synchronize(device)
             spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
             return result
 
@@ -263,23 +233,6 @@ def _made_up(chance: np.random.Generator, images: int, objects: int) -> tuple[di
             box = np.r_[box[:2], np.maximum(box[2:], 1)]
             results.append({**entry(image, box, int(label)), "score": float(chance.random())})
     return truth, results
-
-
-def trace(train: Callable[[], object], path: Path, device: torch.device) -> None:
-    """A step in Chrome's trace format."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profile(activities=activities) as profiler:
-        train()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    profiler.export_chrome_trace(str(path))
-    console.print(f"written: {path} (open it in chrome://tracing)")
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def report(results: dict[str, Any], names: list[str]) -> None:

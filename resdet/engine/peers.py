@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import multiprocessing
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from resdet.checkpoints.export import to_torchvision
 from resdet.config import Config
-from resdet.engine.device import autocast
+from resdet.engine.device import autocast, keep_memory
 from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -34,6 +40,90 @@ class Sides(NamedTuple):
 
     train: Callable[[], object]
     predict: Callable[[int], int]
+
+
+class InProcess:
+    """A side in a process of its own, so that neither's memory allocator, threads or caches are the other's.
+
+    ask(order) -> its answer, when the device has finished: "train", "predict N" (detections), "memory" (MiB that the
+    training steps so far needed beyond the idle model), "operations" (of a step), "trace PATH" (of a step).
+    """
+
+    def __init__(self, name: str, config: Config, load: Load, device: torch.device) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        arguments = (theirs, name, config, load, device, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()  # so that its death ends our waiting
+        self._receive(name)
+
+    def ask(self, order: str) -> Any:
+        self._ours.send(order)
+        return self._receive(order)
+
+    def _receive(self, what: str) -> Any:
+        try:
+            answer = self._ours.recv()
+        except EOFError:
+            raise UserError(f"{what}: the process that was measured died (killed for want of memory?)") from None
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def _serve(connection: Any, name: str, config: Config, load: Load, device: torch.device, threads: int) -> None:
+    torch.set_num_threads(threads)
+    if name == "resdet" and device.type == "cpu":
+        keep_memory()  # as training and prediction do
+    try:
+        side = side_of(name, config, load, device)
+    except UserError as error:
+        connection.send(error)
+        return
+    gc.collect()
+    before = memory(device, peak=False)
+    connection.send("ready")
+    while True:
+        order, _, argument = connection.recv().partition(" ")
+        answer: Any = None
+        if order == "train":
+            side.train()
+        elif order == "predict":
+            answer = side.predict(int(argument))
+        elif order == "memory":
+            answer = memory(device, peak=True) - before
+        elif order == "operations":
+            with FlopCounterMode(display=False) as counter:
+                side.train()
+            answer = counter.get_total_flops()
+        elif order == "trace":
+            with torch.profiler.profile() as profiler:
+                side.train()
+            profiler.export_chrome_trace(argument)
+        synchronize(device)
+        connection.send(answer)
+
+
+def memory(device: torch.device, peak: bool) -> float:
+    """MiB of this process: on the device, or resident."""
+    if device.type == "cuda":
+        return (torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated)(device) / 2**20
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def made_batch(load: Load, count: int, classes: int, device: torch.device) -> Batch:
@@ -91,14 +181,15 @@ def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: t
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
+    predictor = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()  # as `Predictor` has it
+
     def predict(count: int) -> int:
-        model.eval()
         with torch.inference_mode(), autocast(device, config.train.amp):
             images = batch.images[:1].expand(count, -1, -1, -1)
             sizes = batch.image_sizes[:1].expand(count, -1)
-            found = model.predict(Batch(images, sizes, batch.keys[:1].expand(count), None))
+            found = predictor.predict(Batch(images, sizes, batch.keys[:1].expand(count), None))
         instances = to_instances(found, [load.size] * count)
-        return sum(0 if i.masks is None else len(i.masks) for i in instances) if model.heads else 0
+        return sum(len(i if i.masks is None else i.masks) for i in instances)
 
     return Sides(train, predict)
 
@@ -116,7 +207,11 @@ def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, devic
     model: Any = build(
         backbone, m.num_classes + 1, min_size=min(load.size), max_size=max(load.size), box_score_thresh=0.0
     ).to(device)
-    model.load_state_dict(to_torchvision(dict(ours.state_dict()), m, "the benchmark's model"), strict=False)
+    try:
+        model.load_state_dict(to_torchvision(dict(ours.state_dict()), m, "the benchmark's model"), strict=False)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"--compare torchvision: it builds no model of these sizes ({first}); --compare none") from None
     if m.backbone.frozen_stages:
         for part in (
             model.backbone.body.conv1,
@@ -153,12 +248,10 @@ def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, devic
 
 
 def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
-    try:
-        from detectron2 import model_zoo
-        from detectron2.modeling import build_model as build_theirs
-        from detectron2.structures import BitMasks, Boxes, Instances
-    except ImportError:
-        raise UserError("--compare detectron2: it cannot be imported here") from None
+    from detectron2 import model_zoo
+    from detectron2.modeling import build_model as build_theirs
+    from detectron2.structures import BitMasks, Boxes, Instances
+
     kind = "InstanceSegmentation/mask" if config.model.mask else "Detection/faster"
     theirs = model_zoo.get_config(f"COCO-{kind}_rcnn_R_50_FPN_1x.yaml")
     theirs.MODEL.DEVICE, theirs.MODEL.MASK_ON = str(device), config.model.mask is not None
