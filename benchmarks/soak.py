@@ -83,7 +83,7 @@ def lines(output: Path) -> list[dict[str, object]]:
 def main(kills: int, folder: Path, seed: int) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    iterations = max(20, 4 * kills)
+    iterations = 12 * kills
     chance = random.Random(seed)
     undisturbed = config(folder, iterations)
     undisturbed.output = folder / "undisturbed"

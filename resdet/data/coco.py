@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -89,10 +89,10 @@ def parse_coco(
     label_of = {identity: label for label, identity in enumerate(categories)}
     skipped: Counter[str] = Counter()
     found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
-    known = {entry.get("id") for entry in content["images"] if isinstance(entry.get("id"), int)}
+    known = {entry["id"] for entry in content["images"] if is_id(entry.get("id"))}
     for i, entry in enumerate(content["annotations"]):
         identity = entry.get("id", f"number {i}")
-        what = (origins or {}).get(identity if isinstance(identity, int) else 0, f"annotation {str(identity)[:40]}")
+        what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
         image_id, category = check_ids(entry, known, categories, what, problems)
         if image_id is None or category is None:
             continue  # a problem already
@@ -128,7 +128,7 @@ def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[
     categories: dict[int, str] = {}
     for entry in entries:
         identity = entry.get("id")
-        if not isinstance(identity, int) or isinstance(identity, bool):
+        if not is_id(identity):
             problems.append(f"category {entry.get('name')!r}: its id {identity!r} is not an integer")
         elif identity in categories:
             problems.append(f"category id {identity} is used twice: {categories[identity]!r}, {entry.get('name')!r}")
@@ -147,7 +147,7 @@ def _images(
     for i, entry in enumerate(entries):
         identity, name = entry.get("id"), entry.get("file_name")
         height, width = entry.get("height"), entry.get("width")
-        if not isinstance(identity, int) or identity in records:
+        if not is_id(identity) or identity in records:
             problems.append(f"image number {i} ({name}): id {identity!r} is used twice or is not an integer")
             continue
         if not isinstance(name, str) or not name:
@@ -182,10 +182,10 @@ def check_ids(
 ) -> tuple[int | None, int | None]:
     """(image_id, category_id) of an annotation or a result, None for one that is unknown, with a problem that says so."""
     image_id, category = entry.get("image_id"), entry.get("category_id")
-    if not isinstance(image_id, int) or image_id not in images:
+    if not is_id(image_id) or image_id not in images:
         problems.append(f'{what}: image_id {image_id!r} is not among the "images"')
         image_id = None
-    if not isinstance(category, int) or category not in categories:
+    if not is_id(category) or category not in categories:
         problems.append(f'{what}: category_id {category!r} is not among the "categories" ({_few(categories)})')
         category = None
     return image_id, category
@@ -242,6 +242,11 @@ def parse_segmentation(
     if not skipped["polygons of under three points"]:
         del skipped["polygons of under three points"]
     return polygons or None
+
+
+def is_id(value: Any) -> TypeGuard[int]:
+    """An integer that fits 64 bits; not a bool."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from resdet.data.coco import is_number, is_size
+from resdet.data.coco import is_id, is_number, is_size
 from resdet.data.defects import FEW, Entry, Finding, Findings
 from resdet.data.formats.common import Source
 from resdet.masks import rle_covers
@@ -61,7 +61,7 @@ def compare(train: Source, val: Source) -> list[Finding]:
 def name_of(source: Source, entry: Entry, number: int = 0) -> str:
     """What messages call an annotation."""
     identity = entry.get("id")
-    known = source.origins.get(identity) if isinstance(identity, int) else None
+    known = source.origins.get(identity) if is_id(identity) else None
     return known or f"annotation {identity if identity is not None else f'number {number}'}"
 
 
@@ -69,7 +69,7 @@ def _images(source: Source, found: Findings) -> dict[int, Entry]:
     images: dict[int, Entry] = {}
     for i, entry in enumerate(source.content["images"]):
         identity = entry.get("id")
-        if not isinstance(identity, int) or isinstance(identity, bool) or identity in images:
+        if not is_id(identity) or identity in images:
             found.add("image-id", f"image number {i} ({entry.get('file_name')}): {identity!r}")
             continue
         images[identity] = entry
@@ -85,7 +85,7 @@ def _categories(source: Source, found: Findings) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in source.content["categories"]:
         identity, name = entry.get("id"), str(entry.get("name", entry.get("id")))
-        if not isinstance(identity, int) or identity in categories:
+        if not is_id(identity) or identity in categories:
             found.add("category-id", f"{name}: {identity!r}")
             continue
         if name in categories.values():
@@ -98,15 +98,15 @@ def _categories(source: Source, found: Findings) -> dict[int, str]:
 
 def _known(source: Source, images: dict[int, Entry], categories: dict[int, str], found: Findings) -> list[Entry]:
     """The annotations whose image and category are listed."""
-    used = {e.get("category_id") for e in source.content["annotations"] if isinstance(e.get("category_id"), int)}
+    used = {e.get("category_id") for e in source.content["annotations"] if is_id(e.get("category_id"))}
     unknown = used - categories.keys()
     # Categories 1..K and annotations 0..K-1, or the other way round: every id would fit if it moved by one.
     shift = next((s for s in (1, -1) if unknown and {c + s for c in used} <= categories.keys()), 0)
     kept = []
     for i, entry in enumerate(source.content["annotations"]):
         what, category = name_of(source, entry, i), entry.get("category_id")
-        category = category if isinstance(category, int) else str(category)
-        if not isinstance(entry.get("image_id"), int) or entry["image_id"] not in images:
+        category = category if is_id(category) else str(category)
+        if not is_id(entry.get("image_id")) or entry["image_id"] not in images:
             found.add("image-unknown", f"{what}: image_id {entry.get('image_id')!r}", i)
         elif shift:
             if category in unknown:

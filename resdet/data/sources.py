@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from resdet.config import DataConfig, SplitConfig, data_root, split_paths
-from resdet.data.coco import read_coco_json
+from resdet.data.coco import is_id, read_coco_json
 from resdet.data.formats.common import Source, read_list
 from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.voc import read_voc
@@ -28,14 +28,12 @@ def open_split(config: DataConfig, split: Split) -> Source:
     source = read_source(config, given, split)
     if config.split:
         held_out = _held_out(source, config.split, config.group, config.split_seed)
-        every = {entry["id"] for entry in source.content["images"]}
-        source = subset(source, held_out if split == "val" else every - held_out)
+        source = subset(source, held_out if split == "val" else _ids(source) - held_out)
     chosen = config.train if split == "train" else config.val
     source = _listed(source, chosen.files) if chosen.files else source
     if config.limit is None:
         return source
-    first = source.content["images"][: config.limit]
-    return subset(source, {entry["id"] for entry in first if isinstance(entry.get("id"), int)})
+    return subset(source, _ids(source, config.limit))
 
 
 def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
@@ -76,17 +74,23 @@ def find_format(config: DataConfig, given: SplitConfig) -> Format:
 
 
 def subset(source: Source, images: set[int]) -> Source:
-    """Some of a source's images, with their objects and all categories."""
+    """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
+    left_out = _ids(source) - images
     content = {
         **source.content,
-        "images": [entry for entry in source.content["images"] if _int(entry.get("id")) in images],
-        "annotations": [e for e in source.content["annotations"] if _int(e.get("image_id")) in images],
+        "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
+        "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
     }
     return Source(source.path, source.images, content, source.origins, source.remarks)
 
 
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _ids(source: Source, count: int | None = None) -> set[int]:
+    """Of the first `count` images."""
+    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"))}
+
+
+def _id(value: Any) -> int | None:
+    return value if is_id(value) else None
 
 
 def _data_yaml(root: Path) -> Path:
@@ -131,14 +135,16 @@ def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> s
     """
     groups: dict[str, list[int]] = {}
     for entry in source.content["images"]:
+        if not is_id(entry.get("id")):
+            continue  # an error of every split
         name = str(entry.get("file_name"))
         match = re.search(pattern, name) if pattern else None
         groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
     group_of = {image: group for group, images in groups.items() for image in images}
     contents: dict[str, Counter[Any]] = {group: Counter({None: len(images)}) for group, images in groups.items()}
     for entry in source.content["annotations"]:
-        if entry.get("image_id") in group_of:
-            contents[group_of[entry["image_id"]]][entry.get("category_id")] += 1
+        if _id(entry.get("image_id")) in group_of:
+            contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1
     totals: Counter[Any] = sum(contents.values(), Counter())
     held: Counter[Any] = Counter()
     result: set[int] = set()

@@ -23,6 +23,7 @@ from resdet.data.coco import (
     Annotations,
     check_flags,
     check_ids,
+    is_id,
     is_number,
     is_size,
     parse_box,
@@ -109,7 +110,9 @@ class Evaluation:
     ) -> None:
         content = content or read_coco_json(annotations)
         problems: list[str] = []
-        known = {entry["id"]: entry for entry in content["images"] if isinstance(entry.get("id"), int)}
+        known = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"))}
+        if len(known) < len(content["images"]):
+            problems.append(f"{len(content['images']) - len(known)} images have no id, or one that is used twice")
         chosen = known if image_ids is None else {identity: known[identity] for identity in image_ids}
         size_of = {identity: (entry.get("height"), entry.get("width")) for identity, entry in chosen.items()}
         self.source = annotations
@@ -129,24 +132,41 @@ class Evaluation:
             usable = parse_box(entry.get("bbox"), size, what, problems) is not None
             outline = parse_segmentation(entry.get("segmentation"), size, what, problems, Counter())
             if usable:
-                # pycocotools takes an annotation with id 0 for no match at all, so they are numbered anew.
-                entry = {**entry, "segmentation": outline}
-                entries.append(self._completed(entry, len(entries) + 1, size))
+                entries.append(self._completed({**entry, "segmentation": outline}, len(entries) + 1, size))
         if problems:
             raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.image_sizes = size_of
-        self.truth = {"images": list(chosen.values()), "annotations": entries, "categories": content["categories"]}
+        # The backends see numbers of our own and nothing that they do not use: pycocotools takes an annotation with id 0 for
+        # no match at all, hotcoco refuses negative ids and odd values in fields that no score depends on.
+        self._number = {identity: number for number, identity in enumerate(sorted(size_of), 1)}
+        self._class = {identity: number for number, identity in enumerate(self.category_names, 1)}
+        images = [
+            {"id": self._number[identity], **({"height": size[0], "width": size[1]} if is_size(*size) else {})}
+            for identity, size in size_of.items()
+        ]
+        categories = [{"id": self._class[identity], "name": name} for identity, name in self.category_names.items()]
+        self.truth = {
+            "images": images,
+            "annotations": [self._numbered(entry) for entry in entries],
+            "categories": categories,
+        }
+
+    def _numbered(self, entry: dict[str, Any]) -> dict[str, Any]:
+        used = ("id", "iscrowd", "score", "bbox", "area", "segmentation")
+        ids = {"image_id": self._number[entry["image_id"]], "category_id": self._class[entry["category_id"]]}
+        return ids | {key: entry[key] for key in used if key in entry}
 
     def _completed(self, entry: dict[str, Any], identity: int, size: tuple[int, int]) -> dict[str, Any]:
         """What pycocotools needs and custom files often lack: id, iscrowd, area, and an outline to fall back on."""
-        entry = {"iscrowd": 0, **entry, "id": identity}
+        entry = {**entry, "iscrowd": entry.get("iscrowd") or 0, "id": identity}
         if not entry.get("segmentation"):
             self.without_mask += 1
             x1, y1, x2, y2 = parse_box(entry["bbox"], size, "", []) or (0, 0, 0, 0)
             entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
-            entry.setdefault("area", entry["bbox"][2] * entry["bbox"][3])
-        if "area" not in entry:
+            if entry.get("area") is None:
+                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+        if entry.get("area") is None:
             rle = entry["segmentation"]
             if not isinstance(rle, dict) or isinstance(rle["counts"], list):
                 rle = coco_mask.frPyObjects(rle, *size)
@@ -183,15 +203,12 @@ class Evaluation:
                 rle = coco_mask.merge(coco_mask.frPyObjects(rle, *self.image_sizes[entry["image_id"]]))
             elif rle and isinstance(rle["counts"], list):
                 rle = coco_mask.frPyObjects(rle, *rle["size"])
-            entry = {k: entry[k] for k in ("image_id", "category_id", "score", "bbox") if k in entry}
-            entry |= {"id": number, "iscrowd": 0}
-            if kind == "segm":
-                # Sizes go by the mask's area, also where the entry carries a box.
-                entry |= {"segmentation": rle, "area": float(coco_mask.area(rle))}
+            box = entry.get("bbox") or coco_mask.toBbox(rle).tolist()
+            if kind == "segm":  # sizes go by the mask's area, also where the entry carries a box
+                shape = {"bbox": box, "segmentation": rle, "area": float(coco_mask.area(rle))}
             else:
-                entry.setdefault("bbox", coco_mask.toBbox(rle).tolist() if rle else None)
-                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-            entries.append(entry)
+                shape = {"bbox": box, "area": box[2] * box[3]}
+            entries.append(self._numbered({**entry, "id": number, "iscrowd": 0}) | shape)
         return entries
 
     def _per_class(self, evaluator: Any) -> list[tuple[str, int, float | None, float | None]]:
@@ -201,10 +218,10 @@ class Evaluation:
         for entry in self.truth["annotations"]:
             counts[entry["category_id"]] += not entry["iscrowd"]
         every = np.asarray(evaluator.eval["precision"])
-        for k, category in enumerate(sorted(self.category_names)):
+        for k, name in enumerate(self.category_names.values()):
             precision = every[:, :, k, 0, -1]
             means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
-            rows.append((self.category_names[category], counts[category], means[0], means[1]))
+            rows.append((name, counts[k + 1], means[0], means[1]))
         return rows
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+import fuzzing
 from conftest import SHARED
 from resdet.cli import evaluate as eval_command
 from resdet.data.coco import read_coco
@@ -154,6 +155,24 @@ def test_custom_files_without_area_crowd_flag_or_with_id_zero(tmp_path) -> None:
     metrics, _ = Evaluation(write_truth(tmp_path)).score([HIT, MISS], ["bbox"])
     assert metrics["bbox"]["AP"] == pytest.approx(1, abs=1e-12)
     assert metrics["bbox"]["APl"] is None  # nothing to measure
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_scores_depend_on_no_id_and_on_no_other_field(backend, tmp_path) -> None:
+    """Negative ids, a null area, and fields that only other tasks use: hotcoco alone refuses them."""
+    (tmp_path / "a.json").write_text(json.dumps(fuzzing.COCO))
+    expected = Evaluation(tmp_path / "a.json").score(fuzzing.RESULTS, backend=backend)
+    content = json.loads(json.dumps(fuzzing.COCO))
+    for image in content["images"]:
+        image |= {"id": image["id"] - 5, "license": ["x"], "coco_url": 3}
+    for entry in content["annotations"]:
+        entry |= {"image_id": entry["image_id"] - 5, "keypoints": "none", "area": entry.get("area")}
+    for category in content["categories"]:
+        category |= {"supercategory": 7, "skeleton": True}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    results = [{**entry, "image_id": entry["image_id"] - 5, "area": "x"} for entry in fuzzing.RESULTS]
+    assert expected[0]["bbox"]["AP"] == pytest.approx(0.5)
+    assert Evaluation(tmp_path / "b.json").score(results, backend=backend) == expected
 
 
 def test_a_model_that_finds_nothing_scores_zero(tmp_path) -> None:
