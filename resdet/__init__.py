@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resdet.errors import UserError as UserError
     from resdet.models.build import build_model as build_model
     from resdet.predict import Predictor as Predictor
+    from resdet.program import export_prediction as export_prediction
     from resdet.structures import Batch as Batch
     from resdet.structures import Detections as Detections
     from resdet.structures import Instances as Instances
@@ -36,13 +37,14 @@ _HOMES = {
     "UserError": "errors",
     "build_model": "models.build",
     "Predictor": "predict",
+    "export_prediction": "program",
     "Batch": "structures",
     "Targets": "structures",
     "Detections": "structures",
     "Instances": "structures",
 }
 __all__ = ["Batch", "Config", "Detections", "Instances", "Predictor", "Targets", "UserError", "__version__",
-           "build_model", "load_config", "train"]  # fmt: skip
+           "build_model", "export_prediction", "load_config", "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -179,15 +179,18 @@ def data(arguments: Sequence[str] | None = None) -> int:
 
 
 def convert(arguments: Sequence[str] | None = None) -> int:
-    """Another tool's checkpoint to resdet's format, or a checkpoint to torchvision's."""
-    parser = _parser("convert", "Rewrite a checkpoint of any known tool as resdet's, or as torchvision's.")
+    """Another tool's checkpoint to resdet's format, or a checkpoint to torchvision's, or to a graph."""
+    parser = _parser("convert", "Rewrite a checkpoint of any known tool as resdet's, as torchvision's, or as a graph.")
     parser.add_argument(
         "input", metavar="IN", help="a file of torchvision, detectron2, mmdetection, timm, …; torchvision:NAME"
     )
-    parser.add_argument("output", metavar="OUT", type=Path, help="a .safetensors file; .pth with --to torchvision")
-    parser.add_argument("--to", choices=("resdet", "torchvision"), default="resdet")
+    parser.add_argument(
+        "output", metavar="OUT", type=Path, help="a .safetensors file; .pth for torchvision, .pt2 for a program"
+    )
+    parser.add_argument("--to", choices=("resdet", "torchvision", "program"), default="resdet",
+                        help="program: the prediction as a graph, for torch.export.load")  # fmt: skip
     args = parser.parse_args(arguments)
-    ending = {"resdet": ".safetensors", "torchvision": ".pth"}[args.to]
+    ending = {"resdet": ".safetensors", "torchvision": ".pth", "program": ".pt2"}[args.to]
     if args.output.suffix != ending:
         parser.error(f"OUT must end in {ending}")
 
@@ -198,7 +201,16 @@ def convert(arguments: Sequence[str] | None = None) -> int:
 
         found = recognise(find_weights(args.input))
         print(found.report())
-        if args.to == "torchvision":
+        if args.to == "program":
+            import torch
+
+            from resdet.predict import Predictor
+            from resdet.program import export_prediction, save_program
+
+            detector = Predictor.from_checkpoint(args.input, device="cpu").model
+            rounds = found.model.input.resize != "torch"
+            save_program(export_prediction(detector, torch.uint8 if rounds else torch.float32), args.output)
+        elif args.to == "torchvision":
             print(save_torchvision(found, args.output))
         else:
             save_own(found, args.output)

@@ -76,11 +76,12 @@ def benchmark(
 
 
 def prepared(config: Config) -> Config:
-    """With COCO's classes where none are set, and a threshold that forces a full set of detections."""
+    """With COCO's classes where none are set, a threshold that forces a full set of detections, and a rate at which nothing is
+    learned: random weights diverge, and a model that finds nothing has less to do."""
     model = config.model.model_copy(deep=True)
     model.num_classes = model.num_classes or 80
     model.box.score_threshold = 0.0
-    return config.model_copy(update={"model": model})
+    return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"lr": 1e-12})})
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdet.checkpoints.export import to_torchvision
@@ -197,12 +198,17 @@ def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: t
 def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
     from torchvision.models.detection import FasterRCNN, MaskRCNN
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.misc import FrozenBatchNorm2d
 
     m = config.model
     assert m.num_classes is not None
+    norms: dict[str, Any] = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
+    if m.backbone.norm not in norms:
+        raise UserError(f"--compare torchvision: not with model.backbone.norm={m.backbone.norm}; --compare none")
     backbone = resnet_fpn_backbone(
-        backbone_name=m.backbone.name, weights=None, trainable_layers=5 - max(m.backbone.frozen_stages - 1, 0)
-    )
+        backbone_name=m.backbone.name, weights=None, norm_layer=norms[m.backbone.norm],
+        trainable_layers=5 - max(m.backbone.frozen_stages - 1, 0),
+    )  # fmt: skip
     build = MaskRCNN if m.mask else FasterRCNN
     model: Any = build(
         backbone, m.num_classes + 1, min_size=min(load.size), max_size=max(load.size), box_score_thresh=0.0

@@ -31,5 +31,5 @@ class FPN(nn.Module):
         for i in range(len(merged) - 2, -1, -1):
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
         levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
-        levels.append(F.max_pool2d(levels[-1], 1, stride=2))
+        levels.append(levels[-1][:, :, ::2, ::2].contiguous())  # a max-pooling with a window of 1
         return dict(zip(self.strides, levels, strict=True))

@@ -49,11 +49,13 @@ class RoIPool(nn.Module):
         """The same as one weighted gather: every pixel of every level is a row of one table, every bin a short list of
         rows and weights. Several times faster than the operator on a CPU, above all backward, which is serial there."""
         table = torch.cat([at_least_float32(m).permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
-        heights, widths = [m.shape[2] for m in maps], [m.shape[3] for m in maps]
-        starts = [0]
-        for m in maps[:-1]:
-            starts.append(starts[-1] + len(m) * m.shape[2] * m.shape[3])
-        start, height, width = (torch.tensor(v, device=boxes.device)[level] for v in (starts, heights, widths))
+        start, height, width = torch.zeros_like(level), torch.zeros_like(level), torch.zeros_like(level)
+        first = 0
+        for k, m in enumerate(maps):  # plain numbers: an exported graph's sizes are not known yet
+            here = level == k
+            start = torch.where(here, first, start)
+            height, width = torch.where(here, m.shape[2], height), torch.where(here, m.shape[3], width)
+            first += len(m) * m.shape[2] * m.shape[3]
         scale = 0.25 / 2.0**level
         y, weight_y = self._axis(boxes[:, 1], boxes[:, 3], scale, height)  # (P, size, 2 * ratio)
         x, weight_x = self._axis(boxes[:, 0], boxes[:, 2], scale, width)

@@ -23,6 +23,7 @@ from resdet.config_text import dump_config, parse_config
 from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.models.build import build_model
 from resdet.predict import Predictor
+from resdet.program import Prediction
 
 V1, V2 = "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 
@@ -124,6 +125,26 @@ def test_our_own_format_predicts_the_same_and_carries_no_paths(tmp_path, capsys)
     assert len(one) > 5
     assert np.array_equal(one.boxes, two.boxes)
     assert np.array_equal(one.masks, two.masks)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path) -> None:
+    path = small(tmp_path)
+    assert cli.convert([str(path), str(tmp_path / "model.pt2"), "--to", "program"]) == 0
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    ours = Prediction(Predictor.from_checkpoint(path, device="cpu").model)
+    for count, height, width in ((1, 96, 96), (3, 128, 224), (2, 192, 96)):
+        pictures = [torch.from_numpy(textured(height, width, seed)) for seed in range(count)]
+        images = torch.stack(pictures).permute(0, 3, 1, 2).contiguous()
+        sizes = torch.tensor([[height - 5 * k, width] for k in range(count)])
+        with torch.no_grad():
+            expected, found = ours(images, sizes), program(images, sizes)
+        assert len(expected) == len(found) == 5
+        assert expected[3].sum() > 5 * count
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    with pytest.raises(SystemExit):
+        cli.convert([str(path), str(tmp_path / "model.pth"), "--to", "program"])
 
 
 def test_a_converted_backbone_keeps_its_numerics(tmp_path) -> None:

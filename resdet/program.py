@@ -1,0 +1,53 @@
+"""A detector's prediction as one graph without Python code around it (`torch.export`): to run elsewhere, or to translate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from resdet.models.detector import Detector
+from resdet.structures import Batch
+from resdet.writing import written_whole
+
+MOST_IMAGES, LONGEST_SIDE = 64, 4096
+
+
+class Prediction(nn.Module):
+    """images (B, 3, H, W) RGB in 0..255, padded with zeros, and image_sizes (B, 2) int64, the (H, W) before padding ->
+    boxes (B, D, 4) XYXY in the input's pixels, scores (B, D), labels (B, D) in [0, K), valid (B, D), and with a mask head
+    mask probabilities (B, D, m, m), each in its own box."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
+        keys = torch.zeros_like(image_sizes[:, 0])
+        found = self.model.predict(Batch(images, image_sizes, keys, None))
+        answer = (found.boxes, found.scores, found.labels, found.valid)
+        return answer if found.mask_probs is None else (*answer, found.mask_probs)
+
+
+def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:
+    """The graph of `Prediction`, on the model's device, with its thresholds. B is free from 1 to MOST_IMAGES, H and W in
+    multiples of 32 from 96 to LONGEST_SIDE. dtype: of the images; float32 where resizing does not round (torchvision's).
+    Suppression stays an operator of its own, `resdet::nms`. The model is left in evaluation mode."""
+    device = model.pixel_mean.device
+    images = torch.zeros(2, 3, 96, 160, dtype=dtype, device=device)
+    sizes = torch.tensor([[96, 160], [80, 150]], device=device)
+    batch = Dim("batch", min=1, max=MOST_IMAGES)
+    height, width = (32 * Dim(name, min=3, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))
+    with torch.no_grad():
+        return torch.export.export(
+            Prediction(model.eval().to(memory_format=torch.contiguous_format)), (images, sizes), strict=True,
+            dynamic_shapes=({0: batch, 2: height, 3: width}, {0: batch}),
+        )  # fmt: skip
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """For `torch.export.load`, which needs `import resdet` before it for the operator."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.export.save(program, file)
