@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections.abc import Iterator, Sequence
 
+import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -95,18 +96,31 @@ class DetectionDataset(Dataset[Sample | UserError]):
             image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
         return image, objects
 
+    def _reduction(self, size: tuple[int, int], short: int) -> int:
+        """How much smaller a picture may be decoded: never below what it is resized to. Only in training, where all are
+        resized at random anyway, by our own numerics, and where nothing else looks at its pixels before."""
+        if not self.train or self.augmentations or self.input.resize != "opencv":
+            return 1
+        target = resized_size(size, short, self.data.max_size, self.input.rounding)
+        return max(r for r in (1, 2, 4, 8) if r == 1 or min(size) // r >= min(target))
+
     def _sample(self, index: int, epoch: int) -> Sample:
-        image, objects = self.augmented(index, epoch)
-        old = (image.shape[0], image.shape[1])
-        masks = crop_masks(objects, old, self.data.mask_size) if self.masks else None
         rng = np.random.default_rng([self.seed, epoch, index, 0])
         short = int(rng.choice(self.data.min_size)) if self.train else self.data.min_size[-1]
+        info = self.annotations.images[index]
+        reduce = self._reduction(info.size, short)
+        if reduce > 1:
+            image, objects, old = read_annotated(info, reduce), info.objects, info.size
+        else:
+            image, objects = self.augmented(index, epoch)
+            old = (image.shape[0], image.shape[1])
+        masks = crop_masks(objects, old, self.data.mask_size) if self.masks else None
         flip = self.train and rng.random() < self.data.flip
         new = resized_size(old, short, self.data.max_size, self.input.rounding)
         image = resize_image(image, new, self.input.resize)
         boxes = objects.boxes * np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
         if flip:
-            image = np.ascontiguousarray(image[:, ::-1])
+            image = cv2.flip(image, 1)  # several times faster than a copy with a negative stride
             boxes[:, [0, 2]] = new[1] - boxes[:, [2, 0]]
             masks = None if masks is None else masks[:, :, ::-1]
         return Sample(
@@ -130,8 +144,8 @@ def crop_masks(objects: Objects, size: tuple[int, int], side: int) -> np.ndarray
     return crops
 
 
-def read_annotated(info: ImageInfo) -> np.ndarray:
-    """Decode a picture so that it has the size its annotation names.
+def read_annotated(info: ImageInfo, reduce: int = 1) -> np.ndarray:
+    """Decode a picture so that it has the size its annotation names, or that part of it (see `decode_image`).
 
     EXIF rotation is applied where the size then agrees. A file rotated by EXIF but annotated as stored stays as stored,
     with a warning. Raises `UserError` where neither agrees.
@@ -142,13 +156,13 @@ def read_annotated(info: ImageInfo) -> np.ndarray:
         raise UserError(f"{info.file}: cannot be read ({error.strerror})") from None
     header = read_header(data, info.file)
     if header.upright_size == info.size:
-        return decode_image(data, info.file, header.orientation)
+        return decode_image(data, info.file, header.orientation, reduce)
     if header.size == info.size:
         log.warning(
             "%s: EXIF says rotated, but the annotated size %s is that of the stored pixels: left as stored",
             info.file, info.size,
         )  # fmt: skip
-        return decode_image(data, info.file)
+        return decode_image(data, info.file, reduce=reduce)
     raise UserError(
         f"{info.file}: the picture is {header.upright_size[0]} x {header.upright_size[1]} (H x W), the annotation says "
         f"{info.size[0]} x {info.size[1]}: correct the height and width in the annotation file"

@@ -55,11 +55,16 @@ def read_header(data: bytes, name: str | Path) -> Header:
         raise UserError(f"{name}: not a readable picture ({error})") from None
 
 
-def decode_image(data: bytes, name: str | Path, orientation: int = 1) -> np.ndarray:
-    """Bytes of any common format (greyscale, 16-bit, CMYK, with alpha) -> (H, W, 3) uint8 RGB. Raises `UserError`."""
+def decode_image(data: bytes, name: str | Path, orientation: int = 1, reduce: int = 1) -> np.ndarray:
+    """Bytes of any common format (greyscale, 16-bit, CMYK, with alpha) -> (H, W, 3) uint8 RGB. Raises `UserError`.
+
+    reduce: 2, 4 or 8 has a JPEG's decoder make no more than so small a part of each side, in a third of the time or less.
+    """
     image = None
     if data:  # OpenCV asserts on an empty buffer
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        if reduce > 1 and data[:2] == b"\xff\xd8":
+            flags |= {2: 16, 4: 32, 8: 64}[reduce]  # what IMREAD_REDUCED_* are without a colour
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise UserError(f"{name}: cannot be decoded as a picture; it may be truncated or of another type")

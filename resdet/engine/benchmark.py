@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from resdet.engine.device import autocast
 from resdet.engine.evaluate import Evaluation
 from resdet.engine.log import console
 from resdet.engine.optim import build_optimizer
-from resdet.engine.peers import InProcess, Load, Peer, made_batch, synchronize
+from resdet.engine.peers import InProcess, Load, Peer, made_batch, reference_samples, synchronize
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -66,7 +66,7 @@ def benchmark(
     if "parts" in sections:
         results["parts of a train step, s"] = parts(config, load, device)
     if "loader" in sections:
-        results["loader, images/s on one core"] = loader_rate(config)
+        results["loader, images/s on one core"] = loader_rates(config, peer)
     if "evaluation" in sections:
         results["evaluation at val2017's size, s"] = evaluation_times()
     write_json(output / "benchmark.json", results, indent=2)
@@ -154,8 +154,9 @@ def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
     return {name: seconds / 2 for name, seconds in spent.items()}
 
 
-def loader_rate(config: Config, batches: int = 20) -> float:
-    """Images a second from the file to the batch, masks included, in this process alone."""
+def loader_rates(config: Config, peer: Peer, images: int = 80) -> dict[str, dict[str, float]]:
+    """Images a second of one core from the file to the network's input, masks included: through our loader and, beside
+    torchvision, through the steps of its training reference, in turn. Ours leaves the normalisation to the model."""
     make_synthetic(config)
     problems = missing_data(config, ["train"])
     if problems:
@@ -164,15 +165,22 @@ def loader_rate(config: Config, batches: int = 20) -> float:
         read_split(config, "train"), config.data, config.model.input, train=True,
         masks=config.model.mask is not None, seed=0,
     )  # fmt: skip
-    size = min(config.train.batch_size, 4)
-    loader = training_loader(data, size, 0)
-    next(loader)
-    before, threads = time.process_time(), torch.get_num_threads()
+    turns, size = 4, 4
+    sources: dict[str, tuple[Iterator[Any], int]] = {"resdet": (training_loader(data, size, 0), size)}
+    if peer == "torchvision":
+        sources[peer] = reference_samples(data), 1
+    rates: dict[str, list[float]] = {name: [] for name in sources}
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for _ in islice(loader, batches):
-        pass
+    for turn in range(turns + 1):
+        for name, (source, at_once) in sources.items():
+            before = time.process_time()
+            for _ in islice(source, images // turns // at_once):
+                pass
+            if turn:  # the first warms up
+                rates[name].append(images // turns / (time.process_time() - before))
     torch.set_num_threads(threads)
-    return batches * size / (time.process_time() - before)
+    return {n: {"median": statistics.median(r), "least": min(r), "most": max(r)} for n, r in rates.items()}
 
 
 def evaluation_times(images: int = 5000, objects: int = 36_000) -> dict[str, float]:
@@ -239,19 +247,21 @@ def _made_up(chance: np.random.Generator, images: int, objects: int) -> tuple[di
 def report(results: dict[str, Any], names: list[str]) -> None:
     """One table of what both sides did, lines for the rest."""
     table = Table(width=110)
-    for head in ("", *names, *(["ratio"] if len(names) == 2 else [])):
+    for head in ("", *names, *(["better by"] if len(names) == 2 else [])):
         table.add_column(head, justify="left" if not head else "right")
     for key, value in results.items():
         if not isinstance(value, dict) or "resdet" not in value:
             continue
         cells, plain = [], []
         for name in names:
+            if name not in value:
+                continue
             entry = value[name]
             plain.append(entry["median"] if isinstance(entry, dict) else entry)
             spread = f" ({entry['least']:.3g} to {entry['most']:.3g})" if isinstance(entry, dict) else ""
             cells.append(f"{plain[-1]:.4g}{spread}")
-        ratio = [f"{plain[1] / plain[0]:.2f}"] if len(names) == 2 and plain[0] else []
-        table.add_row(key, *cells, *ratio)
+        better = [plain[0] / plain[1] if "images/s" in key else plain[1] / plain[0]] if len(plain) == 2 else []
+        table.add_row(key, *cells, *(f"{ratio:.2f}" for ratio in better if key != "detections"))
     console.print(table)
     for key, value in results.items():
         if not isinstance(value, dict) or "resdet" not in value:

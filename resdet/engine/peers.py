@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import multiprocessing
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdet.checkpoints.export import to_torchvision
 from resdet.config import Config
+from resdet.data.augment import to_bitmap
+from resdet.data.dataset import DetectionDataset
 from resdet.engine.device import autocast, keep_memory
 from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
@@ -292,3 +297,29 @@ def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) 
         return sum(len(f["instances"].to("cpu")) for f in found)
 
     return Sides(train, predict)
+
+
+def reference_samples(dataset: DetectionDataset) -> Iterator[Any]:
+    """Pictures as torchvision's training reference (references/detection) reads them, without end: Pillow, bitmaps of the
+    picture's size, floats, a flip, and its model's transform, which resizes both. In the order of the dataset."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+    from torchvision.transforms.functional import pil_to_tensor
+
+    data = dataset.data
+    transform = GeneralizedRCNNTransform(data.min_size, data.max_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for info in itertools.cycle(dataset.annotations.images):
+        with Image.open(info.file) as file:
+            image = pil_to_tensor(file.convert("RGB")).float() / 255
+        objects = info.objects
+        masks = [to_bitmap(objects, g, info.size) for g in range(len(objects.labels))] if dataset.masks else []
+        target = {"boxes": torch.from_numpy(objects.boxes), "labels": torch.from_numpy(objects.labels)}
+        if dataset.masks:
+            bitmaps = np.stack(masks) if masks else np.zeros((0, *info.size), np.uint8)
+            target["masks"] = torch.from_numpy(bitmaps)
+        if torch.rand(()) < data.flip:
+            image = image.flip(-1)
+            target = {k: v.flip(-1) if k == "masks" else v for k, v in target.items()}
+            boxes = target["boxes"].clone()
+            boxes[:, [0, 2]] = info.size[1] - boxes[:, [2, 0]]
+            target["boxes"] = boxes
+        yield transform([image], [target])

@@ -8,10 +8,13 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from pictures import textured
 from resdet.config import DataConfig, InputConfig
 from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
@@ -42,6 +45,38 @@ def test_mask_crops_have_the_side_that_the_config_says(shapes) -> None:
     assert small.shape[1:] == (28, 28)
     assert usual.shape[1:] == (112, 112)
     assert np.abs(small.mean((1, 2)) - usual.mean((1, 2))).max() < 0.05  # the same outlines
+
+
+@pytest.mark.parametrize(("rotated", "suffix"), [(False, ".jpg"), (True, ".jpg"), (False, ".png")])
+def test_a_far_larger_picture_is_decoded_small_and_stays_the_same(rotated: bool, suffix: str, tmp_path) -> None:
+    picture = Image.fromarray(textured(803, 1201))
+    exif = picture.getexif()
+    exif[0x0112] = 6 if rotated else 1
+    file = tmp_path / f"big{suffix}"
+    picture.save(file, exif=exif)
+    size = (1201, 803) if rotated else (803, 1201)
+    outline = [[100.0, 100, 700, 100, 400, 500]]
+    objects = Objects(np.array([[100, 100, 700, 500]], np.float32), np.array([0]), [outline])
+    annotations = Annotations(tmp_path, pack([ImageInfo(1, file, size, objects)], tmp_path), ["x"], [1])
+    whole = dataset(annotations)
+    whole._reduction = lambda size, short: 1
+    for epoch in range(3):  # flipped or not, other short sides
+        small, full = dataset(annotations)[0, epoch], whole[0, epoch]
+        assert small.image.shape == full.image.shape
+        assert np.array_equal(small.boxes, full.boxes)
+        assert np.array_equal(small.masks, full.masks)
+        blurred = [
+            cv2.GaussianBlur(s.image, (0, 0), 2).astype(np.float32) for s in (small, full)
+        ]  # the full one aliases
+        assert np.abs(blurred[0] - blurred[1]).mean() < 1.5
+        assert np.array_equal(small.image, full.image) == (suffix == ".png")
+
+
+def test_decoding_small_never_goes_below_what_is_needed(shapes) -> None:
+    data = dataset(shapes)
+    sizes = [(200, 400), (96 * 2, 400), (96 * 2 - 1, 400), (96 * 8, 96 * 12), (96 * 50, 96 * 50)]
+    assert [data._reduction(size, 96) for size in sizes] == [2, 2, 1, 8, 8]
+    assert dataset(shapes, train=False)._reduction((5000, 5000), 96) == 1  # evaluation sees every pixel
 
 
 def test_rare_classes_repeat_and_negatives_have_their_share() -> None:
