@@ -52,7 +52,8 @@ class InProcess:
     """A side in a process of its own, so that neither's memory allocator, threads or caches are the other's.
 
     ask(order) -> its answer, when the device has finished: "train", "predict N" (detections), "memory" (MiB that the
-    training steps so far needed beyond the idle model), "operations" (of a step), "trace PATH" (of a step).
+    training steps so far needed beyond the idle model), "operations train" and "operations predict" (floating-point, of a
+    step and of one picture), "trace PATH" (of a step).
     """
 
     def __init__(self, name: str, config: Config, load: Load, device: torch.device) -> None:
@@ -108,7 +109,7 @@ def _serve(connection: Any, name: str, config: Config, load: Load, device: torch
             answer = memory(device, peak=True) - before
         elif order == "operations":
             with FlopCounterMode(display=False) as counter:
-                side.train()
+                side.train() if argument == "train" else side.predict(1)
             answer = counter.get_total_flops()
         elif order == "trace":
             with torch.profiler.profile() as profiler:
