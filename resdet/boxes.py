@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import torch
 import torchvision
@@ -10,6 +11,7 @@ from torch import Tensor
 
 # Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
+TRITON = find_spec("triton") is not None
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -112,25 +114,28 @@ def _(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("resdet::nms", mutates_args=())
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression with a fixed-size answer: a keep mask instead of a list of indices.
 
-    boxes (B, N, 4), scores (B, N), groups (B, N) int64 (boxes suppress each other only within a group: a class or a
-    pyramid level), valid (B, N) bool -> keep (B, N) bool. One opaque op, so that the graph around it stays whole.
+    boxes (B, N, 4), scores (B, N), groups (B, N) int64 (classes, say: boxes suppress each other only within a group) or
+    None for one group, valid (B, N) bool -> keep (B, N) bool. One opaque op, so that the graph around it stays whole.
     """
+    if boxes.is_cuda and TRITON:
+        from resdet.nms_kernel import keep_mask  # which never makes the host wait
+
+        return keep_mask(boxes, scores, groups, valid, threshold)
     keep = torch.zeros_like(valid)
     for b in range(len(boxes)):
         candidates = valid[b].nonzero().squeeze(1)
-        kept = torchvision.ops.batched_nms(
-            at_least_float32(boxes[b, candidates]),
-            at_least_float32(scores[b, candidates]),
-            groups[b, candidates],
-            threshold,
-        )
+        chosen = at_least_float32(boxes[b, candidates]), at_least_float32(scores[b, candidates])
+        if groups is None:
+            kept = torchvision.ops.nms(*chosen, threshold)
+        else:
+            kept = torchvision.ops.batched_nms(*chosen, groups[b, candidates], threshold)
         keep[b, candidates[kept]] = True
     return keep
 
 
 @nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
     return torch.empty_like(valid)

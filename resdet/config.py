@@ -50,9 +50,6 @@ class BackboneConfig(Section):
     deep_stem: bool = False  # with avg_down: ResNet-D
     avg_down: bool = False
     residual: bool = True
-    fold_norm: bool = (
-        True  # compute frozen norms within their convolutions; off for mmdetection, whose ties show the last bit
-    )
 
 
 class FPNConfig(Section):
@@ -125,6 +122,9 @@ class ModelConfig(Section):
     # A whole detector to start from: any tool's checkpoint, or torchvision:NAME. It brings its architecture and numerics;
     # what is set here beside it goes first.
     weights: str | None = None
+    # Norms with fixed statistics become part of their convolutions: faster, rounded otherwise. Off for checkpoints of
+    # detectron2 and mmdetection, to round as these do.
+    fold_norm: bool = True
     input: InputConfig = InputConfig()
     backbone: BackboneConfig = BackboneConfig()
     fpn: FPNConfig = FPNConfig()

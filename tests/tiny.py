@@ -1,13 +1,17 @@
-"""A config that trains in seconds."""
+"""A config that trains in seconds, and a detector with batches for it that need no files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 import yaml
 
 from resdet.config import Config
 from resdet.config_text import parse_config
+from resdet.models.build import build_model
+from resdet.models.detector import Detector
+from resdet.structures import Batch, Targets
 
 MODEL = {
     "num_classes": 4,
@@ -40,3 +44,37 @@ def config_file(root: Path, folder: Path, **train: object) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(values(root, **train)))
     return path
+
+
+K = 5
+SIZE = (96, 128)
+
+
+def small(mask: bool = True, **model: object) -> Detector:
+    torch.manual_seed(0)
+    values = {
+        "num_classes": K,
+        "backbone": {"name": "resnet18", "weights": "none"},
+        "fpn": {"channels": 32},
+        "rpn": {"pre_nms_train": 100, "post_nms_train": 60, "pre_nms_predict": 100, "post_nms_predict": 60},
+        "box": {"width": 32, "samples": 32},
+        "mask": {"num_convs": 1, "width": 32} if mask else None,
+        **model,
+    }
+    return build_model(parse_config({"model": values}).model)
+
+
+def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int, int] = SIZE) -> Batch:
+    g = torch.Generator().manual_seed(seed)
+    b = len(counts)
+    corner = torch.rand(b, slots, 2, generator=g) * torch.tensor([size[1], size[0]]) * 0.6
+    boxes = torch.cat([corner, corner + 8 + torch.rand(b, slots, 2, generator=g) * 30], dim=-1)
+    valid = torch.arange(slots)[None] < torch.tensor(counts)[:, None]
+    targets = Targets(
+        boxes * valid[..., None],
+        torch.where(valid, torch.randint(K, (b, slots), generator=g), -1),
+        valid,
+        (torch.rand(b, slots, 28, 28, generator=g) > 0.4).to(torch.uint8),
+    )
+    images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
+    return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)

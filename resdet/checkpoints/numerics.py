@@ -37,6 +37,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         return [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid"]
     values["anchors"] = {"offset": 0.0}
     values["pool"] = {"aligned": True, "sampling_ratio": 0}
+    values["fold_norm"] = False  # masks whose edge lies on their box's, and scores that tie, show the last bit
     if source == "detectron2":
         grouped = backbone["name"].startswith("resnext")
         values["input"] = {**pixels(caffe=True, grouped=grouped), "resize": "pillow"}
@@ -63,7 +64,6 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     backbone["stride_in_1x1"] = caffe
     box |= {"empty": "keep", "clamp_shrink": True}
     values["rpn"] |= {"clamp_shrink": True, "rank": "sigmoid"}
-    values["backbone"]["fold_norm"] = False  # which of its saturated scores tie depends on the last bit
     box["low_quality"] = "mask" in values
     told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
     return [f"input scaling and stride placement from {told}"]

@@ -47,7 +47,10 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         raise UserError("\n\n".join(problems))
     found = earlier or start
     if found:
-        config = config.model_copy(update={"model": completed(config.model, found)})
+        model = completed(config.model, found)
+        if start and "fold_norm" not in config.model.model_fields_set:
+            model.fold_norm = True  # training moves the weights by more than the last bit
+        config = config.model_copy(update={"model": model})
     kept = cache_path(config.data, "train")
     indexed = load_index(kept)
     sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits[indexed is not None :]}

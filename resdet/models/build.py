@@ -10,6 +10,7 @@ from resdet.models.anchors import Anchors
 from resdet.models.box_head import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.detector import Detector
 from resdet.models.fpn import FPN
+from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.mask_head import MaskHead
 from resdet.models.resnet import RESNETS, ResNet
 from resdet.models.roi_pool import RoIPool
@@ -29,7 +30,6 @@ def build_backbone(config: ModelConfig) -> ResNet:
         deep_stem=c.deep_stem,
         avg_down=c.avg_down,
         residual=c.residual,
-        fold_norm=c.fold_norm,
     )
 
 
@@ -72,7 +72,7 @@ def build_model(config: ModelConfig) -> Detector:
             norm=config.mask.norm,
             max_rois=int(b.samples * b.positive_fraction),
         )
-    return Detector(
+    detector = Detector(
         backbone,
         fpn,
         rpn,
@@ -86,6 +86,10 @@ def build_model(config: ModelConfig) -> Detector:
         iou_threshold=b.iou_threshold,
         low_quality=b.low_quality,
     )
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):
+            module.fold = config.fold_norm
+    return detector
 
 
 def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:

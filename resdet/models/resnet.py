@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d, Norm, conv_norm, make_norm
+from resdet.models.layers import Norm, conv_norm, make_norm
 
 
 class Architecture(NamedTuple):
@@ -129,7 +129,6 @@ class ResNet(nn.Module):
     deep_stem:         three 3x3 convolutions as the stem, and
     avg_down:          shortcuts that average before their 1x1 convolution: both together are ResNet-D (He et al. 2018,
                        arXiv:1812.01187), with timm's parameter names.
-    fold_norm:         whether fixed statistics become part of the convolutions (`layers.conv_norm`): faster, rounded otherwise.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
     """
 
@@ -145,7 +144,6 @@ class ResNet(nn.Module):
         deep_stem: bool = False,
         avg_down: bool = False,
         residual: bool = True,
-        fold_norm: bool = True,
     ) -> None:
         super().__init__()
         block = Bottleneck if arch.bottleneck else BasicBlock
@@ -162,9 +160,6 @@ class ResNet(nn.Module):
                 stage.append(block(inputs, channels, stride, arch, norm, norm_eps, stride_in_1x1, residual, avg_down))
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
-        for module in self.modules():
-            if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):
-                module.fold = fold_norm
         self._initialise(zero_init_last)
         self.frozen_stages = frozen_stages
         for module in self._frozen():

@@ -103,11 +103,11 @@ class RPN(nn.Module):
             all_ranks.append(rank)
         boxes, ranks = torch.cat(all_boxes, dim=1), torch.cat(all_ranks, dim=1)  # (B, L * k, 4), (B, L * k)
         objectness = ranks if self.rank == "sigmoid" else ranks.sigmoid()
-        level = torch.arange(len(all_boxes), device=boxes.device).repeat_interleave(k).expand_as(ranks)
         valid = (ranks > -torch.inf) & big_enough(boxes, self.min_size)
         if self.rank == "sigmoid":
             ranks = place(ranks, valid)
-        keep = nms(boxes, ranks, level, valid, self.nms_threshold)
+        by_level = boxes.view(-1, k, 4), ranks.view(-1, k), None, valid.view(-1, k)  # levels do not suppress each other
+        keep = nms(*by_level, self.nms_threshold).view(valid.shape)
         rank, index = torch.where(keep, ranks, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
         valid = rank > -torch.inf
         objectness = torch.where(valid, objectness.gather(1, index), 0.0)

@@ -127,6 +127,7 @@ def test_detectron2_numerics(backbone: str, grouped: bool, tmp_path) -> None:
     assert (m.input.resize, m.input.rounding, m.anchors.offset) == ("pillow", "nearest", 0)
     assert (m.pool.aligned, m.pool.sampling_ratio, m.box.empty) == (True, 0, "drop_last")
     assert (m.rpn.fixed_divisor, m.rpn.rank, m.rpn.post_nms_train) == (True, "logit", 1000)
+    assert m.fold_norm is False
     assert (m.num_classes, found.category_ids[:3], found.category_ids[-1]) == (80, [1, 2, 3], 90)
     assert (found.class_names[0], found.class_names[-1]) == ("person", "toothbrush")
     for name, value in weights.items():
@@ -225,6 +226,7 @@ def test_mmdetection_numerics_come_from_the_config_in_the_file(caffe: bool, tmp_
     assert m.input.mean[0] == (103.53 if caffe else 123.675)
     assert m.input.std[0] == 1.0
     assert (m.input.resize, m.pool.sampling_ratio, m.box.empty, m.box.clamp_shrink) == ("opencv", 0, "keep", True)
+    assert m.fold_norm is False
     assert found.class_names[3] == "thing 3"
     assert torch.equal(found.weights["heads.box.trunk.fc1.weight"], weights["heads.box.trunk.fc1.weight"])
     assert not (tmp_path / "executed").exists()  # the config was read, never run

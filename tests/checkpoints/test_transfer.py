@@ -29,9 +29,8 @@ def model_config(**changed: dict | int | None):
 def old(tmp_path_factory) -> Path:
     """A checkpoint of four classes whose every weight differs from a new model's."""
     torch.manual_seed(1)
-    config = parse_config(
-        {"model": {**tiny.MODEL, "input": {"bgr": True}, "anchors": {**tiny.MODEL["anchors"], "offset": 0}}}
-    )
+    numerics = {"input": {"bgr": True}, "anchors": {**tiny.MODEL["anchors"], "offset": 0}, "fold_norm": False}
+    config = parse_config({"model": {**tiny.MODEL, **numerics}})
     model = build_model(config.model)
     path = tmp_path_factory.mktemp("old") / "old.pt"
     save_checkpoint(Checkpoint(model.state_dict(), OLD, [1, 2, 3, 4], dump_config(config)), path)
@@ -149,6 +148,7 @@ def test_fine_tuning_and_resuming_without_the_first_file(old, shapes_root, tmp_p
     assert "loaded: " in said
     written = load_yaml((tmp_path / "run/config.yaml").read_text())
     assert written["model"]["input"]["bgr"] is True
+    assert written["model"].get("fold_norm", True) is True  # exact rounding is for the weights as they came
     given.unlink()
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=0)
     config.model.weights = str(given)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 
 from conftest import SHARED
@@ -30,14 +31,14 @@ class Agreement(NamedTuple):
     doubts: np.ndarray
 
 
-def agreement(fixture: Path, checkpoint: Path, pictures: int) -> Agreement:
+def agreement(fixture: Path, checkpoint: Path) -> Agreement:
     if not ZOO.is_dir():
         pytest.skip(f"needs the fixtures in {ZOO}")
     make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
     subprocess.run(make, check=True, cwd=ZOO)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     total, overlaps, doubts = 0, [], []
-    for image in json.loads(fixture.read_text())["images"][:pictures]:
+    for image in json.loads(fixture.read_text())["images"]:
         (found,) = predictor([SHARED / image["file"]])
         assert len(found) == len(image["scores"])
         rles = found.rle()
@@ -61,21 +62,35 @@ def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
     return float(np.abs(probability[different] - 0.5).max(initial=0.0))
 
 
-@pytest.mark.slow
-def test_the_same_detections_as_detectron2(tmp_path) -> None:
-    """Every box and score; masks differ only where the probability is one half but for rounding, which is often, since
-    these random weights make noise of masks."""
-    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", 1)
-    assert found.same == found.total > 50
+@pytest.fixture
+def two_threads():
+    """As the fixtures were made: with another number, sums are split and rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def require_masks(found: Agreement) -> None:
+    """Masks differ only where the probability is one half but for rounding, which is often, since these random weights make
+    noise of masks whose edges lie on their boxes'. The fixtures were made with AVX-512's rounding; AVX2's is another."""
     assert found.overlaps.mean() > 0.998
     assert np.mean(found.doubts < 0.01) >= 0.99
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert np.mean(found.overlaps > 0.99) >= 0.99
 
 
 @pytest.mark.slow
-def test_the_same_detections_as_mmdetection(tmp_path) -> None:
+def test_the_same_detections_as_detectron2(tmp_path, two_threads) -> None:
+    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl")
+    assert found.same == found.total == 298
+    require_masks(found)
+
+
+@pytest.mark.slow
+def test_the_same_detections_as_mmdetection(tmp_path, two_threads) -> None:
     """Its random RPN saturates, so that its proposals are the order in which an unstable sort leaves equal scores."""
-    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", 1)
-    assert found.total == 100
-    assert found.same >= 99
-    assert found.overlaps.mean() > 0.998
-    assert np.mean(found.doubts < 0.01) >= 0.99
+    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth")
+    assert found.total == 500
+    assert found.same >= 499
+    require_masks(found)

@@ -6,45 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resdet.config_text import parse_config
 from resdet.models.anchors import Anchors
-from resdet.models.build import build_model
-from resdet.models.detector import Detector
 from resdet.models.rpn import RPN
 from resdet.structures import Batch, Targets
-
-K = 5
-SIZE = (96, 128)
-
-
-def small(mask: bool = True, **model: object) -> Detector:
-    torch.manual_seed(0)
-    values = {
-        "num_classes": K,
-        "backbone": {"name": "resnet18", "weights": "none"},
-        "fpn": {"channels": 32},
-        "rpn": {"pre_nms_train": 100, "post_nms_train": 60, "pre_nms_predict": 100, "post_nms_predict": 60},
-        "box": {"width": 32, "samples": 32},
-        "mask": {"num_convs": 1, "width": 32} if mask else None,
-        **model,
-    }
-    return build_model(parse_config({"model": values}).model)
-
-
-def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int, int] = SIZE) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    b = len(counts)
-    corner = torch.rand(b, slots, 2, generator=g) * torch.tensor([size[1], size[0]]) * 0.6
-    boxes = torch.cat([corner, corner + 8 + torch.rand(b, slots, 2, generator=g) * 30], dim=-1)
-    valid = torch.arange(slots)[None] < torch.tensor(counts)[:, None]
-    targets = Targets(
-        boxes * valid[..., None],
-        torch.where(valid, torch.randint(K, (b, slots), generator=g), -1),
-        valid,
-        (torch.rand(b, slots, 28, 28, generator=g) > 0.4).to(torch.uint8),
-    )
-    images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
-    return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)
+from tiny import SIZE, make_batch, small
 
 
 def backward(losses: dict[str, Tensor]) -> None:

@@ -1,0 +1,96 @@
+"""Non-maximum suppression on a GPU with a fixed-size answer, which the host never waits for (Triton; loaded on CUDA alone).
+
+torchvision's operator returns a list of unknown length, so the host stops until the device has counted. Here two kernels
+answer with a mask: the first notes for all pairs of boxes, as bits, which of the lower-scored ones each would suppress; the
+second walks down the ranking in blocks of 32, one program an image, and keeps what nothing kept before it suppresses.
+
+Letters: B images, N boxes by falling score, W = ceil(N / 32) words of 32 bits.
+"""
+
+# mypy: disable-error-code="untyped-decorator, no-untyped-def"
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ROWS, CHUNK = 64, 128  # boxes and words that a program looks at together
+
+
+@triton.jit
+def _overlap_bits(boxes, groups, bits, n, words, threshold, ROWS: tl.constexpr):
+    """bits (B, N, W): in row i, bit j % 32 of word j // 32 says that box i suppresses box j > i. They start as zeros."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * 32 + tl.arange(0, 32)
+    first = tl.program_id(2).to(tl.int64) * n
+    if tl.program_id(1) * 32 + 31 > tl.program_id(0) * ROWS:  # otherwise no column comes after any row
+        x1 = tl.load(boxes + (first + rows) * 4, rows < n, 0.0)[:, None]
+        y1 = tl.load(boxes + (first + rows) * 4 + 1, rows < n, 0.0)[:, None]
+        x2 = tl.load(boxes + (first + rows) * 4 + 2, rows < n, 0.0)[:, None]
+        y2 = tl.load(boxes + (first + rows) * 4 + 3, rows < n, 0.0)[:, None]
+        group = tl.load(groups + first + rows, rows < n, -1)[:, None]
+        u1 = tl.load(boxes + (first + columns) * 4, columns < n, 0.0)[None, :]
+        v1 = tl.load(boxes + (first + columns) * 4 + 1, columns < n, 0.0)[None, :]
+        u2 = tl.load(boxes + (first + columns) * 4 + 2, columns < n, 0.0)[None, :]
+        v2 = tl.load(boxes + (first + columns) * 4 + 3, columns < n, 0.0)[None, :]
+        other = tl.load(groups + first + columns, columns < n, -2)[None, :]
+        width = tl.maximum(tl.minimum(x2, u2) - tl.maximum(x1, u1), 0.0)
+        height = tl.maximum(tl.minimum(y2, v2) - tl.maximum(y1, v1), 0.0)
+        shared = width * height
+        union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+        # Two boxes without area are 0 / 0, which is above nothing. Divided as IEEE says, to agree with other devices.
+        above = tl.div_rn(shared, union) > threshold
+        hit = above & (group == other) & (columns[None, :] > rows[:, None])
+        word = tl.sum(hit.to(tl.int32) << tl.arange(0, 32)[None, :], axis=1)
+        tl.store(bits + (first + rows) * words + tl.program_id(1), word, rows < n)
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _walk(bits, removed, n, words, CHUNK: tl.constexpr):
+    """removed (B, W): at first what is not valid, in the end what is not kept."""
+    first = tl.program_id(0).to(tl.int64) * n
+    mine = removed + tl.program_id(0).to(tl.int64) * words
+    lanes = tl.arange(0, 32)
+    for k in range(words):
+        rows = k * 32 + lanes
+        within = tl.load(bits + (first + rows) * words + k, rows < n, 0)
+        gone = tl.load(mine + k)
+        for i in range(32):  # each box of the block, if still there, removes those after it
+            alive = 1 - ((gone >> i) & 1)
+            gone = gone | (tl.sum(tl.where(lanes == i, within, 0), axis=0) * alive)
+        tl.store(mine + k, gone)
+        kept = ((gone >> lanes) & 1) == 0
+        for start in range(k + 1, words, CHUNK):
+            columns = start + tl.arange(0, CHUNK)
+            mask = (kept & (rows < n))[:, None] & (columns < words)[None, :]
+            block = tl.load(bits + (first + rows)[:, None] * words + columns[None, :], mask, 0)
+            before = tl.load(mine + columns, columns < words, 0)
+            tl.store(mine + columns, before | tl.reduce(block, 0, _either), columns < words)
+        tl.debug_barrier()  # the next block's word was written by other threads
+
+
+def keep_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
+    """What `boxes.nms` says: (B, N, 4), (B, N), (B, N) int64 or None, (B, N) bool -> (B, N) bool."""
+    b, n = valid.shape
+    groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
+    keep = torch.zeros_like(valid)
+    if not keep.numel():
+        return keep
+    order = torch.where(valid, scores.float(), -torch.inf).argsort(dim=1, descending=True, stable=True)
+    ranked = boxes.float().gather(1, order[:, :, None].expand(-1, -1, 4)).contiguous()
+    words = triton.cdiv(n, 32)
+    bits = torch.zeros(b, n, words, dtype=torch.int32, device=boxes.device)
+    grid = (triton.cdiv(n, ROWS), words, b)
+    _overlap_bits[grid](ranked, groups.gather(1, order), bits, n, words, threshold, ROWS=ROWS)
+    lanes = torch.arange(32, device=boxes.device)
+    invalid = torch.nn.functional.pad(~valid.gather(1, order), (0, words * 32 - n), value=True)
+    removed = (invalid.view(b, words, 32).long() << lanes).sum(-1).to(torch.int32)
+    _walk[(b,)](bits, removed, n, words, CHUNK=CHUNK)
+    kept = ((removed[:, :, None] >> lanes) & 1 == 0).flatten(1)[:, :n]
+    return keep.scatter(1, order, kept)

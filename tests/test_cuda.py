@@ -1,0 +1,64 @@
+"""What only a GPU can show; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from resdet.boxes import nms
+from resdet.data.collate import LoadedBatch, to_device
+from resdet.engine.processes import Processes
+from resdet.engine.run import Run
+from resdet.engine.setup import prepare_inputs
+from resdet.models.build import build_model
+from tiny import SIZE, make_batch, small
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def no_waiting():
+    """From here on, whatever makes the host wait for the device raises."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_step_does_not_wait_for_the_device(shapes_root, tmp_path, no_waiting, amp: str) -> None:
+    config = tiny.config(shapes_root, tmp_path, amp=amp, clip_grad_norm=5, ema_decay=0.9, max_iters=100)
+    device = torch.device("cuda", 0)
+    config, inputs = prepare_inputs(config, None)
+    run = Run(config, inputs, build_model(config.model).to(device), device, Processes())
+    batch = to_device(make_batch([3, 5], slots=8), device)  # copied beforehand: pinning is the loader's business
+    batch = batch._replace(targets=batch.targets._replace(labels=batch.targets.labels.clamp(max=3)))
+    loaded = LoadedBatch(batch, [0, 1], {})
+    for run.iteration in (1, 2, 3):
+        if run.iteration == 2:
+            no_waiting()
+        run.step(loaded)
+
+
+def test_a_prediction_does_not_wait_for_the_device(no_waiting) -> None:
+    model = small().cuda().eval()
+    batch = to_device(make_batch([1, 1]), torch.device("cuda"))
+    model.predict(batch)
+    no_waiting()
+    model.predict(batch)
+
+
+def test_the_losses_are_those_of_the_cpu() -> None:
+    model, batch = small(), make_batch([3, 5])
+    expected = model(batch)
+    found = model.cuda()(to_device(batch, torch.device("cuda")))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
+def test_suppression_keeps_what_the_cpu_keeps() -> None:
+    torch.manual_seed(0)
+    corner = torch.rand(2, 3000, 2) * SIZE[0]
+    boxes = torch.cat([corner, corner + torch.rand(2, 3000, 2) * 50], -1)
+    scores, groups, valid = torch.rand(2, 3000), torch.randint(5, (2, 3000)), torch.rand(2, 3000) < 0.9
+    given = boxes, scores, groups, valid
+    assert torch.equal(nms(*(t.cuda() for t in given), 0.5).cpu(), nms(*given, 0.5))

@@ -1,0 +1,71 @@
+"""The GPU's suppression, in Triton's interpreter and, as far as a machine without a GPU can, compiled."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# A process of its own: Triton asks when it is imported whether to interpret.
+AGREE = """
+import torch, torchvision
+from resdet.nms_kernel import keep_mask
+
+def boxes(b, n):
+    corner = torch.rand(b, n, 2) * 60
+    found = torch.cat([corner, corner + torch.rand(b, n, 2) * 60], -1)
+    found[:, ::7, 2:] = found[:, ::7, :2]  # without area
+    return found
+
+torch.manual_seed(0)
+for n in (0, 1, 32, 150):
+    candidates, groups, valid = boxes(2, n), torch.randint(3, (2, n)), torch.rand(2, n) < 0.8
+    scores = (torch.rand(2, n) * 20).round() / 20  # with ties
+    for threshold, of in ((0.5, groups), (0.2, None)):
+        found = keep_mask(candidates, scores, of, valid, threshold)
+        wanted = torch.zeros_like(valid)
+        for b in range(2):
+            for group in range(3 if of is not None else 1):
+                rows = (valid[b] & (of is None or of[b] == group)).nonzero().flatten()
+                wanted[b, rows[torchvision.ops.nms(candidates[b, rows], scores[b, rows], threshold)]] = True
+        assert found.shape == wanted.shape and torch.equal(found, wanted), n
+        assert n < 150 or wanted.sum() < valid.sum()
+print("agreed")
+"""
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from resdet.nms_kernel import CHUNK, ROWS, _overlap_bits, _walk
+
+overlap = dict(boxes="*fp32", groups="*i64", bits="*i32", n="i32", words="i32", threshold="fp32", ROWS="constexpr")
+walk = dict(bits="*i32", removed="*i32", n="i32", words="i32", CHUNK="constexpr")
+for capability in (80, 90):
+    for fn, signature, numbers in ((_overlap_bits, overlap, {"ROWS": ROWS}), (_walk, walk, {"CHUNK": CHUNK})):
+        source = ASTSource(fn=fn, signature=signature, constexprs=numbers)
+        assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+print("compiled")
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_it_keeps_what_torchvision_keeps() -> None:
+    assert run(AGREE, TRITON_INTERPRET="1") == "agreed"
+
+
+@pytest.mark.slow
+def test_it_compiles_for_gpus(tmp_path) -> None:
+    assert run(COMPILE, TRITON_CACHE_DIR=str(tmp_path)) == "compiled"
