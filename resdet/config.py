@@ -220,7 +220,7 @@ class TrainConfig(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool = True  # the memory layout that convolutions are fastest in
     log_every: Positive = 20
     checkpoint_every: Positive = 5000
     keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt

@@ -122,6 +122,8 @@ def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
     """Seconds of each part of a step's forward, of the backward and of the optimiser."""
     torch.manual_seed(0)
     model = build_model(config.model).to(device).train()
+    if config.train.channels_last:
+        model.to(memory_format=torch.channels_last)
     assert config.model.num_classes is not None
     batch = made_batch(load, load.batch, config.model.num_classes, device)
     optimizer = build_optimizer(model, config.train)
