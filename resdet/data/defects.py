@@ -45,6 +45,7 @@ class Findings:
 
 # code: (severity, what it is, how it is mended; "--fix" where `repair` can)
 KINDS: dict[str, tuple[Severity, str, str]] = {
+    "unusable": ("error", "files, lines or objects that cannot be read", "correct them, or --fix leaves them out"),
     "image-id": ("error", "image id missing, not an integer, or used twice", "give every image an id of its own"),
     "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
     "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),

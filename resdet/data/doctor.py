@@ -39,6 +39,20 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
     return list(found.by_code.values())
 
 
+def unusable(sources: dict[str, Source]) -> list[Finding]:
+    """What the readers could not read, by split; what several splits share is the first one's."""
+    told: set[str] = set()
+    findings: list[Finding] = []
+    for split, source in sources.items():
+        found = Findings(split)
+        for problem in source.problems:
+            if problem not in told:
+                found.add("unusable", problem)
+        told |= set(source.problems)
+        findings += found.by_code.values()
+    return findings
+
+
 def compare(train: Source, val: Source) -> list[Finding]:
     """What only shows between two splits."""
     found = Findings("both")

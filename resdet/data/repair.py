@@ -21,6 +21,8 @@ def repair(source: Source, findings: list[Finding]) -> tuple[dict[str, Any], dic
     by_code = {finding.code: finding for finding in findings}
     marked = {code: set(by_code[code].items) if code in by_code else set() for code in KINDS}
     done: Counter[str] = Counter()
+    if "unusable" in by_code:
+        done["unusable"] = by_code["unusable"].count  # the content is without them already
     sizes = {image: size for code in ("file-size", "image-size") for image, size in _sizes(by_code.get(code))}
     images = []
     for entry in source.content["images"]:

@@ -22,10 +22,11 @@ Split = Literal["train", "val"]
 Format = Literal["coco", "voc", "yolo", "labelme"]
 
 
-def open_split(config: DataConfig, split: Split) -> Source:
-    """The annotations of a split. Raises `UserError`."""
+def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
+    """The annotations of a split. Raises `UserError`, also for `Source.problems` unless `tolerant`, for who reports them."""
     given = config.train if split == "train" or config.split else config.val
     source = read_source(config, given, split)
+    source = source if tolerant else source.whole()
     if config.split:
         held_out = _held_out(source, config.split, config.group, config.split_seed)
         source = subset(source, held_out if split == "val" else _ids(source) - held_out)
@@ -81,7 +82,7 @@ def subset(source: Source, images: set[int]) -> Source:
         "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
         "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
     }
-    return Source(source.path, source.images, content, source.origins, source.remarks)
+    return Source(source.path, source.images, content, source.origins, source.remarks, source.problems)
 
 
 def _ids(source: Source, count: int | None = None) -> set[int]:

@@ -11,8 +11,7 @@ from rich.progress import Progress
 from resdet.config import Config, DataConfig, data_root
 from resdet.data.advice import examine_sizes
 from resdet.data.coco import Annotations, parse_coco
-from resdet.data.defects import Finding
-from resdet.data.doctor import compare, examine
+from resdet.data.doctor import compare, examine, unusable
 from resdet.data.formats.common import Source
 from resdet.data.formats.voc import read_voc
 from resdet.data.inspect_files import inspect_files, leaks
@@ -36,9 +35,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     problems = missing_data(config, ["train", "val"])
     if problems:
         raise UserError("\n\n".join(problems))
-    sources: dict[str, Source] = {name: open_split(config.data, name) for name in ("train", "val")}
+    sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     sources |= unused(config.data, sources)
-    findings: list[Finding] = []
+    findings = unusable(sources)
     contents: dict[str, dict[bytes, str]] = {}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         for name, source in sources.items():
@@ -94,7 +93,7 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     else:
         values["train"] |= {"annotations": source}
     data = DataConfig.model_validate(values)
-    read = read_source(data, data.train, "train")
+    read = read_source(data, data.train, "train").whole()
     write_json(output, read.content)
     describe(f"written: {output}", read)
     console.print(f"classes: {', '.join(str(c['name']) for c in read.content['categories'])}")

@@ -7,7 +7,7 @@ import textwrap
 from rich.table import Table
 
 from resdet.data.defects import Finding
-from resdet.data.doctor import compare, examine
+from resdet.data.doctor import compare, examine, unusable
 from resdet.data.formats.common import Source
 from resdet.data.inspect_files import inspect_files
 from resdet.engine.log import console
@@ -18,7 +18,7 @@ SHORT = 3000  # pictures up to which a training looks at every file before it st
 
 def check_before_training(sources: dict[str, Source]) -> None:
     """The short form: annotations, and the files of small sets, without decoding. Raises `UserError` with all errors."""
-    findings: list[Finding] = []
+    findings = unusable(sources)
     for name, source in sources.items():
         findings += examine(name, source, outlines=len(source.content["annotations"]) <= 10 * SHORT)
         if len(source.content["images"]) <= SHORT:
@@ -30,7 +30,11 @@ def check_before_training(sources: dict[str, Source]) -> None:
             console.print(f"take care: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
     wrong = [f for f in findings if f.severity == "error"]
     if wrong:
-        lines = [f"{f.split}: {f.count} {f.what}\n      such as {f.examples[0]}\n      to fix: {f.fix}" for f in wrong]
+        lines = [
+            f"{f.split}: {f.count} {f.what}; to fix: {f.fix}"
+            + "".join(f"\n      {example}" for example in f.examples + ["…"] * (f.count > len(f.examples)))
+            for f in wrong
+        ]
         raise UserError(
             "the data cannot be trained on (tools/data.py check CONFIG shows all, --fix OUT.json mends what it can):\n  - "
             + "\n  - ".join(lines)

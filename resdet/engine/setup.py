@@ -53,7 +53,9 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         config = config.model_copy(update={"model": model})
     kept = cache_path(config.data, "train")
     indexed = load_index(kept)
-    sources: dict[str, Source] = {name: open_split(config.data, name) for name in splits[indexed is not None :]}
+    sources: dict[str, Source] = {
+        name: open_split(config.data, name, tolerant=True) for name in splits[indexed is not None :]
+    }
     if check:
         check_before_training(sources)
     train = indexed or keep_index(parse_split("train", sources["train"]), kept)
@@ -93,6 +95,7 @@ def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
 
 def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
     """The same, of annotations that have been opened."""
+    source.whole()
     read = parse_coco(source.content, source.images, source.path, source.origins)
     read.skipped += source.remarks
     if split == "val":

@@ -18,7 +18,7 @@ from resdet.config import DataConfig, ModelConfig
 from resdet.data.advice import best_anchors, best_overlaps, examine_sizes
 from resdet.data.coco import parse_coco
 from resdet.data.defects import KINDS, Finding
-from resdet.data.doctor import compare, crossed_share, examine
+from resdet.data.doctor import compare, crossed_share, examine, unusable
 from resdet.data.formats.common import Source
 from resdet.data.inspect_files import inspect_files, leaks
 from resdet.data.repair import repair
@@ -51,7 +51,7 @@ def source(folder: Path, name: str = "train") -> Source:
 
 def everything(train: Source, val: Source | None = None) -> list[Finding]:
     found, digests = inspect_files("train", train, decode=True)
-    found += examine("train", train)
+    found += unusable({"train": train}) + examine("train", train)
     if val:
         more, others = inspect_files("val", val, decode=True)
         found += more + examine("val", val) + compare(train, val) + leaks(digests, others)
@@ -103,6 +103,7 @@ def cut_off(s: Source) -> None:
 
 
 PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
+    ("unusable", lambda s: s.problems.extend(["a.xml: not readable as XML", "b.xml: object 1: has no bndbox"]), 2),
     ("image-id", one("images", 1, id="x"), 1),
     ("image-size", one("images", 0, height=0), 1),
     ("category-id", lambda s: s.content["categories"].append({"id": 1, "name": "c"}), 1),
@@ -265,3 +266,39 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     (train.images / "1.jpg").unlink()
     assert cli.data(command[:-2]) == 2  # an error
     assert "pictures that are not there" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, capsys) -> None:
+    """Pascal VOC, of whose files one is no XML, one has no picture, one a box of letters, one another size than its picture."""
+    from resdet import cli
+
+    root = tmp_path / "voc"
+    for folder in ("Annotations", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    thing = (
+        "<object><name>cat</name><bndbox><xmin>{}</xmin><ymin>9</ymin><xmax>60</xmax><ymax>50</ymax></bndbox></object>"
+    )
+    for k in range(12):
+        cv2.imwrite(str(root / f"JPEGImages/{k}.jpg"), textured(60, 80, seed=k))
+        size = f"<size><width>{70 if k == 3 else 80}</width><height>60</height></size>"
+        text = f"<annotation>{size}{thing.format('x' if k == 2 else 9 + k)}</annotation>"
+        (root / f"Annotations/{k}.xml").write_text(text[:20] if k == 0 else text)
+    (root / "JPEGImages/1.jpg").unlink()
+    command = ["finetune", f"data.root={root}", "data.split=0.4", "model.weights=null", "model.backbone.weights=none"]
+    fixed, out = tmp_path / "fixed.json", tmp_path / "out"
+    assert cli.data(["check", *command, "--output", str(out), "--fix", str(fixed)]) == 2
+    findings = json.loads((out / "findings.json").read_text())["findings"]
+    (unread,) = [f for f in findings if f["code"] == "unusable"]
+    assert unread["count"] == 3
+    for what in ("0.xml: not readable as XML", "1.xml: its picture 1.* is not there", "2.xml: object 1 (cat): xmin"):
+        assert what in " ".join(unread["examples"])
+    (size,) = [f for f in findings if f["code"] == "file-size"]
+    assert "3.jpg is 60 x 80 (H x W), annotated 60 x 70" in size["examples"][0]
+    assert "3 unusable" in capsys.readouterr().out
+    names = {e["file_name"] for e in json.loads(fixed.read_text())["images"]}
+    assert not names & {"JPEGImages/0.jpg", "JPEGImages/1.jpg"}  # not negatives: nobody has said that they are empty
+    assert cli.train([*command, "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "0.xml: not readable" in said
+    assert "3.jpg is 60 x 80" in said
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resdet.data.images import SUFFIXES, read_header
-from resdet.errors import UserError
+from resdet.errors import UserError, listed
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Source:
     content:  {"images", "annotations", "categories"} as in a COCO file.
     origins:  annotation id -> the file and line it came from, for messages; empty for COCO, where the id says it.
     remarks:  what was left out or taken in a particular way, counted.
+    problems: what could not be read and so is not in `content`: files, lines, objects.
     """
 
     path: Path
@@ -28,6 +29,13 @@ class Source:
     content: dict[str, Any]
     origins: dict[int, str] = field(default_factory=dict)
     remarks: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def whole(self) -> Source:
+        """Itself. Raises one `UserError` with all `problems` if there are any."""
+        if self.problems:
+            raise listed(f"{self.path}: {len(self.problems)} problem(s):", self.problems)
+        return self
 
 
 class Builder:

@@ -13,13 +13,13 @@ from typing import Any
 from resdet.data.coco import is_number, read_json
 from resdet.data.formats.common import Builder, Source, picture_sizes, polygon_box
 from resdet.data.images import SUFFIXES
-from resdet.errors import UserError, listed
+from resdet.errors import UserError
 
 CIRCLE = 32  # corners of the polygon that a circle becomes
 
 
 def read_labelme(folder: Path) -> Source:
-    """All JSON files under a folder; classes by name. Raises one `UserError` with all mistakes."""
+    """All JSON files under a folder; classes by name. Raises `UserError` where there are none."""
     problems: list[str] = []
     files: dict[Path, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*.json")):
@@ -37,6 +37,7 @@ def read_labelme(folder: Path) -> Source:
     files = {path: content for path, content in files.items() if pictures[path].is_file()}
     shapes = [s for content in files.values() for s in content["shapes"] if isinstance(s, dict)]
     builder = Builder(folder, folder, sorted({str(s.get("label")) for s in shapes if s.get("label")}))
+    builder.source.problems = problems
     sizes = picture_sizes([pictures[path] for path in files], problems)
     for (path, content), size in zip(files.items(), sizes, strict=True):
         if size is None:
@@ -57,8 +58,6 @@ def read_labelme(folder: Path) -> Source:
             outline = [polygon for _, polygon, _ in pieces]
             box = polygon_box([v for polygon in outline for v in polygon])
             builder.object(image_id, pieces[0][0], box, pieces[0][2], outline)
-    if problems:
-        raise listed(f"{folder}: {len(problems)} problem(s):", problems)
     unlabelled = {p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES} - set(pictures.values())
     if unlabelled:
         builder.source.remarks["pictures without a JSON file (left out: nobody has said that they are empty)"] = len(

@@ -17,7 +17,7 @@ from defusedxml.ElementTree import fromstring
 from PIL import Image
 
 from resdet.data.formats.common import Builder, Source, picture_sizes, read_list, stems_of
-from resdet.errors import UserError, listed
+from resdet.errors import UserError
 from resdet.masks import encode_bitmap
 
 
@@ -28,17 +28,21 @@ class _Object(NamedTuple):
 
 
 class _File(NamedTuple):
+    """whole: False if nothing of it could be read."""
+
     path: Path
     size: tuple[int, int] | None
     objects: list[_Object]
+    problems: list[str]
+    whole: bool
 
 
 def read_voc(root: Path, split: str | None) -> Source:
-    """A split (None: every file), with the classes of all splits, by name. Raises one `UserError` with all mistakes."""
+    """A split (None: every file), with the classes of all splits, by name. Raises `UserError` where there is none to read."""
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     pictures = stems_of((root / "JPEGImages" if (root / "JPEGImages").is_dir() else root).iterdir())
     problems: list[str] = []
-    files = {path.stem: _parse(path, problems) for path in sorted(folder.glob("*.xml"))}
+    files = {path.stem: _parse(path) for path in sorted(folder.glob("*.xml"))}
     if not files:
         raise UserError(f"{folder}: no .xml files (Pascal VOC has one for each picture in Annotations/)")
     names = list(files)
@@ -53,10 +57,13 @@ def read_voc(root: Path, split: str | None) -> Source:
         names = [line.split()[0] for line in read_list(listing)]
         problems += [f"{listing}: {name!r} has no {folder.name}/{name}.xml" for name in names if name not in files]
         names = [name for name in names if name in files]
-    problems += [f"{files[name].path}: its picture {name}.* is not there" for name in names if name not in pictures]
-    names = [name for name in names if name in pictures]
+    for name in names:
+        problems += files[name].problems
+        problems += [] if name in pictures else [f"{files[name].path}: its picture {name}.* is not there"]
+    names = [name for name in names if name in pictures and files[name].whole]
     classes = sorted({entry.name for file in files.values() for entry in file.objects})
     builder = Builder(root, root, classes)
+    builder.source.problems = problems
     unsized = [name for name in names if files[name].size is None]
     measured = dict(zip(unsized, picture_sizes([pictures[n] for n in unsized], problems), strict=True))
     for name in names:
@@ -64,26 +71,24 @@ def read_voc(root: Path, split: str | None) -> Source:
         if size is None:
             continue  # a problem already
         image_id = builder.image(pictures[name], size)
-        masks = _instance_masks(root / "SegmentationObject" / f"{name}.png")
+        masks = _instance_masks(root / "SegmentationObject" / f"{name}.png", problems)
         for number, entry in enumerate(files[name].objects, 1):
             mask = None if masks is None else masks == number
             rle: Any = None if mask is None or not mask.any() else encode_bitmap(mask)
             origin = f"{files[name].path}: object {number} ({entry.name})"
             builder.object(image_id, entry.name, entry.bbox, origin, rle)
             builder.source.remarks["objects marked difficult (they count like any other)"] += entry.difficult
-    if problems:
-        raise listed(f"{root}: {len(problems)} problem(s):", problems)
     builder.source.remarks += type(builder.source.remarks)()  # without zero counts
     return builder.source
 
 
-def _parse(path: Path, problems: list[str]) -> _File:
+def _parse(path: Path) -> _File:
     try:
         tree = fromstring(path.read_bytes())
     except (ParseError, DefusedXmlException, OSError, ValueError) as error:
-        problems.append(f"{path}: not readable as XML ({error})")
-        return _File(path, None, [])
-    objects = []
+        return _File(path, None, [], [f"{path}: not readable as XML ({error})"], whole=False)
+    objects: list[_Object] = []
+    problems: list[str] = []
     for number, node in enumerate(tree.iter("object"), 1):
         what = f"{path}: object {number}"
         name, box = (node.findtext("name") or "").strip(), node.find("bndbox")
@@ -102,7 +107,7 @@ def _parse(path: Path, problems: list[str]) -> _File:
     size = tree.find("size")
     sides = [None, None] if size is None else [_number(size, "height"), _number(size, "width")]
     whole = all(side and side > 0 for side in sides)
-    return _File(path, (int(sides[0] or 0), int(sides[1] or 0)) if whole else None, objects)
+    return _File(path, (int(sides[0] or 0), int(sides[1] or 0)) if whole else None, objects, problems, whole=True)
 
 
 def _number(node: Element, key: str) -> float | None:
@@ -113,12 +118,13 @@ def _number(node: Element, key: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _instance_masks(path: Path) -> np.ndarray | None:
-    """(H, W) of object numbers from one; 0 background, 255 the border between objects. None without a file."""
+def _instance_masks(path: Path, problems: list[str]) -> np.ndarray | None:
+    """(H, W) of object numbers from one; 0 background, 255 the border between objects. None without a file that can be read."""
     if not path.is_file():
         return None
     try:
         with Image.open(path) as image:
             return np.array(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a readable segmentation ({error})") from None
+        problems.append(f"{path}: not a readable segmentation ({error})")
+        return None

@@ -15,11 +15,11 @@ import yaml
 from resdet.config_text import load_yaml
 from resdet.data.formats.common import Builder, Source, picture_sizes, polygon_box, read_list
 from resdet.data.images import SUFFIXES
-from resdet.errors import UserError, listed
+from resdet.errors import UserError
 
 
 def read_yolo(file: Path, split: str) -> Source:
-    """One split of a data.yaml: "train", "val" or "test". Raises one `UserError` with all mistakes."""
+    """One split of a data.yaml: "train", "val" or "test". Raises `UserError` where there is none to read."""
     values = _yaml(file)
     classes = _classes(values, file)
     root = file.parent / str(values.get("path") or ".")
@@ -31,8 +31,8 @@ def read_yolo(file: Path, split: str) -> Source:
     pictures: list[Path] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         pictures += _pictures(root, str(entry), file)
-    problems: list[str] = []
     builder = Builder(file, root, classes)
+    problems = builder.source.problems
     sizes = picture_sizes(pictures, problems)
     for picture, size in zip(pictures, sizes, strict=True):
         if size is None:
@@ -45,8 +45,6 @@ def read_yolo(file: Path, split: str) -> Source:
         for number, line in enumerate(labels.read_text(errors="replace").splitlines(), 1):
             if line.strip():
                 _add(builder, image_id, line, f"{labels}:{number}", classes, size, problems)
-    if problems:
-        raise listed(f"{file}: {len(problems)} problem(s):", problems)
     return builder.source
 
 
