@@ -111,6 +111,18 @@ def test_mixed_precision_trains(shapes_root, tmp_path, amp: str) -> None:
     assert all(r["loss"] < 20 for r in lines(tmp_path / "run") if "loss" in r)
 
 
+@pytest.mark.slow
+def test_the_memory_layout_changes_no_losses(shapes_root, tmp_path) -> None:
+    found = []
+    for layout in (True, False):
+        out = tmp_path / str(layout)
+        train(tiny.config(shapes_root, out, max_iters=2, eval_every=0, channels_last=layout))
+        weights = read_checkpoint(out / "checkpoints/last.pt").model["backbone.layer2.0.conv1.weight"]
+        assert weights.is_contiguous(memory_format=torch.channels_last) is layout
+        found.append([r["loss"] for r in lines(out) if "loss" in r])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
 def test_frozen_stages_stay_and_the_rest_moves(shapes_root, tmp_path) -> None:
     from resdet.models.build import build_model
 

@@ -12,6 +12,7 @@ from resdet.engine.optim import build_optimizer, learning_rate
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead, TwoFC
 from resdet.models.build import build_model
+from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.roi_pool import RoIPool
 from resdet.structures import Samples
 
@@ -79,3 +80,12 @@ def test_momentum_and_warmup_factor() -> None:
     optimizer = build_optimizer(built(), config)
     assert optimizer.param_groups[0]["momentum"] == 0.5
     assert learning_rate(1, config) == pytest.approx(0.25 * 0.75 + 0.25)
+
+
+def test_norms_are_folded_or_not_throughout() -> None:
+    for fold in (True, False):
+        values = {**tiny.MODEL, "fold_norm": fold, "fpn": {"channels": 16, "norm": "bn"}}
+        model = build_model(parse_config({"model": values}).model)
+        norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d | BatchNorm2d)]
+        assert len(norms) > 20
+        assert {m.fold for m in norms} == {fold}
