@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -87,4 +88,5 @@ if __name__ == "__main__":
         run = {"gradients": gradients, "late": late}[mode]
         sys.exit(_guarded(lambda: run(config) or 0))
     disturb(mode)
+    torch.compile = partial(torch.compile, backend="aot_eager")  # inductor takes minutes
     sys.exit(_guarded(lambda: 0 if resdet.train(config).finished else 75))

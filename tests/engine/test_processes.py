@@ -66,8 +66,8 @@ def test_gradients_do_not_depend_on_how_a_batch_is_shared(shapes_root, tmp_path)
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one(together, config, tmp_path, shapes_root) -> None:
-    """One writes, the evaluation's images are counted once, the weights are one process's but for rounding."""
+def test_two_processes_write_one_run(together) -> None:
+    """One of them writes, and the evaluation's images are counted once."""
     records = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]
     assert [r["iteration"] for r in records if "loss" in r] == [1, 2, 3, 4]
     assert [r["iteration"] for r in records if "bbox_AP" in r] == [2, 4]
@@ -78,6 +78,24 @@ def test_two_processes_make_the_run_of_one(together, config, tmp_path, shapes_ro
     assert sorted(p.name for p in together.iterdir()) == [
         "checkpoints", "config.yaml", "eval", "metrics.jsonl", "predictions.jpg",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accumulation_averages_and_compiling_work_in_two_processes(config, tmp_path) -> None:
+    """The compiled run (as one graph, but with a quick backend) is the eager one."""
+    runs = {}
+    for compiled in ("true", "false"):
+        keys = ["train.accumulate=2", "train.batch_size=4", "train.ema_decay=0.9", "train.max_iters=2", "train.eval_every=0",
+                "data.min_size=64", "data.pad_multiple=96", "model.backbone.norm=gn", f"train.compile={compiled}"]  # fmt: skip
+        done = torchrun(2, "train", config, tmp_path / compiled, *keys)
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs[compiled] = read_checkpoint(tmp_path / compiled / "checkpoints/last.pt")
+    one, two = runs.values()
+    assert one.iteration == two.iteration == 2
+    for name, value in one.model.items():
+        torch.testing.assert_close(two.model[name], value, rtol=1e-3, atol=1e-4)
+    averaged, raw = one.model["heads.box.trunk.fc1.weight"], one.training["weights"]["heads.box.trunk.fc1.weight"]
+    assert not torch.equal(averaged, raw)
 
 
 @pytest.mark.slow
