@@ -75,8 +75,7 @@ def serve(connection: Any, name: str, config: Config, load: Load) -> None:
     if patch:
         patch()
     side = side_of("resdet", config, load, torch.device("cpu"))
-    while True:
-        work = connection.recv()
+    while (work := connection.recv()) != "end":
         began = time.perf_counter()
         side.train() if work == "train" else side.predict(1)
         connection.send(time.perf_counter() - began)
@@ -97,6 +96,8 @@ def measure(repeats: int, size: tuple[int, int], name_of_config: str, amp: str) 
                 seconds = end.recv()
                 if turn:  # the first warms up
                     times[name][work].append(seconds)
+    for end in ends.values():
+        end.send("end")
     medians = {name: {work: statistics.median(t) for work, t in both.items()} for name, both in times.items()}
     print(
         f"\n{amp}, {size[0]} x {size[1]}, one image, {torch.get_num_threads()} threads: seconds (of those with all on)"
@@ -109,8 +110,6 @@ def measure(repeats: int, size: tuple[int, int], name_of_config: str, amp: str) 
 def main(repeats: int, size: tuple[int, int], config: str) -> None:
     for amp in ("off", "bf16"):
         measure(repeats, size, config, amp)
-        for process in multiprocessing.active_children():
-            process.terminate()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ROWS, CHUNK = 64, 128  # boxes and words that a program looks at together
 
 
 @triton.jit
-def _overlap_bits(boxes, groups, bits, n, words, threshold, ROWS: tl.constexpr):
+def _overlap_bits(boxes, groups, bits, n, words: tl.constexpr, threshold, ROWS: tl.constexpr):
     """bits (B, N, W): in row i, bit j % 32 of word j // 32 says that box i suppresses box j > i. They start as zeros."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * 32 + tl.arange(0, 32)
@@ -52,7 +52,7 @@ def _either(a, b):
 
 
 @triton.jit
-def _walk(bits, removed, n, words, CHUNK: tl.constexpr):
+def _walk(bits, removed, n, words: tl.constexpr, CHUNK: tl.constexpr):
     """removed (B, W): at first what is not valid, in the end what is not kept."""
     first = tl.program_id(0).to(tl.int64) * n
     mine = removed + tl.program_id(0).to(tl.int64) * words

@@ -43,11 +43,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from resdet.nms_kernel import CHUNK, ROWS, _overlap_bits, _walk
 
-overlap = dict(boxes="*fp32", groups="*i64", bits="*i32", n="i32", words="i32", threshold="fp32", ROWS="constexpr")
-walk = dict(bits="*i32", removed="*i32", n="i32", words="i32", CHUNK="constexpr")
+overlap = dict(boxes="*fp32", groups="*i64", bits="*i32", n="i32", words="constexpr", threshold="fp32", ROWS="constexpr")
+walk = dict(bits="*i32", removed="*i32", n="i32", words="constexpr", CHUNK="constexpr")
 for capability in (80, 90):
-    for fn, signature, numbers in ((_overlap_bits, overlap, {"ROWS": ROWS}), (_walk, walk, {"CHUNK": CHUNK})):
-        source = ASTSource(fn=fn, signature=signature, constexprs=numbers)
+    for fn, signature, number in ((_overlap_bits, overlap, {"ROWS": ROWS}), (_walk, walk, {"CHUNK": CHUNK})):
+        source = ASTSource(fn=fn, signature=signature, constexprs={"words": 313, **number})
         assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
 print("compiled")
 """

@@ -34,6 +34,9 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.eps:  # which torch 2.11 refuses
+            scale, shift = fixed_affine(self)
+            return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -39,7 +39,7 @@ def match(
     for start in range(0, g, CHUNK):
         stop = min(start + CHUNK, g)
         overlaps = iou(boxes, gt_boxes[:, start:stop]) * gt_valid[:, None, start:stop]  # (B, N, chunk)
-        chunk_best, chunk_index = overlaps.max(dim=-1)
+        chunk_best, chunk_index = _highest(overlaps)
         better = chunk_best > best
         index = torch.where(better, chunk_index + start, index)
         best = torch.where(better, chunk_best, best)
@@ -47,6 +47,16 @@ def match(
             of_object = overlaps.amax(dim=1, keepdim=True)  # (B, 1, chunk)
             rescued = rescued | ((overlaps == of_object) & (of_object > 0)).any(dim=-1)
     return Matches((best >= high) | rescued, (best < low) & ~rescued, index, best)
+
+
+def _highest(overlaps: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., C) -> the highest along C, and where it is first (int64)."""
+    if not torch.compiler.is_compiling():
+        return tuple(overlaps.max(dim=-1))  # type: ignore[return-value]
+    # Twice as long, but right: for 8 or 16 columns on a CPU inductor of torch 2.11 takes another place.
+    best = overlaps.amax(dim=-1)
+    columns = torch.arange(overlaps.shape[-1], device=overlaps.device)
+    return best, torch.where(overlaps == best.unsqueeze(-1), columns, overlaps.shape[-1]).amin(dim=-1)
 
 
 def sample(
