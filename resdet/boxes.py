@@ -123,7 +123,8 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, thr
     if boxes.is_cuda and TRITON:
         from resdet.nms_kernel import keep_mask  # which never makes the host wait
 
-        return keep_mask(boxes, scores, groups, valid, threshold)
+        with torch.cuda.device(boxes.device):  # Triton starts kernels on the current one
+            return keep_mask(boxes, scores, groups, valid, threshold)
     keep = torch.zeros_like(valid)
     for b in range(len(boxes)):
         candidates = valid[b].nonzero().squeeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,18 +84,19 @@ def test_a_newer_one_than_last_is_taken(tmp_path) -> None:
     assert newest(tmp_path) == tmp_path / "last.pt"
 
 
-def test_a_full_disk_is_told_and_the_last_good_file_stays(tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_write_that_fails_is_told_and_the_last_good_file_stays(error: OSError, tmp_path, monkeypatch, capsys) -> None:
     saver = Saver(tmp_path, 2)
     saver.save(checkpoint(1))
     saver.wait()
 
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def refuse(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", refuse)
     saver.save(checkpoint(2))
     saver.wait()
-    assert "No space left on device" in str(saver.failure)
+    assert str(error.strerror) in str(saver.failure)
     assert "training goes on" in capsys.readouterr().out
     monkeypatch.undo()
     assert read_checkpoint(tmp_path / "last.pt").iteration == 1
@@ -102,6 +104,17 @@ def test_a_full_disk_is_told_and_the_last_good_file_stays(tmp_path, monkeypatch,
     saver.save(checkpoint(3))
     saver.wait()
     assert saver.failure is None
+
+
+def test_a_folder_removed_underneath_is_made_again(tmp_path) -> None:
+    saver = Saver(tmp_path / "checkpoints", 2)
+    saver.save(checkpoint(1))
+    saver.wait()
+    shutil.rmtree(tmp_path / "checkpoints")
+    saver.save(checkpoint(2))
+    saver.wait()
+    assert saver.failure is None
+    assert read_checkpoint(tmp_path / "checkpoints/last.pt").iteration == 2
 
 
 def test_checksums_see_every_value() -> None:

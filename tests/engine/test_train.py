@@ -16,7 +16,7 @@ import tiny
 from resdet.config_text import load_config
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.evaluate import METRICS
-from resdet.engine.train import train
+from resdet.engine.train import stop_signals, train
 from resdet.errors import UserError
 
 
@@ -168,6 +168,26 @@ def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) ->
     assert read_checkpoint(out / "checkpoints/last.pt").iteration == result.iteration < 500
     config.train.max_iters = result.iteration + 1
     assert train(config, resume=True).iteration == result.iteration + 1
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    with stop_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_resuming_with_other_workers_changes_nothing(shapes_root, tmp_path) -> None:
+    for name, steps in (("whole", (4,)), ("resumed", (2, 4))):
+        for workers, last in enumerate(steps):
+            config = tiny.config(
+                shapes_root, tmp_path / name, max_iters=last, eval_every=0, warmup_iters=0, milestones=[9]
+            )
+            config.data.workers = 2 * workers
+            train(config, resume=workers > 0)
+    assert same_weights(tmp_path / "whole/checkpoints/last.pt", tmp_path / "resumed/checkpoints/last.pt")
 
 
 @pytest.mark.slow
