@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
 from resdet.config import Config
 from resdet.config_text import parse_config
+from resdet.data import index
+from resdet.data.index import ImageInfo, ImageList
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.structures import Batch, Targets
@@ -78,3 +82,18 @@ def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int
     )
     images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
     return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)
+
+
+def pack(images: Sequence[ImageInfo], folder: Path) -> ImageList:
+    """`index.pack`, from images one by one."""
+    objects = [info.objects for info in images]
+    return index.pack(
+        folder,
+        [info.image_id for info in images],
+        [str(info.file.relative_to(folder) if info.file.is_relative_to(folder) else info.file) for info in images],
+        [info.size for info in images],
+        [number for number, found in enumerate(objects) for _ in found.labels],
+        np.concatenate([found.boxes for found in objects]).reshape(-1, 4),
+        [label for found in objects for label in found.labels.tolist()],
+        [mask for found in objects for mask in found.segmentations],
+    )

@@ -5,16 +5,19 @@ Format: https://cocodataset.org/#format-data. Segmentations are lists of polygon
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from resdet.data.index import ImageInfo, ImageList, Objects, Polygons, pack
+from resdet.data.index import ImageList, Polygons, Segmentation, pack
 from resdet.errors import UserError, listed
 from resdet.masks import Rle, rle_covers
 
@@ -42,10 +45,23 @@ class Annotations:
         return line + "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Without Python's search for cycles: it would double the time to read millions of entries, none of them garbage."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises `UserError`."""
     try:
-        return json.loads(path.read_bytes())
+        with no_collection():
+            return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
@@ -75,6 +91,7 @@ def read_coco(annotations: Path, images: Path) -> Annotations:
     return parse_coco(content, images, annotations)
 
 
+@no_collection()
 def parse_coco(
     content: dict[str, Any], images: Path, annotations: Path, origins: dict[int, str] | None = None
 ) -> Annotations:
@@ -86,19 +103,21 @@ def parse_coco(
     problems: list[str] = []
     categories = read_categories(content["categories"], problems)
     records = _images(content["images"], images, problems)
+    known = {entry["id"] for entry in content["images"] if is_id(entry.get("id"))}
+    number_of = {identity: number for number, identity in enumerate(records)}
     label_of = {identity: label for label, identity in enumerate(categories)}
     skipped: Counter[str] = Counter()
-    found: dict[int, list[tuple[list[float], int, Polygons | Rle | None]]] = {identity: [] for identity in records}
-    known = {entry["id"] for entry in content["images"] if is_id(entry.get("id"))}
+    owners: list[int] = []
+    labels: list[int] = []
+    corners: list[float] = []
+    masks: list[Segmentation] = []
     for i, entry in enumerate(content["annotations"]):
-        identity = entry.get("id", f"number {i}")
-        what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
-        image_id, category = check_ids(entry, known, categories, what, problems)
-        if image_id is None or category is None:
-            continue  # a problem already
-        check_flags(entry, what, problems)
-        if image_id in records:
-            box = parse_box(entry.get("bbox"), records[image_id][1], what, problems)
+        wrong: list[str] = []
+        image_id, category = check_ids(entry, known, categories, wrong)
+        if image_id in records and category is not None:
+            size = records[image_id][1]
+            check_flags(entry, wrong)
+            box = parse_box(entry.get("bbox"), size, wrong)
             if entry.get("iscrowd"):
                 skipped["crowd regions (no target of training)"] += 1
             elif box is None:
@@ -106,21 +125,23 @@ def parse_coco(
             elif box[2] <= box[0] or box[3] <= box[1]:
                 skipped["boxes without area inside their image"] += 1
             else:
-                segmentation = parse_segmentation(
-                    entry.get("segmentation"), records[image_id][1], what, problems, skipped
-                )
-                found[image_id].append((box, label_of[category], segmentation))
+                owners.append(number_of[image_id])
+                labels.append(label_of[category])
+                corners += box
+                masks.append(parse_segmentation(entry.get("segmentation"), size, wrong, skipped))
+        if wrong:
+            identity = entry.get("id", f"number {i}")
+            what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
+            problems += [f"{what}: {text}" for text in wrong]
     if problems:
         raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
-    infos = []
-    for identity, (file, size) in records.items():
-        entries = found[identity]
-        boxes = np.array([box for box, _, _ in entries], dtype=np.float32).reshape(-1, 4)
-        labels = np.array([label for _, label, _ in entries], dtype=np.int64)
-        infos.append(ImageInfo(identity, file, size, Objects(boxes, labels, [s for _, _, s in entries])))
-    if not infos:
+    if not records:
         raise UserError(f'{annotations}: "images" is empty')
-    return Annotations(annotations, pack(infos, images), list(categories.values()), list(categories), skipped)
+    listing = pack(
+        images, list(records), [name for name, _ in records.values()], [size for _, size in records.values()],
+        owners, np.array(corners, np.float32).reshape(-1, 4), labels, masks,
+    )  # fmt: skip
+    return Annotations(annotations, listing, list(categories.values()), list(categories), skipped)
 
 
 def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[int, str]:
@@ -139,18 +160,17 @@ def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[
     return dict(sorted(categories.items()))
 
 
-def _images(
-    entries: list[dict[str, Any]], folder: Path, problems: list[str]
-) -> dict[int, tuple[Path, tuple[int, int]]]:
-    records: dict[int, tuple[Path, tuple[int, int]]] = {}
-    present: dict[Path, set[str]] = {}  # one listing a folder is faster than one look a file
+def _images(entries: list[dict[str, Any]], folder: Path, problems: list[str]) -> dict[int, tuple[str, tuple[int, int]]]:
+    """{id: (file name as it is given, (height, width))} of the images that are as they should be."""
+    records: dict[int, tuple[str, tuple[int, int]]] = {}
+    present: dict[str, set[str]] = {}  # one listing a folder is faster than one look a file
     for i, entry in enumerate(entries):
         identity, name = entry.get("id"), entry.get("file_name")
         height, width = entry.get("height"), entry.get("width")
         if not is_id(identity) or identity in records:
             problems.append(f"image number {i} ({name}): id {identity!r} is used twice or is not an integer")
             continue
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or "\x00" in name:
             problems.append(f"image {identity}: file_name {name!r} is not a name")
             continue
         if not is_size(height, width):
@@ -159,57 +179,60 @@ def _images(
                 f"picture of no more than {MAX_PIXELS} pixels"
             )
             continue
-        if "\x00" in name:
-            problems.append(f"image {identity}: file_name {name!r} is not a name")
-            continue
-        file = folder / name
-        if ".." in file.parts and not file.resolve().is_relative_to(folder.resolve()):
+        if ".." in name and ".." in Path(name).parts and not (folder / name).resolve().is_relative_to(folder.resolve()):
             problems.append(f"image {identity}: file_name {name!r} leads out of the image folder {folder}")
             continue
-        if file.parent not in present:
-            present[file.parent] = {p.name for p in file.parent.iterdir()} if file.parent.is_dir() else set()
-        if file.name not in present[file.parent]:
-            problems.append(f"image {identity}: {file} does not exist")
+        parent, base = os.path.split(name)
+        if parent not in present:
+            inside = folder / parent
+            present[parent] = set(os.listdir(inside)) if inside.is_dir() else set()
+        if base not in present[parent]:
+            problems.append(f"image {identity}: {folder / name} does not exist")
             continue
         assert isinstance(height, int)
         assert isinstance(width, int)
-        records[identity] = (file, (height, width))
+        records[identity] = (name, (height, width))
     return records
 
 
 def check_ids(
-    entry: dict[str, Any], images: Collection[Any], categories: Collection[int], what: str, problems: list[str]
+    entry: dict[str, Any], images: Collection[Any], categories: Collection[int], problems: list[str]
 ) -> tuple[int | None, int | None]:
     """(image_id, category_id) of an annotation or a result, None for one that is unknown, with a problem that says so."""
     image_id, category = entry.get("image_id"), entry.get("category_id")
     if not is_id(image_id) or image_id not in images:
-        problems.append(f'{what}: image_id {image_id!r} is not among the "images"')
+        problems.append(f'image_id {image_id!r} is not among the "images"')
         image_id = None
     if not is_id(category) or category not in categories:
-        problems.append(f'{what}: category_id {category!r} is not among the "categories" ({_few(categories)})')
+        problems.append(f'category_id {category!r} is not among the "categories" ({_few(categories)})')
         category = None
     return image_id, category
 
 
-def check_flags(entry: dict[str, Any], what: str, problems: list[str]) -> None:
+def check_flags(entry: dict[str, Any], problems: list[str]) -> None:
     """Report an iscrowd that is neither 0 nor 1, or an area that is no number."""
+    area = entry.get("area")
     if entry.get("iscrowd", 0) not in (0, 1, None):
-        problems.append(f"{what}: iscrowd {str(entry['iscrowd'])[:40]} is neither 0 nor 1")
-    if entry.get("area") is not None and not is_number(entry["area"]):
-        problems.append(f"{what}: area {str(entry['area'])[:40]} is not a number")
+        problems.append(f"iscrowd {str(entry['iscrowd'])[:40]} is neither 0 nor 1")
+    if area is not None and not is_number(area):
+        problems.append(f"area {str(area)[:40]} is not a number")
 
 
-def parse_box(bbox: Any, size: tuple[int, int], what: str, problems: list[str]) -> list[float] | None:
+def parse_box(bbox: Any, size: tuple[int, int], problems: list[str]) -> tuple[float, float, float, float] | None:
     """XYWH -> XYXY, cut to the image of `size` (H, W); None, with a problem, if it is no box."""
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_number(v) for v in bbox):
-        problems.append(f"{what}: bbox {str(bbox)[:60]} is not [x, y, width, height] in pixels")
+    if not is_box(bbox):
+        problems.append(f"bbox {str(bbox)[:60]} is not [x, y, width, height] in pixels")
         return None
     x, y, w, h = bbox
-    return [max(x, 0), max(y, 0), min(x + w, size[1]), min(y + h, size[0])]
+    right, bottom = x + w, y + h
+    height, width = size
+    return (  # rather than min and max: this is the innermost line of the reading of 30 million boxes
+        x if x > 0 else 0, y if y > 0 else 0, right if right < width else width, bottom if bottom < height else height
+    )  # fmt: skip
 
 
 def parse_segmentation(
-    value: Any, size: tuple[int, int], what: str, problems: list[str], skipped: Counter[str]
+    value: Any, size: tuple[int, int], problems: list[str], skipped: Counter[str]
 ) -> Polygons | Rle | None:
     """Checked polygons or RLE of an annotation in an image of `size` (H, W); None, or a problem, where there is none."""
     if not value:
@@ -217,30 +240,24 @@ def parse_segmentation(
     if isinstance(value, dict):
         counts = value.get("counts")
         if value.get("size") != list(size):
-            problems.append(f"{what}: RLE of size {str(value.get('size'))[:40]} in an image of {list(size)}")
+            problems.append(f"RLE of size {str(value.get('size'))[:40]} in an image of {list(size)}")
             return None
         if not rle_covers(counts, size[0] * size[1]):
-            problems.append(f"{what}: the RLE counts do not add up to {size[0]} x {size[1]} pixels")
+            problems.append(f"the RLE counts do not add up to {size[0]} x {size[1]} pixels")
             return None
         return value
-    whole = isinstance(value, list) and all(
-        isinstance(p, list) and len(p) % 2 == 0 and all(is_number(v) for v in p) for p in value
-    )
-    if not whole:
-        problems.append(f"{what}: segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
+    if not is_polygons(value):
+        problems.append(f"segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
         return None
-    if any(abs(v) > 16 * max(size) for p in value for v in p):
-        problems.append(f"{what}: its polygon reaches far outside its image of {size[0]} x {size[1]} (H x W)")
+    if any(max(map(abs, polygon), default=0) > 16 * max(size) for polygon in value):
+        problems.append(f"its polygon reaches far outside its image of {size[0]} x {size[1]} (H x W)")
         return None
     if sum(map(len, value)) > 2 * MAX_POINTS:
-        problems.append(
-            f"{what}: its outline has {sum(map(len, value)) // 2} points; more than {MAX_POINTS} is no outline"
-        )
+        problems.append(f"its outline has {sum(map(len, value)) // 2} points; more than {MAX_POINTS} is no outline")
         return None
-    polygons = [p for p in value if len(p) >= 6]
-    skipped["polygons of under three points"] += len(value) - len(polygons)
-    if not skipped["polygons of under three points"]:
-        del skipped["polygons of under three points"]
+    polygons = [polygon for polygon in value if len(polygon) >= 6]
+    if len(polygons) < len(value):
+        skipped["polygons of under three points"] += len(value) - len(polygons)
     return polygons or None
 
 
@@ -251,7 +268,26 @@ def is_id(value: Any) -> TypeGuard[int]:
 
 def is_number(value: Any) -> bool:
     """Below a thousand million, as coordinates, areas and scores are; not a bool, an infinity or NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return type(value) in _NUMBERS and abs(value) < 1e9
+
+
+def is_numbers(value: Any) -> bool:
+    """A list of numbers."""
+    return type(value) is list and _NUMBERS.issuperset(map(type, value)) and all(map(_LIMIT.__gt__, map(abs, value)))
+
+
+def is_box(value: Any) -> bool:
+    """A list of four numbers."""
+    return is_numbers(value) and len(value) == 4
+
+
+def is_polygons(value: Any) -> bool:
+    """A list of lists of numbers x, y, x, y, …"""
+    return isinstance(value, list) and all(is_numbers(p) and len(p) % 2 == 0 for p in value)
+
+
+_NUMBERS = frozenset((int, float))
+_LIMIT = 1e9
 
 
 def is_size(height: Any, width: Any) -> bool:

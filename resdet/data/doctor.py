@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from resdet.data.coco import is_id, is_number, is_size
+from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection
 from resdet.data.defects import FEW, Entry, Finding, Findings
 from resdet.data.formats.common import Source
 from resdet.masks import rle_covers
 
 
+@no_collection()
 def examine(split: str, source: Source, *, outlines: bool = True) -> list[Finding]:
     """Everything that the annotations of one split tell by themselves.
 
@@ -118,16 +119,17 @@ def _known(source: Source, images: dict[int, Entry], categories: dict[int, str],
     shift = next((s for s in (1, -1) if unknown and {c + s for c in used} <= categories.keys()), 0)
     kept = []
     for i, entry in enumerate(source.content["annotations"]):
-        what, category = name_of(source, entry, i), entry.get("category_id")
+        image, category = entry.get("image_id"), entry.get("category_id")
         category = category if is_id(category) else str(category)
-        if not is_id(entry.get("image_id")) or entry["image_id"] not in images:
-            found.add("image-unknown", f"{what}: image_id {entry.get('image_id')!r}", i)
+        if not is_id(image) or image not in images:
+            found.add("image-unknown", f"{name_of(source, entry, i)}: image_id {image!r}", i)
         elif shift:
             if category in unknown:
-                found.add("off-by-one", f"{what}: category_id {category}, listed are {sorted(categories)[:4]}…", shift)
+                text = f"category_id {category}, listed are {sorted(categories)[:4]}…"
+                found.add("off-by-one", f"{name_of(source, entry, i)}: {text}", shift)
             kept.append(entry)
         elif category not in categories:
-            found.add("category-unknown", f"{what}: category_id {category!r}", i)
+            found.add("category-unknown", f"{name_of(source, entry, i)}: category_id {category!r}", i)
         else:
             kept.append(entry)
     return kept
@@ -143,7 +145,7 @@ def _boxes(source: Source, entries: list[Entry], images: dict[int, Entry], found
     whole: list[tuple[Entry, tuple[float, float]]] = []
     for i, entry in enumerate(entries):
         box, size = entry.get("bbox"), _size(images[entry["image_id"]])
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        if not is_box(box):
             found.add("box-malformed", f"{name_of(source, entry, i)}: {str(box)[:60]}", id(entry))
         elif size:
             whole.append((entry, size))
@@ -191,8 +193,9 @@ def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found
             continue
         if not entry.get("iscrowd"):
             x, y, w, h = entry["bbox"]
-            gap = np.abs(np.array([around[0] - x, around[1] - y, around[2] - x - w, around[3] - y - h]))
-            if (gap > np.maximum(0.1 * np.array([w, h, w, h]), 2)).any():
+            apart_x = max(abs(around[0] - x), abs(around[2] - x - w))
+            apart_y = max(abs(around[1] - y), abs(around[3] - y - h))
+            if apart_x > max(0.1 * w, 2) or apart_y > max(0.1 * h, 2):
                 text = f"{what}: box {_short([x, y, x + w, y + h])}, mask {_short(around)} (corners)"
                 found.add("polygon-apart", text, id(entry))
 
@@ -215,22 +218,20 @@ def rle_corners(value: Entry, height: int, width: int) -> list[float] | str:
 
 def _polygons(value: Any, what: str, entry: Entry, found: Findings, outlines: bool) -> list[float] | str:
     """Corners around the polygons, or the code of what is wrong; "" where that is reported already."""
-    if not isinstance(value, list) or not all(
-        isinstance(p, list) and len(p) % 2 == 0 and all(map(is_number, p)) for p in value
-    ):
+    if not is_polygons(value):
         return "mask-malformed"
     for polygon in value:
         if len(polygon) < 6:
             found.add("polygon-short", f"{what}: {len(polygon) // 2} points", id(entry))
         elif outlines and crossed_share(polygon) > 0.1:
             found.add("polygon-crossing", f"{what}: {len(polygon) // 2} points", id(entry))
-    points = [np.reshape(p, (-1, 2)) for p in value if len(p) >= 6]
-    if not points:
+    around = [(min(p[::2]), min(p[1::2]), max(p[::2]), max(p[1::2])) for p in value if len(p) >= 6]
+    if not around:
         return ""
-    every = np.concatenate(points)
-    if not any((p.max(0) - p.min(0)).min() > 0 for p in points):
+    if not any(x2 > x1 and y2 > y1 for x1, y1, x2, y2 in around):
         return "mask-empty"
-    return [*every.min(0).tolist(), *every.max(0).tolist()]
+    left, top, right, bottom = zip(*around, strict=True)
+    return [min(left), min(top), max(right), max(bottom)]
 
 
 def signed_area(points: np.ndarray) -> float:

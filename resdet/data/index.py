@@ -10,7 +10,9 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -74,7 +76,7 @@ class ImageList(Sequence[ImageInfo]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index = int(index) % len(self)
-        name = bytes(_part(self.arrays["names"], self.arrays["name_ends"], index)).decode()
+        name = bytes(_part(self.arrays["names"], self.arrays["name_ends"], index)).decode(errors="surrogateescape")
         ends = self.arrays["object_ends"]
         first, last = int(ends[index - 1]) if index else 0, int(ends[index])
         masks = [_unpack(_part(self.arrays["masks"], self.arrays["mask_ends"], m)) for m in range(first, last)]
@@ -111,29 +113,34 @@ class ImageList(Sequence[ImageInfo]):
         return cls(Path(note["folder"]), _map(folder), folder), note
 
 
-def pack(images: Iterable[ImageInfo], folder: Path) -> ImageList:
-    """Images, whose files are named relative to `folder` where they lie in it, as flat arrays."""
-    ids, sizes, names, counts = [], [], [], []
-    boxes, labels, masks = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int32)], []
-    for info in images:
-        ids.append(info.image_id)
-        sizes.append(info.size)
-        inside = info.file.is_relative_to(folder)
-        names.append((info.file.relative_to(folder) if inside else info.file).as_posix().encode())
-        counts.append(len(info.objects.labels))
-        boxes.append(info.objects.boxes)
-        labels.append(info.objects.labels.astype(np.int32))
-        masks += [_packed(segmentation) for segmentation in info.objects.segmentations]
+def pack(
+    folder: Path,
+    ids: Sequence[int],
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    owners: Sequence[int],
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    masks: Sequence[Segmentation],
+) -> ImageList:
+    """N images and M objects, in any order, as flat arrays.
+
+    names: files relative to `folder`, or absolute. sizes: (H, W). owners: the number of each object's image, from 0;
+    boxes (M, 4) XYXY.
+    """
+    encoded = [name.encode(errors="surrogateescape") for name in names]  # as file systems have them
+    order = np.argsort(np.array(owners, np.int64), kind="stable")  # an image's objects stay in their order
+    packed = [_packed(masks[k]) for k in order.tolist()]
     return ImageList(folder, {
         "ids": np.array(ids, np.int64),
         "sizes": np.array(sizes, np.int32).reshape(-1, 2),
-        "names": np.frombuffer(b"".join(names), np.uint8),
-        "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
-        "object_ends": np.cumsum(counts, dtype=np.int64),
-        "boxes": np.concatenate(boxes).astype(np.float32),
-        "labels": np.concatenate(labels),
-        "masks": np.frombuffer(b"".join(masks), np.uint8),
-        "mask_ends": np.cumsum([len(mask) for mask in masks], dtype=np.int64),
+        "names": np.frombuffer(b"".join(encoded), np.uint8),
+        "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),
+        "object_ends": np.cumsum(np.bincount(np.array(owners, np.int64), minlength=len(ids)), dtype=np.int64),
+        "boxes": boxes[order].astype(np.float32, copy=False),
+        "labels": np.array(labels, np.int32)[order],
+        "masks": np.frombuffer(b"".join(packed), np.uint8),
+        "mask_ends": np.cumsum([len(mask) for mask in packed], dtype=np.int64),
     })  # fmt: skip
 
 
@@ -156,7 +163,7 @@ def _packed(segmentation: Segmentation) -> bytes:
         return b""
     if isinstance(segmentation, list):
         lengths = [len(polygon) for polygon in segmentation]
-        values = np.concatenate([np.asarray(polygon, np.float64) for polygon in segmentation])
+        values = array("d", chain.from_iterable(segmentation))
         return struct.pack(f"<cI{len(lengths)}I", b"p", len(lengths), *lengths) + values.tobytes()
     rle: dict[str, Any] = segmentation
     height, width = rle["size"]

@@ -23,6 +23,7 @@ from resdet.data.coco import (
     Annotations,
     check_flags,
     check_ids,
+    is_box,
     is_id,
     is_number,
     is_size,
@@ -120,19 +121,21 @@ class Evaluation:
         self.without_mask = 0
         entries: list[dict[str, Any]] = []
         for i, entry in enumerate(content["annotations"]):
-            what = f"annotation {entry.get('id', f'number {i}')}"
-            image_id, category = check_ids(entry, known, self.category_names, what, problems)
-            if image_id not in size_of or category is None:
-                continue
-            size = size_of[image_id]
-            if not is_size(*size):
-                problems.append(f"image {image_id}: height {size[0]!r} and width {size[1]!r} are no size of a picture")
-                continue
-            check_flags(entry, what, problems)
-            usable = parse_box(entry.get("bbox"), size, what, problems) is not None
-            outline = parse_segmentation(entry.get("segmentation"), size, what, problems, Counter())
-            if usable:
-                entries.append(self._completed({**entry, "segmentation": outline}, len(entries) + 1, size))
+            wrong: list[str] = []
+            image_id, category = check_ids(entry, known, self.category_names, wrong)
+            if image_id in size_of and category is not None:
+                size = size_of[image_id]
+                if is_size(*size):
+                    check_flags(entry, wrong)
+                    usable = parse_box(entry.get("bbox"), size, wrong) is not None
+                    outline = parse_segmentation(entry.get("segmentation"), size, wrong, Counter())
+                    if usable:
+                        entries.append(self._completed({**entry, "segmentation": outline}, len(entries) + 1, size))
+                else:
+                    problems.append(
+                        f"image {image_id}: height {size[0]!r} and width {size[1]!r} are no size of a picture"
+                    )
+            problems += [f"annotation {entry.get('id', f'number {i}')}: {text}" for text in wrong]
         if problems:
             raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
@@ -162,7 +165,7 @@ class Evaluation:
         entry = {**entry, "iscrowd": entry.get("iscrowd") or 0, "id": identity}
         if not entry.get("segmentation"):
             self.without_mask += 1
-            x1, y1, x2, y2 = parse_box(entry["bbox"], size, "", []) or (0, 0, 0, 0)
+            x1, y1, x2, y2 = parse_box(entry["bbox"], size, []) or (0, 0, 0, 0)
             entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
             if entry.get("area") is None:
                 entry["area"] = entry["bbox"][2] * entry["bbox"][3]
@@ -239,7 +242,7 @@ def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any
         )
     problems: list[str] = []
     for i, entry in enumerate(results):
-        _check_result(entry, f"entry {i}", evaluation, problems)
+        problems += [f"entry {i}: {text}" for text in _check_result(entry, evaluation)]
     masks = sum("segmentation" in entry for entry in results)
     if 0 < masks < len(results):
         problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
@@ -248,21 +251,24 @@ def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any
     return results, ("bbox", "segm") if masks and evaluation.has_masks else ("bbox",)
 
 
-def _check_result(entry: dict[str, Any], what: str, evaluation: Evaluation, problems: list[str]) -> None:
-    image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, what, problems)
+def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    """What is wrong with a detection."""
+    wrong: list[str] = []
+    image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, wrong)
     if image_id is None:
-        return
+        return wrong
     if not is_number(entry.get("score")):
-        problems.append(f"{what}: score {entry.get('score')!r} is not a number")
+        wrong.append(f"score {entry.get('score')!r} is not a number")
     box, rle = entry.get("bbox"), entry.get("segmentation")
     if box is None and rle is None:
-        problems.append(f"{what}: has neither bbox nor segmentation")
-    if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        problems.append(f"{what}: bbox {str(box)[:60]} is not [x, y, width, height]")
-    before = len(problems)
-    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], what, problems, Counter())
-    if "segmentation" in entry and usable is None and len(problems) == before:
-        problems.append(f"{what}: its segmentation is empty")
+        wrong.append("has neither bbox nor segmentation")
+    if box is not None and not is_box(box):
+        wrong.append(f"bbox {str(box)[:60]} is not [x, y, width, height]")
+    before = len(wrong)
+    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], wrong, Counter())
+    if "segmentation" in entry and usable is None and len(wrong) == before:
+        wrong.append("its segmentation is empty")
+    return wrong
 
 
 def metrics_table(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_files_of_another_kind(tmp_path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_coco(path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a..b.jpg", "deeper/./c.jpg", os.fsdecode(b"caf\xe9.jpg")])
+def test_unusual_names(tmp_path, name: str) -> None:
+    """Two dots within a name lead nowhere, and file systems know names that are no UTF-8."""
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / name).write_bytes(b"")
+    image = {"id": 10, "file_name": name, "height": 60, "width": 80}
+    read = read_coco(write(tmp_path, images=[image], annotations=[annotation(), annotation()]), tmp_path)
+    assert [info.file for info in read.images] == [tmp_path / name]
+    assert len(read.images[0].objects.labels) == 2
+
+
+def test_objects_find_their_images_in_any_order(tmp_path) -> None:
+    entries = [annotation(image_id=image, bbox=[k, 0, 5, 5]) for k, image in enumerate([7, 10, 7, 10, 7])]
+    read = read_coco(write(tmp_path, annotations=entries), tmp_path)
+    assert [info.objects.boxes[:, 0].tolist() for info in read.images] == [[1, 3], [0, 2, 4]]
 
 
 def test_missing_file_and_folder(tmp_path) -> None:

@@ -16,7 +16,7 @@ from resdet.config import DataConfig
 from resdet.data import cache
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations
-from resdet.data.index import ImageInfo, ImageList, Objects, pack
+from resdet.data.index import ImageInfo, ImageList, Objects
 
 FOLDER = Path("/pictures")
 
@@ -43,7 +43,7 @@ def same(one: ImageInfo, two: ImageInfo) -> bool:
 
 @pytest.mark.parametrize("saved", [True, False])
 def test_nothing_is_lost(saved: bool, tmp_path) -> None:
-    packed = pack(images(), FOLDER)
+    packed = tiny.pack(images(), FOLDER)
     if saved:
         packed.save(tmp_path / "index", {"x": 1})
         packed, note = ImageList.load(tmp_path / "index")
@@ -60,7 +60,7 @@ def test_nothing_is_lost(saved: bool, tmp_path) -> None:
 
 
 def test_a_mapped_list_is_pickled_by_its_place(tmp_path) -> None:
-    packed = pack(images() * 500, FOLDER)
+    packed = tiny.pack(images() * 500, FOLDER)
     packed.save(tmp_path / "index", {})
     mapped, _ = ImageList.load(tmp_path / "index")
     small, large = pickle.dumps(mapped), pickle.dumps(packed)
@@ -72,7 +72,7 @@ def test_a_mapped_list_is_pickled_by_its_place(tmp_path) -> None:
 def test_uncompressed_counts_become_compressed_ones() -> None:
     info = images()[0]
     rle = {"size": [2, 3], "counts": [1, 2, 3]}
-    packed = pack([info._replace(objects=info.objects._replace(segmentations=[rle, None, None]))], FOLDER)
+    packed = tiny.pack([info._replace(objects=info.objects._replace(segmentations=[rle, None, None]))], FOLDER)
     from resdet.masks import decode_rle
 
     assert np.array_equal(decode_rle(packed[0].objects.segmentations[0], 2, 3), decode_rle(rle, 2, 3))
@@ -88,7 +88,7 @@ def test_the_cache_follows_its_file(shapes_root, tmp_path, monkeypatch) -> None:
     assert path.is_relative_to(tmp_path / "cache")
     assert cache_path(DataConfig(root=shapes_root, limit=3), "train") is None
     assert load_index(path) is None
-    kept = keep_index(Annotations(Path("x.json"), pack(images(), FOLDER), ["a"], [4]), path)
+    kept = keep_index(Annotations(Path("x.json"), tiny.pack(images(), FOLDER), ["a"], [4]), path)
     again = load_index(path)
     assert again is not None
     assert (again.class_names, again.category_ids, len(again.images)) == (["a"], [4], 3)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
 from pictures import textured
 from resdet.config import DataConfig, InputConfig
 from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
 from resdet.data.dataset import DetectionDataset, repeat_factors
-from resdet.data.index import ImageInfo, Objects, pack
+from resdet.data.index import ImageInfo, Objects
 from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
 
@@ -57,7 +58,7 @@ def test_a_far_larger_picture_is_decoded_small_and_stays_the_same(rotated: bool,
     size = (1201, 803) if rotated else (803, 1201)
     outline = [[100.0, 100, 700, 100, 400, 500]]
     objects = Objects(np.array([[100, 100, 700, 500]], np.float32), np.array([0]), [outline])
-    annotations = Annotations(tmp_path, pack([ImageInfo(1, file, size, objects)], tmp_path), ["x"], [1])
+    annotations = Annotations(tmp_path, tiny.pack([ImageInfo(1, file, size, objects)], tmp_path), ["x"], [1])
     whole = dataset(annotations)
     whole._reduction = lambda size, short: 1
     for epoch in range(3):  # flipped or not, other short sides
@@ -90,7 +91,7 @@ def test_rare_classes_repeat_and_negatives_have_their_share() -> None:
 
     objects = [with_labels(0, 1)] * 4 + [with_labels(0)] * 86 + [empty] * 10
     images = [ImageInfo(k, Path(f"{k}.jpg"), (10, 20), entry) for k, entry in enumerate(objects)]
-    data = Annotations(Path("x"), pack(images, Path()), ["common", "rare"], [1, 2])
+    data = Annotations(Path("x"), tiny.pack(images, Path()), ["common", "rare"], [1, 2])
     assert repeat_factors(data, None, None) is None
     factors = repeat_factors(data, 0.16, None)
     assert factors[:4].tolist() == [2.0] * 4  # sqrt(0.16 / 0.04)
@@ -168,7 +169,7 @@ def with_broken(shapes, folder, broken: list[int]) -> Annotations:
         file = folder / f"{i}.jpg"
         file.write_bytes(b"junk" if i in broken else info.file.read_bytes())
         images.append(info._replace(file=file))
-    return Annotations(shapes.source, pack(images, folder), shapes.class_names, shapes.category_ids)
+    return Annotations(shapes.source, tiny.pack(images, folder), shapes.class_names, shapes.category_ids)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,7 +13,7 @@ import tiny
 from resdet.config import Config
 from resdet.config_text import load_yaml, parse_config
 from resdet.data.coco import Annotations
-from resdet.data.index import ImageInfo, Objects, pack
+from resdet.data.index import ImageInfo, Objects
 from resdet.engine.auto import choose
 
 
@@ -21,7 +21,7 @@ def annotations(count: int, size: tuple[int, int] = (480, 640), side: float = 10
     boxes = np.array([[0, 0, side, side]], np.float32)
     outline = [[[0.0, 0, side, 0, side, side]]] if mask else [None]
     objects = Objects(boxes, np.zeros(1, np.int64), outline)
-    images = pack([ImageInfo(k, Path(f"{k}.jpg"), size, objects) for k in range(count)], Path())
+    images = tiny.pack([ImageInfo(k, Path(f"{k}.jpg"), size, objects) for k in range(count)], Path())
     return Annotations(Path("x"), images, ["a"], [1])
 
 
