@@ -1,0 +1,131 @@
+"""What can be said of CUDA without a GPU: a step and a prediction on fake tensors, which have a device but no values.
+
+Fake tensors raise where devices are mixed and where the host asks for a value (`.item()`, a boolean index, `nonzero`);
+what is copied between host and device is noted here. `test_cuda.py` says the same of real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from resdet.data.collate import LoadedBatch
+from resdet.engine import run as run_module
+from resdet.engine.processes import Processes
+from resdet.engine.run import Run
+from resdet.engine.setup import prepare_inputs
+from resdet.models.build import build_model
+from resdet.structures import Batch, Targets
+from tiny import make_batch, small
+
+GPU = torch.device("cuda", 0)
+
+
+class Copies(TorchDispatchMode):
+    """Notes what travels between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
+        if "copy" in func.name() and len({t.device.type for t in tensors}) > 1:
+            self.seen.append(f"{func.name()} {[(tuple(t.shape), t.device.type) for t in tensors]}")
+        return result
+
+
+class OnDevice:
+    """Turns tensors, batches and models into fake ones on a GPU."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode()
+
+    def tensor(self, real: Tensor) -> Tensor:
+        fake = self.mode.from_tensor(real.detach())
+        with self.mode:
+            return fake.to(GPU)
+
+    def batch(self, batch: Batch) -> Batch:
+        assert batch.targets
+        fields = {name: self.tensor(t) for name, t in batch._asdict().items() if isinstance(t, Tensor)}
+        return batch._replace(**fields, targets=Targets(*map(self.tensor, batch.targets)))  # type: ignore[arg-type]
+
+    def model(self, model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(self.tensor(parameter), parameter.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, self.tensor(buffer))
+        return model
+
+    @contextmanager
+    def nothing_travels(self) -> Iterator[None]:
+        copies = Copies()
+        with self.mode, copies:
+            yield
+        assert not copies.seen
+
+
+@pytest.fixture
+def gpu() -> OnDevice:
+    return OnDevice()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.ones(3), lambda x: x + torch.ones(3).to(GPU)],
+    ids=["item", "boolean index", "two devices", "copy"],
+)
+def test_waiting_is_noticed(gpu: OnDevice, ask: Callable[[Tensor], object]) -> None:
+    x = gpu.tensor(torch.ones(3))
+    with pytest.raises((RuntimeError, AssertionError)), gpu.nothing_travels():
+        ask(x)
+
+
+def test_the_losses(gpu: OnDevice) -> None:
+    model, batch = gpu.model(small()), gpu.batch(make_batch([3, 5]))
+    with gpu.nothing_travels():
+        losses = model(batch)
+    assert {loss.device for loss in losses.values()} == {GPU}
+
+
+def test_a_prediction(gpu: OnDevice) -> None:
+    model, batch = gpu.model(small().eval()), gpu.batch(make_batch([1, 1]))
+    with gpu.nothing_travels():
+        found = model.predict(batch)
+    assert found.mask_probs.device == GPU
+
+
+def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch) -> None:
+    """All of it but the backward pass, whose engine wants a real GPU: every gradient is a made-up one."""
+    config = tiny.config(
+        shapes_root, tmp_path, optimizer="adamw", clip_grad_norm=5, ema_decay=0.9, accumulate=2, channels_last=False
+    )
+    config, inputs = prepare_inputs(config, None)
+    model = gpu.model(build_model(config.model))
+    batch = make_batch([3, 5])
+    batch = gpu.batch(batch._replace(targets=batch.targets._replace(labels=batch.targets.labels.clamp(max=3))))
+
+    def backward(loss: Tensor) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    later: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "backward", backward)
+    monkeypatch.setattr(run_module, "Later", later.append)  # which starts a copy that nobody waits for
+    with gpu.mode:
+        run = Run(config, inputs, model, GPU, Processes())
+    for run.iteration in (1, 2):
+        run._previous = None  # it would be read now, when the next step is on its way
+        with gpu.nothing_travels():
+            losses = run.step(LoadedBatch(batch, [0, 1], {}))
+    assert {tensor.device for tensor in (*losses.values(), *later)} == {GPU}
