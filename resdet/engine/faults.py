@@ -27,8 +27,7 @@ class Later:
         self.event: Any = None
         if value.is_cuda:
             self.value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-            self.event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.event.record()
+            self.event = torch.cuda.current_stream(value.device).record_event()
         else:
             self.value = value
 

@@ -120,6 +120,8 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
     if world == 1:
         yield Processes()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # otherwise pinned memory would give every process a foot on the first GPU
     store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
     store = PrefixStore(_name_of_start(store, rank, world, timeout), store)
     dist.init_process_group(

@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 import tiny
 from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.processes import Processes, _name_of_start
+from resdet.engine.device import choose_device
+from resdet.engine.processes import Processes, _name_of_start, joined
 from resdet.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "processes.py"
@@ -42,6 +43,29 @@ def together(config, tmp_path_factory) -> Path:
     done = torchrun(2, "train", config, output)
     assert done.returncode == 0, done.stdout + done.stderr
     return output
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch) -> None:
+    """As far as that shows without one."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device = choose_device("auto")
+    assert device == torch.device("cuda", 1)
+
+    class Current(Exception):
+        pass
+
+    def set_device(device: torch.device) -> None:
+        raise Current(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    with pytest.raises(Current, match="cuda:1"), joined(device):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"cuda:1 asked for, but 1 CUDA device"):
+        choose_device("auto")
 
 
 @pytest.mark.slow
