@@ -18,7 +18,7 @@ from resdet.config_text import load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
 from resdet.engine.checkpoint import load_weights
-from resdet.engine.device import autocast, choose_device, keep_memory
+from resdet.engine.device import autocast, choose_device, compiled, keep_memory
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
@@ -37,7 +37,8 @@ class Predictor:
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
-    compile:         torch.compile the network; the first picture of each padded size then takes long.
+    compile:         torch.compile the network, by its default (True) or in a mode of its ("reduce-overhead": CUDA graphs); the
+                     first picture of each padded size then takes long.
     model:           a detector of your own (with another head, say) to fill instead of one built from the config.
     batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results do not depend
                      on the company.
@@ -53,7 +54,7 @@ class Predictor:
         max_detections: int | None = None,
         device: str | None = None,
         amp: Literal["off", "bf16", "fp16"] = "off",
-        compile: bool = False,
+        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
         model: Detector | None = None,
         batch_size: int = 4,
     ) -> None:
@@ -80,7 +81,7 @@ class Predictor:
             self.model.to(memory_format=torch.channels_last)  # 7 % faster on a CPU
         self.model_config, self.min_size, self.max_size = model_config, config.data.min_size[-1], config.data.max_size
         self.pad_multiple, self.amp, self.batch_size = config.data.pad_multiple, amp, batch_size
-        self._predict: Any = torch.compile(self.model.predict) if compile else self.model.predict
+        self._predict = compiled(self.model.predict, compile)
 
     @classmethod
     def from_checkpoint(
@@ -91,7 +92,7 @@ class Predictor:
         max_detections: int | None = None,
         device: str = "auto",
         amp: Literal["off", "bf16", "fp16"] = "off",
-        compile: bool = False,
+        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
         batch_size: int = 4,
     ) -> Predictor:
         """A detector of torchvision, detectron2, mmdetection or resdet, its architecture and numerics from the file.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -47,6 +49,11 @@ def keep_memory() -> None:
     trim_threshold, mmap_max = -1, -4
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
+
+
+def compiled(function: Callable[..., Any], how: bool | str, **options: Any) -> Any:
+    """`torch.compile` by its default (True) or in a mode of its; "reduce-overhead" replays CUDA graphs. False: as it is."""
+    return torch.compile(function, mode=None if how is True else how, **options) if how else function
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:

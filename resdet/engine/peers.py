@@ -21,7 +21,7 @@ from resdet.checkpoints.export import to_torchvision
 from resdet.config import Config
 from resdet.data.augment import to_bitmap
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.device import autocast, keep_memory
+from resdet.engine.device import autocast, compiled, keep_memory
 from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -177,7 +177,7 @@ def side_of(name: str, config: Config, load: Load, device: torch.device) -> Side
 def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
     if config.train.channels_last:
         model.to(memory_format=torch.channels_last)
-    forward: Any = torch.compile(model, fullgraph=True, dynamic=False) if config.train.compile else model
+    forward = compiled(model, config.train.compile, fullgraph=True, dynamic=False)
     optimizer = build_optimizer(model, config.train)
 
     def train() -> None:

@@ -15,7 +15,7 @@ from resdet.config_text import dump_config, load_yaml, parse_config
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.engine.checkpoint import Checkpoint, load_weights
-from resdet.engine.device import autocast
+from resdet.engine.device import autocast, compiled
 from resdet.engine.evaluate import Metrics, evaluation_of
 from resdet.engine.faults import BAD_STEPS, Later, Unreadable, dump_path, first_not_finite, memory_told
 from resdet.engine.log import console
@@ -62,11 +62,9 @@ class Run:
         self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)
         if t.channels_last:
             model.to(memory_format=torch.channels_last)
-        computed: nn.Module = model
         if t.compile:
             torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
-            computed = torch.compile(model, fullgraph=True, dynamic=False)  # type: ignore[assignment]
-        self.forward = distributed(computed, processes, device)
+        self.forward = distributed(compiled(model, t.compile, fullgraph=True, dynamic=False), processes, device)
         self.optimizer = build_optimizer(model, t)
         self.scaler = torch.amp.GradScaler(device.type, enabled=t.amp == "fp16")
         self.average = WeightAverage(model, t.ema_decay) if t.ema_decay else None

@@ -204,6 +204,16 @@ def test_a_compiled_run_follows_the_eager_one(shapes_root, tmp_path, monkeypatch
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.parametrize(("how", "mode"), [(True, None), ("reduce-overhead", "reduce-overhead")])
+def test_compiling_in_a_mode(shapes_root, tmp_path, monkeypatch, how: bool | str, mode: str | None) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: (asked.append(options), model)[1])
+    train(tiny.config(shapes_root, tmp_path, max_iters=1, eval_every=0, compile=how))
+    assert asked == [{"mode": mode, "fullgraph": True, "dynamic": False}]
+    with pytest.raises(UserError, match=r"train\.compile"):
+        tiny.config(shapes_root, tmp_path, compile="fast")
+
+
 @pytest.mark.slow
 def test_tensorboard_gets_the_numbers_and_is_asked_for_by_name_when_missing(shapes_root, tmp_path, monkeypatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
