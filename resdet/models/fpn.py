@@ -29,7 +29,7 @@ class FPN(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         merged = [lateral(c) for lateral, c in zip(self.lateral, features.values(), strict=True)]
         for i in range(len(merged) - 2, -1, -1):
-            merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
+            merged[i].add_(F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest"))
         levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
         levels.append(levels[-1][:, :, ::2, ::2].contiguous())  # a max-pooling with a window of 1
         return dict(zip(self.strides, levels, strict=True))

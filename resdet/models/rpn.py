@@ -85,7 +85,7 @@ class RPN(nn.Module):
         logits, deltas = [], []
         for x in features.values():
             for conv in self.convs:
-                x = F.relu(conv(x))
+                x = F.relu(conv(x), inplace=True)
             logits.append(self.objectness(x).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return Scores(logits, deltas, self.anchors(features, input_size))
