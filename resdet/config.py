@@ -219,8 +219,8 @@ class TrainConfig(Section):
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
-    # torch.compile: true, or a mode of it; "reduce-overhead" replays CUDA graphs
-    compile: bool | Literal["reduce-overhead", "max-autotune"] = False
+    # torch.compile; "reduce-overhead" is its mode that replays CUDA graphs
+    compile: bool | Literal["reduce-overhead"] = False
     channels_last: bool = True  # the memory layout that convolutions are fastest in
     log_every: Positive = 20
     checkpoint_every: Positive = 5000

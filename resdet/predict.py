@@ -37,8 +37,8 @@ class Predictor:
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
-    compile:         torch.compile the network, by its default (True) or in a mode of its ("reduce-overhead": CUDA graphs); the
-                     first picture of each padded size then takes long.
+    compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first picture
+                     of each padded size then takes long.
     model:           a detector of your own (with another head, say) to fill instead of one built from the config.
     batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results do not depend
                      on the company.
@@ -54,7 +54,7 @@ class Predictor:
         max_detections: int | None = None,
         device: str | None = None,
         amp: Literal["off", "bf16", "fp16"] = "off",
-        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+        compile: bool | Literal["reduce-overhead"] = False,
         model: Detector | None = None,
         batch_size: int = 4,
     ) -> None:
@@ -92,7 +92,7 @@ class Predictor:
         max_detections: int | None = None,
         device: str = "auto",
         amp: Literal["off", "bf16", "fp16"] = "off",
-        compile: bool | Literal["reduce-overhead", "max-autotune"] = False,
+        compile: bool | Literal["reduce-overhead"] = False,
         batch_size: int = 4,
     ) -> Predictor:
         """A detector of torchvision, detectron2, mmdetection or resdet, its architecture and numerics from the file.
