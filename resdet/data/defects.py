@@ -50,6 +50,8 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
     "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),
     "category-name": ("warning", "two categories of one name", "merge them, or rename one"),
+    "category-gap": ("warning", "category ids with gaps (harmless here: labels are counted without them)",
+                     "look whether a category was left out"),
     "category-unknown": ("error", "annotation of a category that is not listed", "list the category, or --fix drops it"),
     "off-by-one": ("error", "category ids are off by one from those listed", "--fix shifts them"),
     "image-unknown": ("error", "annotation of an image that is not listed", "list the image, or --fix drops it"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection
 from resdet.data.defects import FEW, Entry, Finding, Findings
 from resdet.data.formats.common import Source
 from resdet.masks import rle_covers
+
+# Neighbours among the ids of COCO's 80 categories (cocodataset.org, instances_val2017.json) that are not consecutive.
+COCO_GAPS = {(11, 13), (25, 27), (28, 31), (44, 46), (65, 67), (67, 70), (70, 72), (82, 84)}
 
 
 @no_collection()
@@ -108,6 +112,11 @@ def _categories(source: Source, found: Findings) -> dict[int, str]:
                 "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
             )
         categories[identity] = name
+    listed = sorted(categories)
+    for before, after in pairwise(listed):
+        if after > before + 1 and (before, after) not in COCO_GAPS:
+            text = f"none between {before} ({categories[before]}) and {after} ({categories[after]})"
+            found.add("category-gap", text)
     return categories
 
 

@@ -19,6 +19,7 @@ from resdet.config import SyntheticConfig
 from resdet.masks import encode_bitmap
 
 CLASSES = ("disk", "box", "triangle", "star")
+CATEGORY_IDS = (10, 11, 13, 14)  # neither from 0 nor from 1 on, and with one of COCO's gaps
 
 
 def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
@@ -56,8 +57,7 @@ def write_split(root: Path, split: str, count: int, offset: int, spec: Synthetic
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **entry})
-    # Category ids with gaps, as COCO has them.
-    categories = [{"id": 3 * k + 1, "name": name} for k, name in enumerate(CLASSES)]
+    categories = [{"id": identity, "name": name} for identity, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
 
@@ -165,7 +165,7 @@ def _annotation(label: int, outline: np.ndarray, visible: np.ndarray, crowd: boo
     elif (visible == _rasterise([outline], height, width)).all():
         segmentation = [outline.ravel().tolist()]
     return {
-        "category_id": 3 * label + 1,
+        "category_id": CATEGORY_IDS[label],
         "bbox": [float(v) for v in coco_mask.toBbox(rle)],
         "area": float(coco_mask.area(rle)),
         "iscrowd": int(crowd),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,16 @@ class Choice(NamedTuple):
 
 
 def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config, list[Choice]]:
-    """Fill in what the config does not set: input size, schedule, learning rate, frozen stages, whether there are masks."""
-    choices = [*_inputs(train), *_schedule(config, len(train.images))]
+    """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, workers, a mask head."""
+    names = ", ".join(train.class_names[:8]) + ", …" * (len(train.class_names) > 8)
+    classes = Choice("model.num_classes", len(train.class_names), f"the data's: {names}")
+    choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]
     stages, why = (
         (2, "there are pretrained weights: stem and layer1 stay") if pretrained else (0, "nothing is pretrained")
     )
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
+    cores = os.cpu_count() or 1
+    choices.append(Choice("data.workers", min(4, cores), f"{cores} CPU core(s), and no more than four workers"))
     if config.model.mask and not train.images.any_masks:
         # Set by the weights rather than by a person: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
@@ -38,7 +43,7 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
     for choice in choices:
         section, given = _parent(config, choice.key)
         name = choice.key.rpartition(".")[2]
-        if choice.key == "model.mask" or name not in given:
+        if choice.key == "model.mask" or name not in given or getattr(section, name) is None:
             setattr(section, name, choice.value)
             taken.append(choice)
     return config, taken

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, SplitConfig, data_root, split_paths
+from resdet.data.advice import advise_anchors, resized_objects
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
@@ -66,13 +67,15 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
     if val and val.class_names != train.class_names:
         both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
         raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
-    config = with_num_classes(config, train)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
         config, choices = choose(config.model_copy(deep=True), train, pretrained=found is not None)
         for choice in choices:
             console.print(f"auto: {choice.key} = {choice.value} ({choice.reason})")
+        for line in advise_anchors(resized_objects(train, config.data), config.model):
+            console.print(f"auto: {line}")
+    config = with_num_classes(config, train)
     if config.model.mask and not train.images.any_masks:
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "

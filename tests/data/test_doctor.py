@@ -108,6 +108,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("image-size", one("images", 0, height=0), 1),
     ("category-id", lambda s: s.content["categories"].append({"id": 1, "name": "c"}), 1),
     ("category-name", lambda s: s.content["categories"].append({"id": 3, "name": "a"}), 1),
+    ("category-gap", lambda s: s.content["categories"].extend([{"id": 5, "name": "c"}, {"id": 11, "name": "d"}]), 2),
     ("category-unknown", one("annotations", 3, category_id=17), 1),
     ("off-by-one", each("annotations", lambda e: e.update(category_id=e["category_id"] - 1)), 12),
     ("image-unknown", one("annotations", 3, image_id=99), 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,23 @@ def test_everything_that_is_open_is_chosen_with_a_reason() -> None:
     assert t.milestones == [4000, 5333]
     assert (config.data.min_size[-1], config.data.max_size) == (480, 800)
     assert config.model.backbone.frozen_stages == 2
+    assert (config.model.num_classes, told["model.num_classes"]) == (1, "the data's: a")
     assert told["train.max_iters"] == "1000 pictures, each seen 24 times"
     assert "linear in the batch size" in told["train.lr"]
     assert "train.batch_size" not in told
     assert all(told.values())
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 4), (None, 1)])
+def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert chosen(annotations(50))[0].data.workers == workers
+
+
 def test_what_is_set_stays_and_other_choices_follow_it() -> None:
     config, told = chosen(
         annotations(1000), train={"lr": 0.3, "max_iters": 900}, data={"min_size": 333, "max_size": 999},
-        model={"backbone": {"frozen_stages": 4}},
+        model={"backbone": {"frozen_stages": 4}, "num_classes": 1},
     )  # fmt: skip
     assert (config.train.lr, config.train.max_iters, config.data.min_size, config.data.max_size) == (
         0.3,
@@ -56,7 +64,13 @@ def test_what_is_set_stays_and_other_choices_follow_it() -> None:
     )
     assert config.model.backbone.frozen_stages == 4
     assert config.train.milestones == [600, 800]
-    assert not {"train.lr", "train.max_iters", "data.min_size", "model.backbone.frozen_stages"} & set(told)
+    assert not {
+        "model.num_classes",
+        "train.lr",
+        "train.max_iters",
+        "data.min_size",
+        "model.backbone.frozen_stages",
+    } & set(told)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +99,7 @@ def test_from_scratch_nothing_is_frozen_and_without_masks_there_is_no_mask_head(
 
 def test_the_config_that_was_given_is_left_alone_and_the_choices_are_written(shapes_root, tmp_path, capsys) -> None:
     config = parse_config({
-        "auto": True, "device": "cpu", "output": str(tmp_path / "run"), "model": tiny.MODEL,
+        "auto": True, "device": "cpu", "output": str(tmp_path / "run"), "model": {**tiny.MODEL, "num_classes": None},
         "data": {"root": str(shapes_root), "workers": 0, "min_size": 64, "max_size": 96},
         "train": {"max_iters": 1, "batch_size": 2, "eval_every": 0},
     })  # fmt: skip
@@ -94,5 +108,8 @@ def test_the_config_that_was_given_is_left_alone_and_the_choices_are_written(sha
     assert config.model_dump() == before
     written = load_yaml((tmp_path / "run/config.yaml").read_text())
     assert written["train"]["lr"] == pytest.approx(0.02 * 2 / 16)
-    assert "auto: train.lr = 0.0025 (linear in the batch size: 0.02 at 16 (sgd))" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "auto: train.lr = 0.0025 (linear in the batch size: 0.02 at 16 (sgd))" in told
+    assert "auto: model.num_classes = 4 (the data's: disk, box, triangle, star)" in told
+    assert re.search(r"auto: anchors reach \d+\.\d% of the objects", told)
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["iteration"] == 1

@@ -42,7 +42,7 @@ def test_a_run_leaves_everything_the_contract_names(shapes_root, tmp_path) -> No
     assert tuple(metrics["segm"]) == METRICS
     content = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
     assert content["class_names"] == ["disk", "box", "triangle", "star"]
-    assert content["category_ids"] == [1, 4, 7, 10]
+    assert content["category_ids"] == [10, 11, 13, 14]
     averaged, raw = content["model"], content["training"]["weights"]
     assert not torch.equal(averaged["fpn.lateral.0.conv.weight"], raw["fpn.lateral.0.conv.weight"])
     records = lines(out)
