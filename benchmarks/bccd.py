@@ -1,14 +1,15 @@
 """Blood cells from scratch: resdet and torchvision's own Faster R-CNN, the same backbone, data, order, budget and seed.
 
-    python benchmarks/bccd.py BCCD [OUTPUT [SEEDS]]
+    python benchmarks/bccd.py BCCD [OUTPUT [SEED ...]]
 
 BCCD is the folder that holds JPEGImages, Annotations and ImageSets. Both train on the batches of resdet's loader with the
 same optimiser and schedule (configs/examples/bccd.yaml) and are scored by the same evaluation on the test split, once for each
-seed from 0 on. With the first one resdet trains again, for as many iterations as fit into the time that torchvision took.
+seed (0 if none is given). Then resdet trains again, for as many iterations as fit into the time that torchvision took.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -116,7 +117,7 @@ def train_torchvision(config: Config) -> dict[str, float | None]:
     return metrics["bbox"]
 
 
-def main(root: Path, output: Path, seeds: int) -> None:
+def main(root: Path, output: Path, seeds: list[int]) -> None:
     rows: dict[str, list[tuple[dict[str, float | None], float]]] = {}
 
     def run(name: str, train: Callable[[], dict[str, float | None]]) -> float:
@@ -126,7 +127,7 @@ def main(root: Path, output: Path, seeds: int) -> None:
         rows.setdefault(name, []).append((metrics, minutes))
         return minutes
 
-    for seed in range(seeds):
+    for seed in seeds:
         config = resdet.load_config("configs/examples/bccd.yaml", [f"data.root={root}", f"seed={seed}"])
         iterations = config.train.max_iters
 
@@ -137,9 +138,8 @@ def main(root: Path, output: Path, seeds: int) -> None:
 
         theirs = run(f"torchvision, {iterations} iterations", partial(train_torchvision, config))
         own = run(f"resdet, {iterations} iterations", ours)
-        if not seed:
-            config.train.max_iters = round(iterations * theirs / own)
-            run("resdet, as many minutes", ours)
+        config.train.max_iters = round(iterations * theirs / own)
+        run("resdet, as many minutes", ours)
         for name, results in rows.items():
             means = {key: 100 * sum(m[key] or 0 for m, _ in results) / len(results) for key in KEYS}
             minutes = sum(t for _, t in results) / len(results)
@@ -152,5 +152,12 @@ def main(root: Path, output: Path, seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    given = dict(enumerate(sys.argv))
-    main(Path(given[1]), Path(given.get(2, "outputs/bccd")), int(given.get(3, 1)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, metavar="BCCD")
+    parser.add_argument("output", type=Path, nargs="?", default=Path("outputs/bccd"), metavar="OUTPUT")
+    parser.add_argument("seeds", type=int, nargs="*", default=[0], metavar="SEED")
+    args = parser.parse_args()
+    try:
+        main(args.root, args.output, args.seeds)
+    except resdet.UserError as error:
+        sys.exit(f"error: {error}")

@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from resdet.boxes import nms
-from resdet.data.collate import LoadedBatch, to_device
+from resdet.data.collate import LoadedBatch, mapped, to_device
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
 from resdet.engine.setup import prepare_inputs
@@ -53,6 +53,19 @@ def test_the_losses_are_those_of_the_cpu() -> None:
     found = model.cuda()(to_device(batch, torch.device("cuda")))
     for name, value in expected.items():
         torch.testing.assert_close(found[name].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_arrive_whole_while_the_device_computes() -> None:
+    device = torch.device("cuda", 0)
+    work = torch.randn(4096, 4096, device=device)
+    sums = []
+    for k in range(30):
+        batch = make_batch([3, 5])
+        batch = mapped(batch._replace(images=torch.full((2, 3, 512, 512), k)), lambda t: t.pin_memory())
+        for _ in range(5):
+            work = torch.nn.functional.normalize(work @ work)
+        sums.append(to_device(batch, device).images.double().mean())
+    assert torch.stack(sums).tolist() == list(range(30))
 
 
 def test_suppression_keeps_what_the_cpu_keeps() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from resdet.data import collate
 from resdet.data.collate import LoadedBatch
 from resdet.engine import run as run_module
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
 from resdet.engine.setup import prepare_inputs
 from resdet.models.build import build_model
-from resdet.structures import Batch, Targets
+from resdet.structures import Batch
 from tiny import make_batch, small
 
 GPU = torch.device("cuda", 0)
@@ -55,9 +57,11 @@ class OnDevice:
             return fake.to(GPU)
 
     def batch(self, batch: Batch) -> Batch:
-        assert batch.targets
-        fields = {name: self.tensor(t) for name, t in batch._asdict().items() if isinstance(t, Tensor)}
-        return batch._replace(**fields, targets=Targets(*map(self.tensor, batch.targets)))  # type: ignore[arg-type]
+        return collate.mapped(batch, self.tensor)
+
+    def host(self, batch: Batch) -> Batch:
+        """Fake ones that are still on the host."""
+        return collate.mapped(batch, self.mode.from_tensor)
 
     def model(self, model: nn.Module) -> nn.Module:
         for module in model.modules():
@@ -96,6 +100,42 @@ def test_the_losses(gpu: OnDevice) -> None:
     with gpu.nothing_travels():
         losses = model(batch)
     assert {loss.device for loss in losses.values()} == {GPU}
+
+
+def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> None:
+    streams = {name: Mock(name=name) for name in ("computing", "copying")}
+    current = ["computing"]
+
+    @contextmanager
+    def stream(other: Mock) -> Iterator[None]:
+        current.append("copying" if other is streams["copying"] else "?")
+        yield
+        current.pop()
+
+    used: list[tuple[Tensor, Mock]] = []
+    copied: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams["computing"])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(collate, "_copying", lambda device: streams["copying"])
+    monkeypatch.setattr(Tensor, "record_stream", lambda t, stream: used.append((t, stream)))
+    host = gpu.host(make_batch([3, 5]))
+    travelling = Tensor.to
+
+    def to(t: Tensor, *args: object, **options: object) -> Tensor:
+        assert options == {"non_blocking": True}
+        copied.append(current[-1])
+        return travelling(t, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Tensor, "to", to)
+    with gpu.mode:
+        batch = collate.to_device(host, GPU)
+    assert batch.targets
+    tensors = [batch.images, batch.image_sizes, batch.keys, *batch.targets]
+    assert {t.device for t in tensors if t is not None} == {GPU}
+    assert copied == ["copying"] * len(tensors)
+    streams["computing"].wait_stream.assert_called_once_with(streams["copying"])
+    assert [id(t) for t, _ in used] == [id(t) for t in tensors]
+    assert {id(stream) for _, stream in used} == {id(streams["computing"])}
 
 
 def test_a_prediction(gpu: OnDevice) -> None:

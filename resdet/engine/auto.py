@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 
 
 def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config, list[Choice]]:
-    """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, workers, a mask head."""
+    """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, workers, mask head."""
     names = ", ".join(train.class_names[:8]) + ", …" * (len(train.class_names) > 8)
     classes = Choice("model.num_classes", len(train.class_names), f"the data's: {names}")
     choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]

@@ -10,13 +10,12 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 
 from resdet.data.coco import (
@@ -33,70 +32,10 @@ from resdet.data.coco import (
     read_coco_json,
     read_json,
 )
-from resdet.data.collate import LoadedBatch, split_batch, to_device
-from resdet.data.dataset import DetectionDataset
-from resdet.data.loader import evaluation_loader
-from resdet.engine.device import autocast
-from resdet.engine.faults import out_of_memory
 from resdet.errors import UserError, listed
-from resdet.models.detector import Detector
-from resdet.predict import to_coco, to_instances
-from resdet.structures import Batch, Detections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 Metrics = dict[str, dict[str, float | None]]
-
-
-def predict_dataset(
-    model: Detector,
-    dataset: DetectionDataset,
-    *,
-    device: torch.device,
-    batch_size: int,
-    amp: str = "off",
-    losses: bool = False,
-    paste: str = "resdet",
-    category_ids: Sequence[int | None] | None = None,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[tuple[LoadedBatch, list[dict[str, Any]], dict[str, float]]]:
-    """For each batch of the dataset: the batch, its COCO results entries and, if asked for, its losses.
-
-    Process `rank` of `world` takes its share of the images. On CUDA a batch that does not fit is predicted in halves.
-    category_ids: label by label, where the model's classes are not the dataset's; None leaves a class out.
-    The model is in evaluation mode while this runs (no statistics of a batch norm move) and as before afterwards.
-    """
-    infos, ids = dataset.annotations.images, category_ids or dataset.annotations.category_ids
-    was_training = model.training
-    model.eval()
-    try:
-        for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers, rank=rank, world=world):
-            batch = to_device(loaded.batch, device)
-            with torch.no_grad(), autocast(device, amp):
-                detections = predict_in_parts(model, batch)
-                values = {k: float(v) for k, v in model(batch).items()} if losses else {}
-            instances = to_instances(detections, [infos[i].size for i in loaded.indices], paste)
-            entries = [
-                entry
-                for index, found in zip(loaded.indices, instances, strict=True)
-                if index not in loaded.problems
-                for entry in to_coco(found, infos[index].image_id, ids)
-                if entry["category_id"] is not None
-            ]
-            yield loaded, entries, values
-    finally:
-        model.train(was_training)
-
-
-def predict_in_parts(model: Detector, batch: Batch) -> Detections:
-    """`model.predict`, of ever smaller parts of the batch where the device's memory does not hold it whole."""
-    try:
-        return model.predict(batch)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not out_of_memory(error) or len(batch.images) == 1:
-            raise
-    parts = [predict_in_parts(model, part) for part in split_batch(batch, 2)]
-    return Detections(*(None if t[0] is None else torch.cat(t) for t in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 class Evaluation:

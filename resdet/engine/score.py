@@ -11,7 +11,8 @@ from resdet.checkpoints.transfer import few, plain_name
 from resdet.config import Config
 from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, predict_dataset, read_results
+from resdet.engine.detect import predict_dataset
+from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, read_results
 from resdet.engine.faults import Unreadable
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split

@@ -20,8 +20,9 @@ from resdet.config_text import dump_config
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
 from resdet.engine.checkpoint import read_checkpoint
+from resdet.engine.detect import predict_dataset
 from resdet.engine.device import choose_device, keep_memory
-from resdet.engine.evaluate import Metrics, predict_dataset
+from resdet.engine.evaluate import Metrics
 from resdet.engine.log import RunLog, console, duration
 from resdet.engine.processes import Processes, joined, restarted
 from resdet.engine.run import Run

@@ -7,17 +7,13 @@ import json
 import pytest
 import torch
 
-import resdet
 import tiny
-from resdet.data.collate import split_batch
 from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.evaluate import predict_in_parts
 from resdet.engine.log import RunLog
 from resdet.engine.run import Run
 from resdet.engine.train import train
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
-from resdet.structures import Batch
 
 
 def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
@@ -101,33 +97,6 @@ def test_running_out_of_memory_names_the_batch_and_the_settings(shapes_root, tmp
     monkeypatch.setattr(Run, "_backward", greedy)
     with pytest.raises(UserError, match=r"iteration 1, with 2 pictures of \d+ x \d+ .*train\.batch_size \(now 2\)"):
         train(tiny.config(shapes_root, tmp_path / "run"))
-
-
-def test_an_evaluation_that_does_not_fit_goes_in_smaller_parts(shapes_root, tmp_path, monkeypatch) -> None:
-    from resdet.data.dataset import DetectionDataset
-    from resdet.data.loader import evaluation_loader
-    from resdet.engine.setup import read_split
-
-    config = tiny.config(shapes_root, tmp_path)
-    data = DetectionDataset(read_split(config, "val"), config.data, config.model.input, train=False, masks=True, seed=0)
-    batch = next(evaluation_loader(data, 4, 0)).batch
-    images, sizes, keys = (t[[0, 0, 0]] for t in batch[:3])
-    batch = Batch(images, sizes, keys, None)
-    model = resdet.build_model(config.model).eval()
-    whole = model.predict(batch)
-    predict, sizes = model.predict, []
-
-    def small(batch):
-        sizes.append(len(batch.images))
-        if len(batch.images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return predict(batch)
-
-    monkeypatch.setattr(model, "predict", small)
-    parts = predict_in_parts(model, batch)
-    assert sizes == [3, 2, 1, 1, 1]
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, parts, strict=True))
-    assert [len(p.images) for p in split_batch(batch, 5)] == [1, 1, 1]
 
 
 def broken_split(shapes_root, tmp_path, names: list[str]):

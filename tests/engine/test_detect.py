@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import tiny
+from resdet.data.collate import split_batch
+from resdet.data.dataset import DetectionDataset
+from resdet.data.loader import evaluation_loader
+from resdet.engine import detect
+from resdet.engine.detect import predict_dataset, predict_in_parts
+from resdet.engine.setup import read_split
+from resdet.models.build import build_model
+from resdet.structures import Batch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def dataset(shapes_root, tmp_path) -> DetectionDataset:
+    config = tiny.config(shapes_root, tmp_path)
+    return DetectionDataset(read_split(config, "val"), config.data, config.model.input, train=False, masks=True, seed=0)
+
+
+@pytest.fixture
+def model(shapes_root, tmp_path):
+    torch.manual_seed(0)
+    return build_model(tiny.config(shapes_root, tmp_path).model)
+
+
+def test_results_are_encoded_while_the_next_batch_is_predicted(dataset, model, monkeypatch) -> None:
+    begun, predict, to_coco = threading.Semaphore(0), model.predict, detect.to_coco
+    waited: list[bool] = []
+
+    def noted(batch):
+        begun.release()
+        return predict(batch)
+
+    def late(*arguments):
+        """The first result is there only when two predictions have begun."""
+        if not waited:
+            waited.append(begun.acquire(timeout=60) and begun.acquire(timeout=60))
+        return to_coco(*arguments)
+
+    monkeypatch.setattr(model, "predict", noted)
+    monkeypatch.setattr(detect, "to_coco", late)
+    list(predict_dataset(model, dataset, device=CPU, batch_size=1))
+    assert waited == [True]
+
+
+def test_batches_come_in_order_with_their_own_entries(dataset, model) -> None:
+    model.train()
+    found = list(predict_dataset(model, dataset, device=CPU, batch_size=2, losses=True))
+    assert model.training
+    indices = [index for batch in found for index in batch.loaded.indices]
+    assert sorted(indices) == list(range(len(dataset.annotations.images)))
+    ids = dataset.annotations.images.arrays["ids"]
+    for batch in found:
+        assert {entry["image_id"] for entry in batch.entries} <= {int(ids[i]) for i in batch.loaded.indices}
+        assert all(isinstance(value, float) for value in batch.losses.values())
+    assert any(batch.entries for batch in found)
+    (first, *_) = predict_dataset(model, dataset, device=CPU, batch_size=2, losses=True)
+    assert first.entries == found[0].entries
+    assert first.losses == found[0].losses
+
+
+def test_a_failure_in_the_thread_is_raised(dataset, model, monkeypatch) -> None:
+    def broken(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(detect, "to_coco", broken)
+    with pytest.raises(ZeroDivisionError):
+        list(predict_dataset(model, dataset, device=CPU, batch_size=2))
+
+
+def test_a_batch_that_does_not_fit_goes_in_smaller_parts(dataset, model, monkeypatch) -> None:
+    batch = next(evaluation_loader(dataset, 4, 0)).batch
+    images, sizes, keys = (t[[0, 0, 0]] for t in batch[:3])
+    batch = Batch(images, sizes, keys, None)
+    whole = model.eval().predict(batch)
+    predict, sizes = model.predict, []
+
+    def small(batch):
+        sizes.append(len(batch.images))
+        if len(batch.images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(batch)
+
+    monkeypatch.setattr(model, "predict", small)
+    parts = predict_in_parts(model, batch)
+    assert sizes == [3, 2, 1, 1, 1]
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(whole, parts, strict=True))
+    assert [len(p.images) for p in split_batch(batch, 5)] == [1, 1, 1]
