@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -188,11 +190,15 @@ def _lost(error: BaseException, rank: int) -> UserError | None:
         "Read timeout",
     )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(s in text for s in signs)):
-        return UserError(
-            f"rank {rank} lost another process ({text.splitlines()[0][:120]}); the message of that one says why; "
-            "go on with --resume"
-        )
+        silent = any(sign in text for sign in ("Timed out", "timeout"))
+        advice = "it, its machine or the network hangs" if silent else "the message of that one says why"
+        return UserError(f"rank {rank} lost another process ({_reason(text)}): {advice}; go on with --resume")
     return None
+
+
+def _reason(text: str) -> str:
+    """The first line, without the place in gloo's sources."""
+    return re.sub(r"^\[\S*:\d+\] ", "", text.splitlines()[0])[:120]
 
 
 class _Watch(threading.Thread):
@@ -223,6 +229,8 @@ def distributed(model: nn.Module, processes: Processes, device: torch.device) ->
     if processes.world == 1:
         return model
     DDP = nn.parallel.DistributedDataParallel
+    # With `channels_last`, of the mask head's 1 x 1 kernels, whose strides can be written in two ways.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # A step leaves the buffers alone (`share_buffers` does it before an evaluation); torch 2.15 renamed the option.
     renamed = "forward_sync_buffers" in inspect.signature(DDP).parameters
     alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import torch.distributed as dist
 import tiny
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.device import choose_device
-from resdet.engine.processes import Processes, _name_of_start, joined
+from resdet.engine.processes import Processes, _lost, _name_of_start, joined
 from resdet.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "processes.py"
@@ -134,6 +135,24 @@ def test_a_killed_process_brings_the_job_back_from_the_last_checkpoint(together,
         json.loads(line)["iteration"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()
     ]
     assert iterations == [1, 2, 2, 3, 4, 4]  # with two evaluations: neither gaps nor doubles
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "[/src/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 20000ms for recv operation to complete",
+            r"^rank 1 lost another process \(Timed out waiting 20000ms for recv operation to complete\): it, its machine or "
+            r"the network hangs; go on with --resume$",
+        ),
+        ("[/src/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:54", "the message of that one says why"),
+        ("mat1 and mat2 shapes cannot be multiplied", None),
+    ],
+)
+def test_another_process_that_has_gone_is_told_from_a_fault(text: str, told: str | None) -> None:
+    error = _lost(RuntimeError(text), 1)
+    assert (error is None) == (told is None)
+    assert told is None or re.search(told, str(error))
 
 
 @pytest.mark.slow
