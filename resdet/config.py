@@ -193,7 +193,7 @@ class DataConfig(Section):
         None  # repeat images of classes rarer than this share
     )
     negatives: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of images without objects in an epoch
-    workers: Count = 4  # of each process
+    workers: Count = Field(default_factory=lambda: min(4, os.cpu_count() or 1))  # of each process
     max_unreadable: Share = 0.01  # share of a split's pictures that may turn out unreadable before a run stops
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones

@@ -31,8 +31,8 @@ Picture = str | Path | np.ndarray
 class Predictor:
     """A detector ready to use: `predictor([picture, …]) -> [Instances, …]`.
 
-    config:          a `Config` or the path of one. Its data section says how pictures are resized; of its model section
-                     what it sets itself counts, the rest (architecture, numerics, classes) comes from the checkpoint.
+    config:          a `Config` or the path of one. What its model section and its data.min_size and max_size set themselves
+                     counts; the rest (architecture, numerics, classes, input size) comes from the checkpoint.
     weights:         a checkpoint of resdet or of any tool that `from_checkpoint` knows.
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
@@ -79,7 +79,10 @@ class Predictor:
         self.model.to(self.device).eval()
         if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise
             self.model.to(memory_format=torch.channels_last)  # 7 % faster on a CPU
-        self.model_config, self.min_size, self.max_size = model_config, config.data.min_size[-1], config.data.max_size
+        data = config.data
+        self.model_config = model_config
+        self.min_size = data.min_size[-1] if "min_size" in data.model_fields_set else found.min_size
+        self.max_size = data.max_size if "max_size" in data.model_fields_set else found.max_size
         self.pad_multiple, self.amp, self.batch_size = config.data.pad_multiple, amp, batch_size
         self._predict = compiled(self.model.predict, compile)
 
@@ -102,10 +105,8 @@ class Predictor:
         """
         found = open_checkpoint(find_weights(str(path_or_name)))
         logging.getLogger("resdet").info("%s", found.report())
-        config = Config()
-        config.data.min_size, config.data.max_size = [found.min_size], found.max_size
         return cls(
-            config,
+            Config(),
             found,
             score_threshold=score_threshold,
             max_detections=max_detections,

@@ -136,3 +136,10 @@ def test_data_paths(monkeypatch) -> None:
 def test_the_number_of_classes_must_be_known_to_build() -> None:
     with pytest.raises(UserError, match=r"model\.num_classes is not set"):
         build_model(parse_config({}).model)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 4), (None, 1)])
+def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert Config().data.workers == workers
+    assert parse_config({"data": {"workers": 7}}).data.workers == 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config, list[Choice]]:
-    """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, workers, mask head."""
+    """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, a mask head or not."""
     names = ", ".join(train.class_names[:8]) + ", …" * (len(train.class_names) > 8)
     classes = Choice("model.num_classes", len(train.class_names), f"the data's: {names}")
     choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]
@@ -34,8 +33,6 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
         (2, "there are pretrained weights: stem and layer1 stay") if pretrained else (0, "nothing is pretrained")
     )
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
-    cores = os.cpu_count() or 1
-    choices.append(Choice("data.workers", min(4, cores), f"{cores} CPU core(s), and no more than four workers"))
     if config.model.mask and not train.images.any_masks:
         # Set by the weights rather than by a person: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
@@ -47,6 +44,11 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
             setattr(section, name, choice.value)
             taken.append(choice)
     return config, taken
+
+
+def as_trained(config: Config, train: Annotations) -> Config:
+    """For who looks at the data as a training would: the config with the input size that `auto` chooses."""
+    return choose(config.model_copy(deep=True), train, pretrained=True)[0] if config.auto else config
 
 
 def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:

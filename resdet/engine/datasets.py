@@ -17,6 +17,7 @@ from resdet.data.formats.voc import read_voc
 from resdet.data.inspect_files import inspect_files, leaks
 from resdet.data.repair import repair
 from resdet.data.sources import find_format, open_split, read_source, subset
+from resdet.engine.auto import as_trained
 from resdet.engine.examine import errors, report
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data
@@ -53,6 +54,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     advice: list[str] = []
     if not errors(findings):
         read = parse_coco(sources["train"].content, sources["train"].images, sources["train"].path)
+        config = as_trained(config, read)
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():

@@ -11,6 +11,7 @@ import numpy as np
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, read_annotated
 from resdet.data.images import find_images, read_image
+from resdet.engine.auto import as_trained
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
@@ -60,6 +61,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     if problems:
         raise UserError("\n\n".join(problems))
     annotations = read_split(config, "train")
+    config = as_trained(config, annotations)
     data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []

@@ -32,7 +32,8 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         console.print(predictor.source.report())
     annotations = read_split(config, "val")
     model = predictor.model_config
-    dataset = DetectionDataset(annotations, config.data, model.input, train=False, masks=False, seed=config.seed)
+    data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
+    dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
     entries: list[dict[str, Any]] = []
     steps = predict_dataset(
         predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),

@@ -15,7 +15,9 @@ from resdet.config import Config
 from resdet.config_text import load_yaml, parse_config
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
-from resdet.engine.auto import choose
+from resdet.engine.auto import as_trained, choose
+from resdet.engine.datasets import check
+from resdet.engine.setup import read_split
 
 
 def annotations(count: int, size: tuple[int, int] = (480, 640), side: float = 100.0, mask: bool = True) -> Annotations:
@@ -45,10 +47,19 @@ def test_everything_that_is_open_is_chosen_with_a_reason() -> None:
     assert all(told.values())
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 4), (None, 1)])
-def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert chosen(annotations(50))[0].data.workers == workers
+def test_who_looks_at_the_data_sees_them_at_the_size_of_training(shapes_root, capsys) -> None:
+    """The anchors' recall of `data check`, and the pictures of `visualize data --augmented`."""
+    size = {"min_size": 320, "max_size": 534}  # what auto chooses for these pictures
+    recalls, sizes = [], []
+    for auto, given in ((True, {}), (False, size), (False, {})):
+        anchors = {"sizes": [32, 40, 48, 56, 64]}
+        data = {"root": str(shapes_root), **given}
+        config = parse_config({"auto": auto, "data": data, "model": {"anchors": anchors}})
+        check(config, None, None, "train")
+        recalls.append(re.findall(r"anchors reach .*", capsys.readouterr().out))
+        sizes.append(as_trained(config, read_split(config, "train")).data.max_size)
+    assert recalls[0] == recalls[1] != recalls[2]
+    assert sizes == [534, 534, 1333]
 
 
 def test_what_is_set_stays_and_other_choices_follow_it() -> None:

@@ -39,6 +39,24 @@ def test_classes_are_matched_by_name(shapes_root, tmp_path, capsys) -> None:
     assert "2 classes of the checkpoint are not in the data and are left out: moon, N/A" in said
 
 
+def test_the_input_size_is_the_checkpoints_where_the_config_has_none(shapes_root, tmp_path) -> None:
+    """`auto` chose it in training; the config that people give again leaves it open."""
+    trained = tiny.config(shapes_root, tmp_path)  # 64 to 96
+    model = build_model(trained.model)
+    torch.nn.init.normal_(model.heads["box"].classifier.weight, std=0.5)
+    content = Checkpoint(
+        model.state_dict(), ["disk", "box", "triangle", "star"], [10, 11, 13, 14], dump_config(trained)
+    )
+    save_checkpoint(content, tmp_path / "w.pt")
+    found = {}
+    for name, sizes in {"open": {}, "same": {"min_size": 64, "max_size": 96}, "other": {"min_size": 96}}.items():
+        values = tiny.values(shapes_root)
+        values["data"] = {"root": str(shapes_root), "workers": 0, **sizes}
+        score_model(parse_config(values), tmp_path / "w.pt", tmp_path / name)
+        found[name] = (tmp_path / name / "detections.json").read_text()
+    assert found["open"] == found["same"] != found["other"]
+
+
 def test_no_class_in_common_is_an_error(shapes_root, tmp_path) -> None:
     weights = checkpoint(tmp_path, ["cat", "dog"])
     with pytest.raises(UserError, match=r"no class in common: the checkpoint knows cat, dog; the data have disk, box"):
