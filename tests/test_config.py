@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resdet.config import Config, data_root, split_paths
+from resdet.config import Config, DataConfig, data_root, split_paths
 from resdet.config_text import dump_config, find_config, load_config, parse_config
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -141,5 +141,5 @@ def test_the_number_of_classes_must_be_known_to_build() -> None:
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (64, 4), (None, 1)])
 def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert Config().data.workers == workers
+    assert DataConfig().workers == workers
     assert parse_config({"data": {"workers": 7}}).data.workers == 7
