@@ -63,9 +63,10 @@ def advise_anchors(objects: np.ndarray, model: ModelConfig) -> list[str]:
     reached = float((best_overlaps(objects, *other) >= RECALLED).mean())
     lines = [f"anchors reach {recall:.1%} of the objects (IoU of the nearest shape at least {RECALLED:g})"]
     if reached > recall + 0.02:
-        text = f"{list(other[0])} with ratios {list(other[1])}"
+        sizes, ratios = (f"[{','.join(f'{value:g}' for value in values)}]" for values in other)
         lines.append(
-            f"model.anchors.sizes={text} would reach {reached:.1%}; a pretrained RPN would have to learn them anew"
+            f"model.anchors.sizes={sizes} model.anchors.ratios={ratios} would reach {reached:.1%}; a pretrained RPN would "
+            "have to learn them anew"
         )
     return lines
 
