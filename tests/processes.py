@@ -1,7 +1,7 @@
 """What several processes of a test run: `torchrun … tests/processes.py MODE CONFIG OUTPUT`.
 
 train       train
-fail        rank 1 raises in its third step
+fail        rank 1 raises in its third step, while rank 0 takes long to write the checkpoint of the second
 kill        rank 1 is killed in its third step, the first time
 stop        rank 1 alone is asked to stop in its second step
 gradients   one forward and backward by the first rank alone, the first two, all; each writes its gradients and losses
@@ -25,6 +25,8 @@ from resdet.cli import _guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
+from resdet.engine import saver
+from resdet.engine.checkpoint import Checkpoint
 from resdet.engine.processes import distributed, joined
 from resdet.engine.run import Run
 from resdet.engine.setup import read_split
@@ -45,6 +47,14 @@ def disturb(mode: str) -> None:
         return step(run, loaded)
 
     Run.step = disturbed
+    save = saver.save_checkpoint
+
+    def slow(checkpoint: Checkpoint, path: Path) -> None:
+        if mode == "fail" and checkpoint.iteration == 2:
+            time.sleep(5)
+        save(checkpoint, path)
+
+    saver.save_checkpoint = slow
 
 
 def gradients(config: resdet.Config) -> None:

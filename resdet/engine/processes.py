@@ -24,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from resdet.engine.log import console
+from resdet.engine.saver import WRITER
 from resdet.errors import UserError
 
 T = TypeVar("T")
@@ -215,9 +216,12 @@ class _Watch(threading.Thread):
                 reason = self.store.get(FAILED).decode() if failed else ""
             except RuntimeError:  # the store went with the process that kept it
                 return
-            if failed and not self.done.wait(1.0):  # a moment for this process to end in its own way
-                print(f"rank {self.rank} ends because another process failed: {reason}", flush=True)
-                os._exit(1)
+            while failed and not self.done.wait(1.0):  # a moment for this process to end in its own way
+                writers = [thread for thread in threading.enumerate() if thread.name == WRITER]
+                if not writers:
+                    print(f"rank {self.rank} ends because another process failed: {reason}", flush=True)
+                    os._exit(1)
+                writers[0].join(60)  # a whole checkpoint is worth the wait
 
 
 def distributed(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:

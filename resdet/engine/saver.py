@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -16,13 +17,16 @@ from resdet.engine.log import console
 from resdet.errors import UserError
 from resdet.writing import written_whole
 
+WRITER = "checkpoint"  # the thread
+
 
 class Saver:
     """Writes in one thread, from a copy of the state: at most one copy exists, since the next save waits for the last.
 
     keep: how many numbered checkpoints stay; None in a process that leaves writing to the main one.
     `last.pt` is the newest of them under a second name, not a second file.
-    A write that fails is told in one line and training goes on; the files from before stay whole.
+    A write that fails is told in one line and training goes on; the files from before stay whole. As a context, it ends when
+    what is being written is on disk, also where training failed.
     """
 
     def __init__(self, folder: Path, keep: int | None) -> None:
@@ -30,23 +34,27 @@ class Saver:
         self.failure: UserError | None = None  # of the last write
         self._thread: threading.Thread | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.wait()
+
     def save(self, checkpoint: Checkpoint) -> None:
-        """`last.pt`, in the background."""
+        """`last.pt`."""
+        self._start(self._write_last, checkpoint)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """`best.pt`."""
+        self._start(self._write_best, checkpoint)
+
+    def _start(self, write: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> None:
         if self.keep is None:
             return
         self.wait()
         copied = Checkpoint(**_copy(vars(checkpoint)))
-        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+        self._thread = threading.Thread(target=write, args=(copied,), name=WRITER)
         self._thread.start()
-
-    def save_best(self, checkpoint: Checkpoint) -> None:
-        """`best.pt`, at once: it is small, and evaluation has stopped training anyway."""
-        if self.keep is None:
-            return
-        try:
-            save_checkpoint(checkpoint, self.folder / "best.pt")
-        except UserError as error:
-            console.print(f"take care: {error}")
 
     def wait(self) -> None:
         """Until what is being written is on disk. Also before new processes are forked, which threads do not survive."""
@@ -54,7 +62,13 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write_best(self, checkpoint: Checkpoint) -> None:
+        try:
+            save_checkpoint(checkpoint, self.folder / "best.pt")
+        except UserError as error:
+            console.print(f"take care: {error}")
+
+    def _write_last(self, checkpoint: Checkpoint) -> None:
         path = self.folder / f"{checkpoint.iteration:08d}.pt"
         try:
             save_checkpoint(checkpoint, path)

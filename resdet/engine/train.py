@@ -88,13 +88,16 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
         write_text(output / "config.yaml", dump_config(config))
 
     t = config.train
-    with RunLog(output, run.iteration, t.max_iters, t.tensorboard, processes.main) as log, stop_signals() as asked:
+    with (
+        RunLog(output, run.iteration, t.max_iters, t.tensorboard, processes.main) as log,
+        stop_signals() as asked,
+        Saver(checkpoints, t.keep if processes.main else None) as saver,
+    ):
         batches = training_loader(
             run.train_set, t.batch_size, config.data.workers, start=run.iteration,
             rank=processes.rank, world=processes.world,
         )  # fmt: skip
         pace = Pace(t.batch_size)
-        saver = Saver(checkpoints, t.keep if processes.main else None)
         done = run.iteration >= t.max_iters
         while not done and not processes.agree(asked()):
             run.iteration += 1

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_what_training_changes_meanwhile_is_not_saved(tmp_path, monkeypatch) -> 
     saver.save(state)
     saver.wait()
     assert read_checkpoint(tmp_path / "last.pt").model["w"].unique().tolist() == [1]
+
+
+def test_a_run_that_fails_still_has_the_checkpoint_that_was_being_written(tmp_path, monkeypatch) -> None:
+    write = module.save_checkpoint
+    monkeypatch.setattr(module, "save_checkpoint", lambda *given: (time.sleep(0.5), write(*given)))
+    with pytest.raises(ZeroDivisionError), Saver(tmp_path, 2) as saver:
+        saver.save_best(checkpoint(1))
+        saver.save(checkpoint(2))
+        raise ZeroDivisionError
+    assert read_checkpoint(tmp_path / "best.pt").iteration == 1
+    assert read_checkpoint(tmp_path / "last.pt").iteration == 2
 
 
 def test_the_newest_few_stay_and_last_is_the_newest(tmp_path) -> None:
