@@ -42,10 +42,16 @@ def test_what_training_changes_meanwhile_is_not_saved(tmp_path, monkeypatch) -> 
 def test_a_run_that_fails_still_has_the_checkpoint_that_was_being_written(tmp_path, monkeypatch) -> None:
     write = module.save_checkpoint
     monkeypatch.setattr(module, "save_checkpoint", lambda *given: (time.sleep(0.5), write(*given)))
-    with pytest.raises(ZeroDivisionError), Saver(tmp_path, 2) as saver:
-        saver.save_best(checkpoint(1))
-        saver.save(checkpoint(2))
-        raise ZeroDivisionError
+    saver = Saver(tmp_path, 2)
+
+    def run() -> None:
+        with saver:
+            saver.save_best(checkpoint(1))
+            saver.save(checkpoint(2))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
     assert read_checkpoint(tmp_path / "best.pt").iteration == 1
     assert read_checkpoint(tmp_path / "last.pt").iteration == 2
 
