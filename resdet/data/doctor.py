@@ -112,8 +112,7 @@ def _categories(source: Source, found: Findings) -> dict[int, str]:
                 "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
             )
         categories[identity] = name
-    listed = sorted(categories)
-    for before, after in pairwise(listed):
+    for before, after in pairwise(sorted(categories)):
         if after > before + 1 and (before, after) not in COCO_GAPS:
             text = f"none between {before} ({categories[before]}) and {after} ({categories[after]})"
             found.add("category-gap", text)

@@ -1,25 +1,28 @@
-"""A dataset, looked at by a model: loaded batches -> COCO results entries, encoded while the device goes on."""
+"""A dataset, looked at by a model: loaded batches -> COCO results entries, written while the device has the next batch."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
 from resdet.engine.device import autocast
-from resdet.engine.faults import out_of_memory
+from resdet.engine.faults import Later, out_of_memory
 from resdet.models.detector import Detector
 from resdet.predict import to_coco, to_instances
 from resdet.structures import Batch, Detections
 
-AHEAD = 2  # batches that are predicted before the results of the first one are waited for
+
+class Predicted(NamedTuple):
+    """Of a batch: what is on its way from the device; `Detections` without masks have a None."""
+
+    loaded: LoadedBatch
+    detections: list[Later | None]
+    losses: dict[str, Later]
 
 
 class Found(NamedTuple):
@@ -51,9 +54,17 @@ def predict_dataset(
     """
     infos, ids = dataset.annotations.images, category_ids or dataset.annotations.category_ids
 
-    def found(loaded: LoadedBatch, detections: Detections, values: dict[str, Tensor]) -> Found:
-        """In a thread, which waits for the device and writes run lengths, while that has the next batch in hand."""
-        instances = to_instances(detections, [infos[i].size for i in loaded.indices], paste)
+    def predicted(loaded: LoadedBatch) -> Predicted:
+        batch = to_device(loaded.batch, device)
+        with torch.no_grad(), autocast(device, amp):
+            detections = predict_in_parts(model, batch)
+            values = model(batch) if losses else {}
+        later = [None if t is None else Later(t) for t in detections]
+        return Predicted(loaded, later, {name: Later(value) for name, value in values.items()})
+
+    def found(loaded: LoadedBatch, detections: list[Later | None], values: dict[str, Later]) -> Found:
+        arrived = Detections(*(None if t is None else t.tensor() for t in detections))  # type: ignore[arg-type]
+        instances = to_instances(arrived, [infos[i].size for i in loaded.indices], paste)
         entries = [
             entry
             for index, of_image in zip(loaded.indices, instances, strict=True)
@@ -61,23 +72,19 @@ def predict_dataset(
             for entry in to_coco(of_image, infos[index].image_id, ids)
             if entry["category_id"] is not None
         ]
-        return Found(loaded, entries, {name: float(value) for name, value in values.items()})
+        return Found(loaded, entries, {name: value.read() for name, value in values.items()})
 
     was_training = model.training
     model.eval()
     try:
-        with ThreadPoolExecutor(1, "encoding") as thread:
-            waiting: deque[Future[Found]] = deque()
-            for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers, rank=rank, world=world):
-                batch = to_device(loaded.batch, device)
-                with torch.no_grad(), autocast(device, amp):
-                    detections = predict_in_parts(model, batch)
-                    values = model(batch) if losses else {}
-                waiting.append(thread.submit(found, loaded, detections, values))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            for future in waiting:
-                yield future.result()
+        before: Predicted | None = None
+        for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers, rank=rank, world=world):
+            now = predicted(loaded)
+            if before:  # only now, when a GPU has something to do while the host writes run lengths
+                yield found(*before)
+            before = now
+        if before:
+            yield found(*before)
     finally:
         model.train(was_training)
 

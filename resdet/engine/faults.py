@@ -31,10 +31,14 @@ class Later:
         else:
             self.value = value
 
-    def read(self) -> Any:
+    def tensor(self) -> Tensor:
+        """On the host."""
         if self.event:
             self.event.synchronize()
-        return self.value.tolist()
+        return self.value
+
+    def read(self) -> Any:
+        return self.tensor().tolist()
 
 
 def first_not_finite(

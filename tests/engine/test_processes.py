@@ -43,6 +43,7 @@ def together(config, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "two"
     done = torchrun(2, "train", config, output)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "UserWarning" not in done.stderr
     return output
 
 
