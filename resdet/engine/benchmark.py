@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine.device import autocast
+from resdet.engine.device import DTYPES, autocast
 from resdet.engine.evaluate import Evaluation
 from resdet.engine.log import console
 from resdet.engine.optim import build_optimizer
@@ -30,6 +30,8 @@ from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
 from resdet.models.build import build_model
 from resdet.writing import write_json
+
+Spread = dict[str, dict[str, float]]  # of each side: median, least and most
 
 
 def benchmark(
@@ -45,21 +47,23 @@ def benchmark(
     with ExitStack() as stack:
         sides = {name: stack.enter_context(InProcess(name, config, load, device)) for name in names if needed}
 
-        def in_turn(order: str, repeats: int = load.repeats) -> dict[str, dict[str, float]]:
+        def in_turn(order: str, repeats: int = load.repeats) -> Spread:
             return interleaved({name: partial(side.ask, order) for name, side in sides.items()}, repeats)
 
         if "train" in sections:
-            results["train step, s"] = in_turn("train")
+            seconds = in_turn("train")
+            results["train step, images/s"] = rates(seconds, load.batch)
             results["peak memory of a step, MiB"] = {name: side.ask("memory") for name, side in sides.items()}
-            seconds = results["train step, s"]["resdet"]["median"]
-            results["limit of the step"] = limit(sides["resdet"].ask("operations train"), seconds, device)
+            operations = sides["resdet"].ask("operations train")
+            results["limit of the step"] = limit(operations, seconds["resdet"], device, config.train.amp)
         if "inference" in sections:
             results["detections"] = {name: side.ask("predict 1") for name, side in sides.items()}
-            results["prediction of 1, s"] = in_turn("predict 1")
-            seconds = results["prediction of 1, s"]["resdet"]["median"]
-            results["limit of the prediction"] = limit(sides["resdet"].ask("operations predict"), seconds, device)
+            seconds = in_turn("predict 1")
+            results["prediction at batch 1, ms an image"] = milliseconds(seconds)
+            operations = sides["resdet"].ask("operations predict")
+            results["limit of the prediction"] = limit(operations, seconds["resdet"], device, config.train.amp)
         if "batch8" in sections:
-            results["prediction of 8, s"] = in_turn("predict 8", max(2, load.repeats // 2))
+            results["prediction at batch 8, images/s"] = rates(in_turn("predict 8", max(2, load.repeats // 2)), 8)
         if profile:
             path = output / "trace.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def prepared(config: Config) -> Config:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> Spread:
     """Seconds of each, taken in turn after one warm-up, so that all meet the same moods of the machine."""
     for run in work.values():
         run()
@@ -99,13 +103,30 @@ def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> dict[str
             began = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - began)
-    return {n: {"median": statistics.median(t), "least": min(t), "most": max(t)} for n, t in times.items()}
+    return spread(times)
 
 
-def limit(operations: float, seconds: float, device: torch.device) -> dict[str, float]:
-    """Floating-point operations, the device's own rate at a large convolution, and the share of it reached."""
-    conv = nn.Conv2d(256, 256, 3, padding=1).to(device)
-    x = torch.randn(1, 256, 100, 168, device=device)
+def spread(values: dict[str, list[float]]) -> Spread:
+    return {n: {"median": statistics.median(v), "least": min(v), "most": max(v)} for n, v in values.items()}
+
+
+def rates(seconds: Spread, images: int) -> Spread:
+    """Seconds that `images` took -> images a second."""
+    opposite = {"median": "median", "least": "most", "most": "least"}
+    return {name: {key: images / times[other] for key, other in opposite.items()} for name, times in seconds.items()}
+
+
+def milliseconds(seconds: Spread) -> Spread:
+    return {name: {key: 1000 * value for key, value in times.items()} for name, times in seconds.items()}
+
+
+def limit(operations: float, seconds: dict[str, float], device: torch.device, amp: str) -> dict[str, float]:
+    """Floating-point operations, the device's own rate at a large convolution in that precision, and the share of it that
+    `operations` in the median of `seconds` reach."""
+    dtype = DTYPES.get(amp, torch.float32)
+    images = 16 if device.type == "cuda" else 1  # enough work for a GPU to hide what starting it takes
+    conv = nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(images, 256, 100, 168, device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
     def convolve() -> None:
         conv(x)
@@ -113,7 +134,7 @@ def limit(operations: float, seconds: float, device: torch.device) -> dict[str, 
 
     with torch.inference_mode():
         best = interleaved({"conv": convolve}, 10)["conv"]["least"]
-    rate, reached = 2 * 256 * 256 * 9 * 100 * 168 / best, operations / seconds
+    rate, reached = images * 2 * 256 * 256 * 9 * 100 * 168 / best, operations / seconds["median"]
     return {"GFLOP": operations / 1e9, "GFLOP/s of a convolution": rate / 1e9, "GFLOP/s reached": reached / 1e9,
             "share": reached / rate}  # fmt: skip
 
@@ -158,7 +179,7 @@ def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
     return {name: seconds / 2 for name, seconds in spent.items()}
 
 
-def loader_rates(config: Config, peer: Peer, images: int = 80) -> dict[str, dict[str, float]]:
+def loader_rates(config: Config, peer: Peer, images: int = 80) -> Spread:
     """Images a second of one core from the file to the network's input, masks included: through our loader and, beside
     torchvision, through the steps of its training reference, in turn. Ours leaves the normalisation to the model."""
     make_synthetic(config)
@@ -173,7 +194,7 @@ def loader_rates(config: Config, peer: Peer, images: int = 80) -> dict[str, dict
     sources: dict[str, tuple[Iterator[Any], int]] = {"resdet": (training_loader(data, size, 0), size)}
     if peer == "torchvision":
         sources[peer] = reference_samples(data), 1
-    rates: dict[str, list[float]] = {name: [] for name in sources}
+    found: dict[str, list[float]] = {name: [] for name in sources}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for turn in range(turns + 1):
@@ -182,9 +203,9 @@ def loader_rates(config: Config, peer: Peer, images: int = 80) -> dict[str, dict
             for _ in islice(source, images // turns // at_once):
                 pass
             if turn:  # the first warms up
-                rates[name].append(images // turns / (time.process_time() - before))
+                found[name].append(images // turns / (time.process_time() - before))
     torch.set_num_threads(threads)
-    return {n: {"median": statistics.median(r), "least": min(r), "most": max(r)} for n, r in rates.items()}
+    return spread(found)
 
 
 def evaluation_times(images: int = 5000, objects: int = 36_000) -> dict[str, float]:

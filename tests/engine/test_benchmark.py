@@ -9,7 +9,7 @@ import torch
 
 import tiny
 from resdet.cli import main
-from resdet.engine.benchmark import evaluation_times, interleaved, limit
+from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates
 from resdet.engine.peers import Load, made_batch
 
 
@@ -19,12 +19,12 @@ def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
     theirs = ["model.fpn.channels=256", "model.box.width=1024", "model.mask={num_convs: 4, width: 256}"]
     code = main([
         "benchmark", str(config), *theirs, "--size", "96", "120", "--objects", "3", "--repeats", "1", "--profile",
-        "--sections", "train,inference,parts,loader", "--output", str(tmp_path / "out"),
+        "--sections", "train,inference,batch8,parts,loader", "--output", str(tmp_path / "out"),
     ])  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0, printed
     found = json.loads((tmp_path / "out/benchmark.json").read_text())
-    for key in ("train step, s", "prediction of 1, s"):
+    for key in ("train step, images/s", "prediction at batch 1, ms an image", "prediction at batch 8, images/s"):
         assert found[key]["resdet"]["least"] <= found[key]["resdet"]["median"] <= found[key]["resdet"]["most"]
         assert found[key]["torchvision"]["median"] > 0
         assert key in printed
@@ -57,8 +57,15 @@ def test_both_sides_take_turns() -> None:
     assert set(times) == {"a", "b"}
 
 
-def test_the_share_of_the_limit_is_operations_over_time() -> None:
-    found = limit(4e9, 2.0, torch.device("cpu"))
+def test_rates_and_milliseconds_of_times() -> None:
+    times = {"a": {"median": 2.0, "least": 1.0, "most": 4.0}}
+    assert rates(times, 8) == {"a": {"median": 4.0, "least": 2.0, "most": 8.0}}
+    assert milliseconds(times) == {"a": {"median": 2000.0, "least": 1000.0, "most": 4000.0}}
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_share_of_the_limit_is_operations_over_time(amp: str) -> None:
+    found = limit(4e9, {"median": 2.0}, torch.device("cpu"), amp)
     assert (found["GFLOP"], found["GFLOP/s reached"]) == (4, 2)
     assert found["share"] == pytest.approx(2 / found["GFLOP/s of a convolution"])
 
