@@ -24,6 +24,7 @@ from resdet.config import Config
 from resdet.engine.benchmark import prepared
 from resdet.engine.device import keep_memory
 from resdet.engine.peers import Load, side_of
+from resdet.models import layers
 from resdet.models.mask_head import MaskHead
 from resdet.models.roi_pool import RoIPool
 from resdet.models.rpn import RPN
@@ -42,6 +43,10 @@ def gradients_of_whole_maps() -> None:
 
 def roi_align_by_operator() -> None:
     RoIPool.by_gather = RoIPool.by_level  # type: ignore[method-assign]
+
+
+def convolutions_by_torch() -> None:
+    layers.pays = lambda x, weight: False  # type: ignore[attr-defined]
 
 
 def masks_of_all_classes() -> None:
@@ -63,6 +68,7 @@ VARIANTS: dict[str, tuple[list[str], Callable[[], None] | None, bool]] = {
     "malloc gives back what is freed": ([], None, False),
     "RPN's gradient over whole maps": ([], gradients_of_whole_maps, True),
     "RoIAlign by torchvision's operator": ([], roi_align_by_operator, True),
+    "3x3 convolutions by torch alone": ([], convolutions_by_torch, True),
     "masks of all classes": ([], masks_of_all_classes, True),
     "compiled (inductor)": (["train.compile=true"], None, True),
 }

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.models.layers import Norm, conv_norm, make_norm
+from resdet.models.layers import Conv2d, Norm, conv_norm, make_norm
 
 
 class Architecture(NamedTuple):
@@ -43,9 +43,9 @@ class BasicBlock(nn.Module):
         stride_in_1x1: bool, residual: bool, avg_down: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, channels, eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = make_norm(norm, channels, eps)
         self.residual = residual
         self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual, avg_down)
@@ -73,7 +73,7 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
         self.bn1 = make_norm(norm, width, eps)
-        self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, groups=arch.groups, bias=False)
+        self.conv2 = Conv2d(width, width, 3, second, padding=1, groups=arch.groups, bias=False)
         self.bn2 = make_norm(norm, width, eps)
         self.conv3 = nn.Conv2d(width, channels * 4, 1, bias=False)
         self.bn3 = make_norm(norm, channels * 4, eps)

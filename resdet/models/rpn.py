@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, place
 from resdet.models.anchors import Anchors
-from resdet.models.layers import shared_count
+from resdet.models.layers import Conv2d, shared_count
 from resdet.models.matching import match, sample, take
 from resdet.structures import Targets
 
@@ -66,7 +66,7 @@ class RPN(nn.Module):
     ) -> None:
         super().__init__()
         self.anchors = anchors
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.convs = nn.ModuleList(Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
         self.objectness = nn.Conv2d(channels, anchors.per_location, 1)
         self.deltas = nn.Conv2d(channels, anchors.per_location * 4, 1)
         for module in (*self.convs, self.objectness, self.deltas):

@@ -1,0 +1,107 @@
+"""Winograd's convolution against torch's in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tiny
+from resdet.models import layers, winograd
+from resdet.models.layers import Conv2d
+from resdet.models.winograd import conv3x3, pays
+
+
+def made(*shape: int) -> torch.Tensor:
+    return torch.randn(shape).to(memory_format=torch.channels_last)
+
+
+def furthest(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest error, in standard deviations of what is right."""
+    return float(((found.double() - exact).abs().max() / exact.std()).detach())
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (2, 5, 3), (3, 1, 1), (1, 30, 41), (7, 14, 14), (1, 8, 3000)])
+@pytest.mark.parametrize("channels", [(8, 8), (5, 12)])
+def test_values_and_gradients_are_those_of_the_plain_convolution(size, channels, monkeypatch) -> None:
+    monkeypatch.setattr(winograd, "AT_ONCE", 20)  # in many parts
+    torch.manual_seed(0)
+    x = made(size[0], channels[0], *size[1:]).requires_grad_()
+    weight, bias = made(channels[1], channels[0], 3, 3).requires_grad_(), torch.randn(channels[1], requires_grad=True)
+    found = conv3x3(x, weight, bias)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    assert found.shape == exact.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert furthest(found, exact) < 2e-5
+    above = torch.randn(exact.shape)
+    for gradient, wanted in zip(
+        torch.autograd.grad(found, (x, weight, bias), above),
+        torch.autograd.grad(exact, (x, weight, bias), above.double()),
+        strict=True,
+    ):
+        assert gradient.shape == wanted.shape
+        torch.testing.assert_close(gradient, wanted.float(), rtol=1e-4, atol=2e-5 * float(wanted.abs().max()))
+
+
+def test_as_precise_as_the_plain_convolution_at_its_real_size() -> None:
+    torch.manual_seed(0)
+    x, weight = made(1, 256, 64, 65).relu(), made(256, 256, 3, 3) / 48
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    assert furthest(conv3x3(x, weight, None), exact) < 2e-5  # F.conv2d: about 8e-6
+
+
+def test_what_comes_next_may_work_in_place() -> None:
+    for height in (8, 6):  # the outputs of whole tiles, and of cut ones
+        x, weight = made(1, 4, height, 8).requires_grad_(), made(4, 4, 3, 3)
+        F.relu(conv3x3(x, weight, None), inplace=True).sum().backward()
+        (wanted,) = torch.autograd.grad(F.relu(F.conv2d(x, weight, padding=1)).sum(), x)
+        torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_where_it_pays() -> None:
+    x, weight = made(1, 256, 64, 64), made(256, 256, 3, 3)
+    assert pays(x, weight)
+    assert not pays(x.contiguous(), weight)
+    assert not pays(x, weight.contiguous())  # where every bit is to be another tool's, the layout is torch's default
+    assert not pays(x[:, :, :63].contiguous(memory_format=torch.channels_last), weight)
+    assert not pays(made(1, 128, 64, 64), made(256, 128, 3, 3))
+    assert not pays(x, made(256, 256, 1, 1))
+    assert not pays(x.double(), weight.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not pays(x, weight)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": 0}, {"padding": 1, "stride": 2}, {"padding": 1, "groups": 2}, {"padding": 2, "dilation": 2}]
+)
+def test_other_convolutions_are_torchs(options: dict, monkeypatch) -> None:
+    monkeypatch.setattr(layers, "pays", lambda x, weight: True)
+    conv, x = Conv2d(4, 4, 3, **options), made(1, 4, 9, 9)
+    assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, **options))
+
+
+def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) -> None:
+    used = []
+    monkeypatch.setattr(layers, "conv3x3", lambda *given: used.append(len(given)) or conv3x3(*given))
+    batch = tiny.make_batch([3, 5])
+    results = []
+    for always in (False, True):
+        layout = torch.channels_last if always else torch.contiguous_format
+        monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+        monkeypatch.setattr(winograd, "MIN_PIXELS", 1)
+        model = tiny.small().to(memory_format=layout)
+        assert not used
+        losses = model(batch)
+        sum(losses.values()).backward()
+        found = model.eval().predict(batch)
+        results.append((losses, {n: p.grad for n, p in model.named_parameters()}, found))
+        assert bool(used) is always
+        used.clear()
+    (losses, gradients, found), (their_losses, their_gradients, theirs) = results
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, their_losses[name], rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            error = (gradient - their_gradients[name]).norm() / gradient.norm().clamp(min=1e-8)
+            assert error < 1e-2, name
+    torch.testing.assert_close(found.scores, theirs.scores, rtol=1e-3, atol=1e-4)
