@@ -40,8 +40,8 @@ class Predictor:
     compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first picture
                      of each padded size then takes long.
     model:           a detector of your own (with another head, say) to fill instead of one built from the config.
-    batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results do not depend
-                     on the company.
+    batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results depend on the company
+                     by rounding alone.
     Raises `UserError`.
     """
 
