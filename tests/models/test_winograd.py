@@ -58,7 +58,7 @@ def test_what_comes_next_may_work_in_place() -> None:
         torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_only_where_it_pays() -> None:
+def test_only_where_it_pays(monkeypatch) -> None:
     x, weight = made(1, 256, 64, 64), made(256, 256, 3, 3)
     assert pays(x, weight)
     assert not pays(x.contiguous(), weight)
@@ -69,6 +69,8 @@ def test_only_where_it_pays() -> None:
     assert not pays(x.double(), weight.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not pays(x, weight)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not pays(x, weight)  # loops over parts have no place in a graph
 
 
 @pytest.mark.parametrize(
