@@ -51,6 +51,7 @@ def torchvision_model(config: Config, num_classes: int) -> nn.Module:
         rpn_pre_nms_top_n_test=m.rpn.pre_nms_predict,
         rpn_post_nms_top_n_test=m.rpn.post_nms_predict,
         box_batch_size_per_image=m.box.samples,
+        box_score_thresh=m.box.score_threshold,
     )
 
 

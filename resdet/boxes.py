@@ -140,3 +140,31 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, thr
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
     return torch.empty_like(valid)
+
+
+@torch.library.custom_op("resdet::soft_nms", mutates_args=())
+def soft_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int
+) -> tuple[Tensor, Tensor]:
+    """Soft suppression (Bodla et al. 2017, arXiv:1704.04503): nothing is removed, but each box's score is multiplied by
+    exp(-IoU ** 2 / sigma) for every better box of its group, best first.
+
+    boxes (B, N, 4), scores (B, N), groups (B, N) int64, valid (B, N) bool -> the `count` best scores, falling, -inf where
+    no box is left, and the boxes (int64) they belong to, (B, count) each. One opaque op, as `nms`.
+    """
+    boxes, left = at_least_float32(boxes), torch.where(valid, at_least_float32(scores), -torch.inf)
+    found, index = [], []
+    for _ in range(count):
+        best, at = left.max(dim=1, keepdim=True)  # (B, 1): one an image, and none of them waited for
+        overlap = paired_iou(boxes, boxes.gather(1, at[..., None].expand(-1, -1, 4)))
+        decay = torch.where(groups == groups.gather(1, at), torch.exp(-overlap * overlap / sigma), 1.0)
+        left = torch.where(left > -torch.inf, left * decay, left).scatter(1, at, -torch.inf)
+        found.append(best)
+        index.append(at)
+    return torch.cat(found, dim=1), torch.cat(index, dim=1)
+
+
+@soft_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
+    best = at_least_float32(scores).new_empty(len(scores), count)
+    return best, torch.empty_like(best, dtype=torch.int64)

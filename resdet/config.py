@@ -102,6 +102,7 @@ class BoxConfig(Section):
     loss_beta: float = 0.0
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
+    soft_sigma: Annotated[float, Field(ge=0)] = 0.0  # above 0, Soft-NMS lowers scores in the place of nms_threshold
     max_detections: Positive = 100
     min_size: float = 0.0
     # Boxes without area: dropped before suppression, after it (detectron2), or never (mmdetection)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torchvision
 
-from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou, place
+from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou, place, soft_nms
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
@@ -79,6 +81,52 @@ def test_nms_passes_torchs_own_check_of_custom_operators() -> None:
     torch.library.opcheck(
         nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5)
     )
+
+
+def soft_reference(boxes, scores, groups, valid, sigma):
+    """Bodla et al.'s loop, one box at a time in float64: every box's (score, index), best first."""
+    left = {k: float(scores[k]) for k in range(len(boxes)) if valid[k]}
+    overlaps, found = torchvision.ops.box_iou(boxes.double(), boxes.double()), []
+    while left:
+        best = max(left, key=left.__getitem__)
+        found.append((left.pop(best), best))
+        for k in left:
+            if groups[k] == groups[best]:
+                left[k] *= math.exp(-(overlaps[best, k].item() ** 2) / sigma)
+    return found
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_soft_suppression_is_the_papers_loop(sigma: float) -> None:
+    torch.manual_seed(0)
+    candidates, scores = boxes(2, 90), torch.rand(2, 90)
+    groups, valid = torch.randint(3, (2, 90)), torch.rand(2, 90) > 0.2
+    found, index = soft_nms(candidates, scores, groups, valid, sigma, 85)
+    for b in range(2):
+        wanted = soft_reference(candidates[b], scores[b], groups[b], valid[b], sigma)
+        assert index[b, : len(wanted)].tolist() == [k for _, k in wanted]
+        torch.testing.assert_close(found[b, : len(wanted)], torch.tensor([score for score, _ in wanted]))
+        assert len(wanted) < 85
+        assert (found[b, len(wanted) :] == -torch.inf).all()
+        assert wanted[-1][0] < scores[b][valid[b]].min()
+    best, which = soft_nms(candidates, scores, groups, valid, sigma, 7)
+    assert torch.equal(best, found[:, :7])
+    assert torch.equal(which, index[:, :7])
+
+
+def test_soft_suppression_becomes_hard_as_sigma_vanishes() -> None:
+    torch.manual_seed(0)
+    candidates, scores, groups = boxes(1, 300), torch.rand(1, 300), torch.randint(3, (1, 300))
+    valid = torch.ones(1, 300, dtype=torch.bool)
+    found, index = soft_nms(candidates, scores, groups, valid, 1e-9, 300)
+    kept = set(index[0, torch.isin(found[0], scores[0])].tolist())
+    assert kept == set(nms(candidates, scores, groups, valid, 1e-4).nonzero()[:, 1].tolist())
+    assert 5 < len(kept) < 150
+
+
+def test_soft_suppression_passes_torchs_own_check_of_custom_operators() -> None:
+    given = boxes(2, 20), torch.rand(2, 20), torch.zeros(2, 20, dtype=torch.int64), torch.rand(2, 20) > 0.3
+    torch.library.opcheck(soft_nms, (*given, 0.5, 6))
 
 
 def test_places_are_those_of_torchs_sort_among_the_valid() -> None:

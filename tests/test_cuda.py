@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tiny
-from resdet.boxes import nms
+from resdet.boxes import nms, soft_nms
 from resdet.data.collate import LoadedBatch, mapped, to_device
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
@@ -39,8 +39,9 @@ def test_a_step_does_not_wait_for_the_device(shapes_root, tmp_path, no_waiting, 
         run.step(loaded)
 
 
-def test_a_prediction_does_not_wait_for_the_device(no_waiting) -> None:
-    model = small().cuda().eval()
+@pytest.mark.parametrize("soft_sigma", [0.0, 0.5])
+def test_a_prediction_does_not_wait_for_the_device(no_waiting, soft_sigma: float) -> None:
+    model = small(box={"width": 32, "samples": 32, "soft_sigma": soft_sigma}).cuda().eval()
     batch = to_device(make_batch([1, 1]), torch.device("cuda"))
     model.predict(batch)
     no_waiting()
@@ -75,3 +76,5 @@ def test_suppression_keeps_what_the_cpu_keeps() -> None:
     scores, groups, valid = torch.rand(2, 3000), torch.randint(5, (2, 3000)), torch.rand(2, 3000) < 0.9
     given = boxes, scores, groups, valid
     assert torch.equal(nms(*(t.cuda() for t in given), 0.5).cpu(), nms(*given, 0.5))
+    for found, wanted in zip(soft_nms(*(t.cuda() for t in given), 0.5, 100), soft_nms(*given, 0.5, 100), strict=True):
+        torch.testing.assert_close(found.cpu(), wanted)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, soft_nms
 from resdet.models.layers import ConvNorm, Norm, shared_count
 from resdet.models.matching import take
 from resdet.models.roi_pool import RoIPool, flatten_rois
@@ -68,6 +68,7 @@ class BoxHead(nn.Module):
     class_weights: (K + 1,) factors of the classification loss, the background's last.
     delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
     score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
+    soft_sigma: of `boxes.soft_nms`, which then takes the place of `nms_threshold`; 0 is hard suppression.
     clamp_shrink: see `boxes.decode`.
     empty: when boxes without area go: before suppression, after it, or never; part of a checkpoint's numerics.
     """
@@ -86,6 +87,7 @@ class BoxHead(nn.Module):
         loss_beta: float = 0.0,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
+        soft_sigma: float = 0.0,
         max_detections: int = 100,
         min_size: float = 0.0,
         empty: Literal["drop_first", "drop_last", "keep"] = "drop_first",
@@ -103,7 +105,8 @@ class BoxHead(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.delta_weights, self.loss_beta, self.min_size, self.empty = delta_weights, loss_beta, min_size, empty
         self.clamp_shrink = clamp_shrink
-        self.score_threshold, self.nms_threshold, self.max_detections = score_threshold, nms_threshold, max_detections
+        self.score_threshold, self.max_detections = score_threshold, max_detections
+        self.nms_threshold, self.soft_sigma = nms_threshold, soft_sigma
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """boxes (B, R, 4), valid (B, R) -> class logits (B, R, K + 1), deltas (B, R, K, 4)."""
@@ -144,14 +147,19 @@ class BoxHead(nn.Module):
         usable = scores >= 0
         if self.empty == "drop_first":
             usable = usable & big_enough(boxes, self.min_size)
-        keep = nms(boxes, scores, labels, usable, self.nms_threshold)
-        scores, index = torch.where(keep, scores, -1.0).topk(min(self.max_detections, keep.shape[1]), dim=1)
-        valid = scores >= 0
+        count = min(self.max_detections, usable.shape[1])
+        if self.soft_sigma:
+            scores, index = soft_nms(boxes, scores, labels, usable, self.soft_sigma, count)
+            valid = scores > self.score_threshold
+        else:
+            keep = nms(boxes, scores, labels, usable, self.nms_threshold)
+            scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
+            valid = scores >= 0
         if self.empty == "drop_last":
             valid = valid & big_enough(take(boxes, index), self.min_size)
         return Detections(  # rather than _replace, which torch 2.11 cannot compile
             boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
-            scores=scores.clamp(min=0),
+            scores=torch.where(valid, scores, 0.0),
             labels=torch.where(valid, labels.gather(1, index), 0),
             valid=valid,
             image_sizes=detections.image_sizes,

@@ -113,6 +113,7 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
         loss_beta=b.loss_beta,
         score_threshold=b.score_threshold,
         nms_threshold=b.nms_threshold,
+        soft_sigma=b.soft_sigma,
         max_detections=b.max_detections,
         min_size=b.min_size,
         empty=b.empty,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from resdet.models.box_head import BoxHead, TwoFC
 from resdet.models.build import build_model
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.roi_pool import RoIPool
-from resdet.structures import Samples
+from resdet.structures import Detections, Samples
 
 
 def built(**changed: dict):
@@ -31,6 +33,28 @@ def test_anchor_ratios_set_the_width_of_the_rpn() -> None:
 def test_nms_thresholds_arrive(section: str) -> None:
     model = built(**{section: {"nms_threshold": 0.9}})
     assert {"rpn": model.rpn, "box": model.heads["box"]}[section].nms_threshold == 0.9
+
+
+def test_soft_suppression_lowers_the_scores_that_hard_one_drops() -> None:
+    """Two boxes of a class with an IoU of 0.6 and one apart; with hard suppression at 0.5 the second goes."""
+    answers = {}
+    for sigma in (0.0, 0.5):
+        head = built(box={"soft_sigma": sigma, "score_threshold": 0.2, "max_detections": 4}).heads["box"]
+        boxes = torch.tensor([[[0.0, 0, 10, 8], [0, 2, 10, 10], [20, 20, 30, 30], [0, 2, 10, 10]]])
+        scores = torch.full((1, 4, head.num_classes + 1), 1e-9)
+        scores[0, :, 0] = torch.tensor([0.9, 0.8, 0.3, 0.25])
+        scores[0, :, -1] = 1 - scores[0, :, 0]
+        deltas = torch.zeros(1, 4, head.num_classes, 4)
+        head.forward = lambda *_, scores=scores, deltas=deltas: (scores.log(), deltas)
+        every = torch.ones(1, 4, dtype=torch.bool)
+        given = Detections(boxes, scores[..., 0], torch.zeros(1, 4).long(), every, torch.tensor([[64, 64]]))
+        answers[sigma] = head.predict({}, given)
+    hard, soft = answers[0.0], answers[0.5]
+    torch.testing.assert_close(hard.scores, torch.tensor([[0.9, 0.3, 0, 0]]))
+    # The last box is lowered twice, beneath the threshold.
+    torch.testing.assert_close(soft.scores, torch.tensor([[0.9, 0.8 * math.exp(-0.36 / 0.5), 0.3, 0]]))
+    assert soft.valid.tolist() == [[True, True, True, False]]
+    assert soft.boxes[0, 1].tolist() == [0, 2, 10, 10]
 
 
 def test_delta_weights_scale_the_boxes_that_are_learned() -> None:

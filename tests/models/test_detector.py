@@ -42,10 +42,10 @@ def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", ["logit", "sigmoid"])
-def test_prediction_is_one_graph(rank: str) -> None:
+@pytest.mark.parametrize(("rank", "soft_sigma"), [("logit", 0.0), ("sigmoid", 0.0), ("logit", 0.5)])
+def test_prediction_is_one_graph(rank: str, soft_sigma: float) -> None:
     torch._dynamo.reset()
-    model = small().eval()
+    model = small(box={"width": 32, "samples": 32, "soft_sigma": soft_sigma}).eval()
     model.rpn.rank = rank
     model.heads["box"].score_threshold = 0.0
     batch = make_batch([1, 1])
