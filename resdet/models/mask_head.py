@@ -60,10 +60,9 @@ class MaskHead(nn.Module):
     def _upsampled(self, x: Tensor) -> Tensor:
         """The transposed convolution, whose 2 x 2 windows do not overlap, as one matrix product:
         (P, s * s, C) -> (P, s * s * 4, width), the four pixels of each old one side by side."""
-        weight = self.upsample.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 2 * 2 * width)
+        weight = self.upsample.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * width, C)
         assert self.upsample.bias is not None
-        y: Tensor = (x @ weight).view(len(x), x.shape[1] * 4, -1) + self.upsample.bias
-        return y
+        return F.linear(x, weight, self.upsample.bias.repeat(4)).view(len(x), x.shape[1] * 4, -1)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
         """Mean over the pixels of the positive RoIs whose object has a mask."""

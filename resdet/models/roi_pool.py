@@ -48,7 +48,9 @@ class RoIPool(nn.Module):
     def by_gather(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
         """The same as one weighted gather: every pixel of every level is a row of one table, every bin a short list of
         rows and weights. Several times faster than the operator on a CPU, above all backward, which is serial there."""
-        table = torch.cat([at_least_float32(m).permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
+        table = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
+        if torch.is_grad_enabled():  # in half precision the gradients of many bins would not add up in a pixel
+            table = at_least_float32(table)
         start, height, width = torch.zeros_like(level), torch.zeros_like(level), torch.zeros_like(level)
         first = 0
         for k, m in enumerate(maps):  # plain numbers: an exported graph's sizes are not known yet

@@ -39,6 +39,19 @@ def test_gather_equals_the_operator_with_its_gradient(aligned: bool) -> None:
     assert grads[0][0].abs().sum() > 1
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_bfloat16_maps_are_weighted_in_float32_to_learn_and_as_they_are_to_predict(learning: bool) -> None:
+    torch.manual_seed(0)
+    maps = [m.bfloat16().requires_grad_() for m in list(pyramid().values())[:4]]
+    pool, (boxes, image) = RoIPool(7), flatten_rois(some_boxes().float())
+    wanted = pool.by_gather([m.detach().double() for m in maps], boxes.double(), image, levels_of(boxes))
+    with torch.set_grad_enabled(learning):
+        found = pool.by_gather(maps, boxes, image, levels_of(boxes))
+    assert found.dtype == (torch.float32 if learning else torch.bfloat16)
+    error = (found.double() - wanted).abs().mean() / wanted.abs().mean()
+    assert error < (1e-5 if learning else 2**-8)
+
+
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_levels_and_scales_are_torchvisions(ratio: int) -> None:
     features, boxes = pyramid(), some_boxes()
