@@ -100,6 +100,7 @@ class BoxConfig(Section):
     class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of each class, then of the background
     delta_weights: tuple[float, float, float, float] = (10, 10, 5, 5)
     loss_beta: float = 0.0
+    objectness: bool = False  # the proposal's score counts, too
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
     soft_sigma: Annotated[float, Field(ge=0)] = 0.0  # above 0, Soft-NMS lowers scores in the place of nms_threshold

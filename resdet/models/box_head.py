@@ -68,6 +68,7 @@ class BoxHead(nn.Module):
     class_weights: (K + 1,) factors of the classification loss, the background's last.
     delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
     score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
+    objectness: scores are the geometric mean of the class's and the proposal's (Zhou et al. 2021, arXiv:2103.07461).
     soft_sigma: of `boxes.soft_nms`, which then takes the place of `nms_threshold`; 0 is hard suppression.
     clamp_shrink: see `boxes.decode`.
     empty: when boxes without area go: before suppression, after it, or never; part of a checkpoint's numerics.
@@ -85,6 +86,7 @@ class BoxHead(nn.Module):
         class_weights: Sequence[float] | None = None,
         delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         loss_beta: float = 0.0,
+        objectness: bool = False,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         soft_sigma: float = 0.0,
@@ -105,6 +107,7 @@ class BoxHead(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.delta_weights, self.loss_beta, self.min_size, self.empty = delta_weights, loss_beta, min_size, empty
         self.clamp_shrink = clamp_shrink
+        self.objectness = objectness
         self.score_threshold, self.max_detections = score_threshold, max_detections
         self.nms_threshold, self.soft_sigma = nms_threshold, soft_sigma
 
@@ -139,6 +142,8 @@ class BoxHead(nn.Module):
         """Proposals in, `max_detections` scored, labelled, refined and suppressed boxes out."""
         logits, deltas = self(features, detections.boxes, detections.valid)
         scores = at_least_float32(logits).softmax(-1)[..., :-1]  # (B, R, K)
+        if self.objectness:
+            scores = (scores * detections.scores.unsqueeze(-1)).sqrt()
         boxes = decode(deltas, detections.boxes.unsqueeze(2), self.delta_weights, clamp_shrink=self.clamp_shrink)
         scores = torch.where(detections.valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
         scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)

@@ -112,6 +112,7 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
         delta_weights=b.delta_weights,
         loss_beta=b.loss_beta,
         score_threshold=b.score_threshold,
+        objectness=b.objectness,
         nms_threshold=b.nms_threshold,
         soft_sigma=b.soft_sigma,
         max_detections=b.max_detections,

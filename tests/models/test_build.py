@@ -35,26 +35,42 @@ def test_nms_thresholds_arrive(section: str) -> None:
     assert {"rpn": model.rpn, "box": model.heads["box"]}[section].nms_threshold == 0.9
 
 
+def answer(head: BoxHead, boxes: list[list[float]], scores: list[float], proposals: list[float]) -> Detections:
+    """What the head makes of boxes of its first class, with these scores of the class and of the proposals."""
+    n, k = len(boxes), head.num_classes
+    p = torch.full((1, n, k + 1), 1e-9)
+    p[0, :, 0], p[0, :, -1] = torch.tensor(scores), 1 - torch.tensor(scores)
+    head.forward = lambda *_: (p.log(), torch.zeros(1, n, k, 4))  # type: ignore[method-assign]
+    every, labels = torch.ones(1, n, dtype=torch.bool), torch.zeros(1, n, dtype=torch.int64)
+    given = Detections(torch.tensor([boxes]), torch.tensor([proposals]), labels, every, torch.tensor([[64, 64]]))
+    return head.predict({}, given)
+
+
+# The first two have an IoU of 0.6, the third is apart, the last is the second again.
+FOUR = [[0.0, 0, 10, 8], [0, 2, 10, 10], [20, 20, 30, 30], [0, 2, 10, 10]]
+
+
 def test_soft_suppression_lowers_the_scores_that_hard_one_drops() -> None:
-    """Two boxes of a class with an IoU of 0.6 and one apart; with hard suppression at 0.5 the second goes."""
-    answers = {}
-    for sigma in (0.0, 0.5):
-        head = built(box={"soft_sigma": sigma, "score_threshold": 0.2, "max_detections": 4}).heads["box"]
-        boxes = torch.tensor([[[0.0, 0, 10, 8], [0, 2, 10, 10], [20, 20, 30, 30], [0, 2, 10, 10]]])
-        scores = torch.full((1, 4, head.num_classes + 1), 1e-9)
-        scores[0, :, 0] = torch.tensor([0.9, 0.8, 0.3, 0.25])
-        scores[0, :, -1] = 1 - scores[0, :, 0]
-        deltas = torch.zeros(1, 4, head.num_classes, 4)
-        head.forward = lambda *_, scores=scores, deltas=deltas: (scores.log(), deltas)
-        every = torch.ones(1, 4, dtype=torch.bool)
-        given = Detections(boxes, scores[..., 0], torch.zeros(1, 4).long(), every, torch.tensor([[64, 64]]))
-        answers[sigma] = head.predict({}, given)
-    hard, soft = answers[0.0], answers[0.5]
+    scores = [0.9, 0.8, 0.3, 0.25]
+    hard, soft = (
+        answer(
+            built(box={"soft_sigma": s, "score_threshold": 0.2, "max_detections": 4}).heads["box"], FOUR, scores, scores
+        )
+        for s in (0.0, 0.5)
+    )
     torch.testing.assert_close(hard.scores, torch.tensor([[0.9, 0.3, 0, 0]]))
     # The last box is lowered twice, beneath the threshold.
     torch.testing.assert_close(soft.scores, torch.tensor([[0.9, 0.8 * math.exp(-0.36 / 0.5), 0.3, 0]]))
     assert soft.valid.tolist() == [[True, True, True, False]]
     assert soft.boxes[0, 1].tolist() == [0, 2, 10, 10]
+
+
+def test_objectness_counts_where_it_is_asked_for() -> None:
+    head = built(box={"objectness": True, "score_threshold": 0.2, "max_detections": 4}).heads["box"]
+    found = answer(head, FOUR, [0.4, 0.9, 0.3, 0.02], [0.9, 0.1, 0.1, 0.9])
+    # The first box, not the second, is the better of the two now; the third falls beneath the threshold.
+    torch.testing.assert_close(found.scores, torch.tensor([[0.6, 0, 0, 0]]))
+    assert found.boxes[0, 0].tolist() == FOUR[0]
 
 
 def test_delta_weights_scale_the_boxes_that_are_learned() -> None:
