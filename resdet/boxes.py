@@ -166,5 +166,5 @@ def soft_nms(
 
 @soft_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
-    best = at_least_float32(scores).new_empty(len(scores), count)
+    best = at_least_float32(scores).new_empty(scores.shape[0], count)
     return best, torch.empty_like(best, dtype=torch.int64)

@@ -34,7 +34,7 @@ class Prediction(nn.Module):
 def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:
     """The graph of `Prediction`, on the model's device, with its thresholds. B is free from 1 to MOST_IMAGES, H and W in
     multiples of 32 from 96 to LONGEST_SIDE. dtype: of the images; float32 where resizing does not round (torchvision's).
-    Suppression stays an operator of its own, `resdet::nms`. The model is left in evaluation mode."""
+    Suppression stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation mode."""
     device = model.pixel_mean.device
     images = torch.zeros(2, 3, 96, 160, dtype=dtype, device=device)
     sizes = torch.tensor([[96, 160], [80, 150]], device=device)

@@ -145,6 +145,8 @@ def _differences(found: Recognised) -> list[str]:
         "pool.aligned": (m.pool.aligned, False),
         "pool.sampling_ratio": (m.pool.sampling_ratio, 2),
         "rpn.clamp_shrink": (m.rpn.clamp_shrink, False),
+        "box.objectness": (m.box.objectness, False),
+        "box.soft_sigma": (m.box.soft_sigma, 0.0),
     }
     if m.mask:
         same["mask.paste"] = (m.mask.paste, "torchvision")

@@ -95,10 +95,11 @@ def test_epsilon_and_channel_order_are_worked_into_the_weights() -> None:
         assert (level - theirs[key]).abs().max() < 1e-4 * level.abs().max()
 
 
-def small(tmp_path: Path) -> Path:
+def small(tmp_path: Path, **box: object) -> Path:
     torch.manual_seed(0)
+    model_values = {**tiny.MODEL, "box": {**tiny.MODEL["box"], **box}}
     config = parse_config(
-        {"model": tiny.MODEL, "data": {"min_size": 64, "max_size": 96, "root": "/home/somebody/secret"}}
+        {"model": model_values, "data": {"min_size": 64, "max_size": 96, "root": "/home/somebody/secret"}}
     )
     model = build_model(config.model)
     nn.init.normal_(model.heads["box"].classifier.weight, std=0.5)
@@ -128,8 +129,9 @@ def test_our_own_format_predicts_the_same_and_carries_no_paths(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path) -> None:
-    path = small(tmp_path)
+@pytest.mark.parametrize("box", [{}, {"soft_sigma": 0.5, "objectness": True}])
+def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path, box) -> None:
+    path = small(tmp_path, **box)
     assert cli.convert([str(path), str(tmp_path / "model.pt2"), "--to", "program"]) == 0
     program = torch.export.load(tmp_path / "model.pt2").module()
     ours = Prediction(Predictor.from_checkpoint(path, device="cpu").model)
@@ -171,8 +173,14 @@ def test_what_torchvision_cannot_build_is_listed_at_once(tmp_path, capsys) -> No
 
 
 def test_other_numerics_are_told(tmp_path) -> None:
-    values = {"num_classes": 2, "backbone": {"name": "resnet18", "weights": "x", "norm": "bn"}}
+    values = {
+        "num_classes": 2,
+        "backbone": {"name": "resnet18", "weights": "x", "norm": "bn"},
+        "box": {"soft_sigma": 0.5, "objectness": True},
+    }
     model = build_model(parse_config({"model": values}).model)
     said = save_torchvision(Recognised(Path("x"), "resdet", values, model.state_dict()), tmp_path / "o.pth")
     assert "model.pool.aligned is True here, False there" in said
+    assert "model.box.soft_sigma is 0.5 here, 0.0 there" in said
+    assert "model.box.objectness is True here, False there" in said
     run_snippet(said)
