@@ -23,8 +23,10 @@ def boxes(b, n):
 
 torch.manual_seed(0)
 for n in (0, 1, 32, 150):
-    candidates, groups, valid = boxes(2, n), torch.randint(3, (2, n)), torch.rand(2, n) < 0.8
+    candidates, groups = boxes(2, n), torch.randint(3, (2, n))
+    valid = torch.rand(2, n) < torch.tensor([[0.8], [0.3]])  # of the second, whole words are left out
     scores = (torch.rand(2, n) * 20).round() / 20  # with ties
+    scores[:, 1::9] = -torch.inf  # no better than what is not valid, but valid
     for threshold, of in ((0.5, groups), (0.2, None)):
         found = keep_mask(candidates, scores, of, valid, threshold)
         wanted = torch.zeros_like(valid)
@@ -43,8 +45,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from resdet.nms_kernel import CHUNK, ROWS, _overlap_bits, _walk
 
-overlap = dict(boxes="*fp32", groups="*i64", bits="*i32", n="i32", words="constexpr", threshold="fp32", ROWS="constexpr")
-walk = dict(bits="*i32", removed="*i32", n="i32", words="constexpr", CHUNK="constexpr")
+common = dict(counts="*i64", bits="*i32", n="i32", words="constexpr")
+overlap = dict(boxes="*fp32", groups="*i64", threshold="fp32", ROWS="constexpr", **common)
+walk = dict(removed="*i32", CHUNK="constexpr", **common)
 for capability in (80, 90):
     for fn, signature, number in ((_overlap_bits, overlap, {"ROWS": ROWS}), (_walk, walk, {"CHUNK": CHUNK})):
         source = ASTSource(fn=fn, signature=signature, constexprs={"words": 313, **number})

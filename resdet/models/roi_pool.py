@@ -9,6 +9,8 @@ from torchvision.ops import roi_align
 
 from resdet.boxes import area, at_least_float32
 
+NOWHERE = -1e6  # a coordinate beyond every map's border
+
 
 class RoIPool(nn.Module):
     """{"p2": (B, C, H/4, W/4), …} and boxes -> (P, C, size, size), each box on the level of its size.
@@ -36,8 +38,9 @@ class RoIPool(nn.Module):
         pooled: Tensor | None = None
         for k, feature in enumerate(maps):
             here = level == k
-            # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing first.
-            rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, 0.0)], dim=1)
+            # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing, and so far
+            # outside that no pixel is read nor, backward, added to: at a corner all those additions would queue for one.
+            rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, NOWHERE)], dim=1)
             values = roi_align(
                 at_least_float32(feature), rois, self.size, 0.25 / 2**k, self.sampling_ratio, self.aligned
             )

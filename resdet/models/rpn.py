@@ -93,15 +93,16 @@ class RPN(nn.Module):
     @torch.no_grad()  # Faster R-CNN does not learn through its proposals' coordinates
     def propose(self, scores: Scores, image_sizes: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
         """-> boxes (B, R, 4), scores (B, R) in 0..1, valid (B, R), by falling score; R = limits.post_nms."""
-        all_boxes, all_ranks = [], []
+        all_ranks, all_deltas, all_anchors = [], [], []
         k = limits.pre_nms
         for logits, deltas, anchors in zip(*scores, strict=True):
             rank, index = self._best(at_least_float32(logits), k)
             index = index.clamp(max=len(anchors) - 1)
-            boxes = decode(take(deltas, index), anchors[index], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink)
-            all_boxes.append(clip(boxes, image_sizes))
             all_ranks.append(rank)
-        boxes, ranks = torch.cat(all_boxes, dim=1), torch.cat(all_ranks, dim=1)  # (B, L * k, 4), (B, L * k)
+            all_deltas.append(take(deltas, index))
+            all_anchors.append(anchors[index])
+        ranks, deltas, anchors = (torch.cat(t, dim=1) for t in (all_ranks, all_deltas, all_anchors))  # (B, L * k, …)
+        boxes = clip(decode(deltas, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), image_sizes)
         objectness = ranks if self.rank == "sigmoid" else ranks.sigmoid()
         valid = (ranks > -torch.inf) & big_enough(boxes, self.min_size)
         if self.rank == "sigmoid":

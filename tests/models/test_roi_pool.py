@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
+from resdet.models import roi_pool
 from resdet.models.roi_pool import RoIPool, flatten_rois, levels_of, occupied
 
 
@@ -37,6 +38,19 @@ def test_gather_equals_the_operator_with_its_gradient(aligned: bool) -> None:
     for gathered, operator in zip(*grads, strict=True):
         torch.testing.assert_close(gathered, operator, rtol=1e-9, atol=1e-9)
     assert grads[0][0].abs().sum() > 1
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_the_operator_reads_nothing_where_a_box_does_not_belong(monkeypatch, ratio: int) -> None:
+    ones = [torch.ones_like(m) for m in list(pyramid().values())[:4]]
+    boxes, image = flatten_rois(some_boxes())
+    seen = []
+    monkeypatch.setattr(roi_pool, "roi_align", lambda *given: seen.append(roi_align(*given)) or seen[-1])
+    RoIPool(7, sampling_ratio=ratio).by_level(ones, boxes, image, levels_of(boxes))
+    for k, values in enumerate(seen):
+        here = levels_of(boxes) == k
+        assert values[here].any()
+        assert not values[~here].any()
 
 
 @pytest.mark.parametrize("learning", [True, False])
