@@ -18,7 +18,7 @@ from resdet.config_text import load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
 from resdet.engine.checkpoint import load_weights
-from resdet.engine.device import autocast, choose_device, compiled, keep_memory
+from resdet.engine.device import DTYPES, autocast, choose_device, compiled, keep_memory
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
@@ -39,7 +39,8 @@ class Predictor:
     amp:             "off", "bf16" or "fp16".
     compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first picture
                      of each padded size then takes long.
-    model:           a detector of your own (with another head, say) to fill instead of one built from the config.
+    model:           a detector of your own (with another head, say) to fill instead of one built from the config; it cannot
+                     train afterwards (`Detector.only_predict`).
     batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results depend on the company
                      by rounding alone.
     Raises `UserError`.
@@ -76,7 +77,7 @@ class Predictor:
         if max_detections is not None:
             box_head.max_detections = max_detections
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
-        self.model.to(self.device).eval()
+        self.model.to(self.device).only_predict(DTYPES.get(amp))
         if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise
             self.model.to(memory_format=torch.channels_last)  # 7 % faster on a CPU
         data = config.data

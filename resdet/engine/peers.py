@@ -21,7 +21,7 @@ from resdet.checkpoints.export import to_torchvision
 from resdet.config import Config
 from resdet.data.augment import to_bitmap
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.device import autocast, compiled, keep_memory
+from resdet.engine.device import DTYPES, autocast, compiled, keep_memory
 from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
 from resdet.models.build import build_model
@@ -188,13 +188,15 @@ def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: t
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    predictor = copy.deepcopy(model).to(memory_format=torch.channels_last).eval()  # as `Predictor` has it
+    predictor = copy.deepcopy(model).to(memory_format=torch.channels_last)  # all as `Predictor` has it
+    predictor.only_predict(DTYPES.get(config.train.amp))
+    predict_batch = compiled(predictor.predict, config.train.compile)
 
     def predict(count: int) -> int:
         with torch.inference_mode(), autocast(device, config.train.amp):
             images = batch.images[:1].expand(count, -1, -1, -1)
             sizes = batch.image_sizes[:1].expand(count, -1)
-            found = predictor.predict(Batch(images, sizes, batch.keys[:1].expand(count), None))
+            found = predict_batch(Batch(images, sizes, batch.keys[:1].expand(count), None))
         instances = to_instances(found, [load.size] * count)
         return sum(len(i if i.masks is None else i.masks) for i in instances)
 

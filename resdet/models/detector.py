@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resdet.models.fpn import FPN
+from resdet.models.layers import ConvNorm, fold_for_good
 from resdet.models.matching import sample_rois
 from resdet.models.resnet import ResNet
 from resdet.models.rpn import RPN
@@ -88,6 +89,18 @@ class Detector(nn.Module):
         for head in self.heads.values():
             detections = head.predict(features, detections)  # type: ignore[operator]
         return detections
+
+    def only_predict(self, dtype: torch.dtype | None = None) -> Detector:
+        """Itself, made ready to predict and nothing else: in evaluation mode, with fixed norms folded into their convolutions
+        for good and, to run under autocast with that dtype, weights cast for good. Detections stay the same; a GPU starts
+        a third fewer kernels for them."""
+        self.eval()
+        for module in (*self.backbone.modules(), *(m for m in self.modules() if isinstance(m, ConvNorm))):
+            fold_for_good(module)
+        for module in self.modules():
+            if dtype and isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                module.to(dtype)
+        return self
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Images (B, 3, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}."""

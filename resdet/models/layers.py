@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -104,11 +105,26 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         return y
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, FrozenBatchNorm2d | BatchNorm2d)
+    return convolve(x, conv, *folded(conv, norm))
+
+
+def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that is `conv` and then `norm`, whose statistics are fixed."""
     scale, shift = fixed_affine(norm)
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    weight = conv.weight * scale[:, None, None, None]
-    return convolve(x, conv, weight, shift)
+    return conv.weight * scale[:, None, None, None], shift
+
+
+@torch.no_grad()
+def fold_for_good(module: nn.Module) -> None:
+    """Each norm that stands right behind a convolution among the module's children becomes part of it, as `conv_norm` would
+    do anew in each call. For a module that will not train again."""
+    for (_, conv), (name, norm) in pairwise(module.named_children()):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d | BatchNorm2d) and norm.fold:
+            weight, bias = folded(conv, norm)
+            conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
+            setattr(module, name, nn.Identity())
 
 
 def convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
