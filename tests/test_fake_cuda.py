@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tiny
 from resdet.data import collate
@@ -39,8 +40,8 @@ class Copies(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        tensors = [t for t in (*args, result) if isinstance(t, Tensor)]
-        if "copy" in func.name() and len({t.device.type for t in tensors}) > 1:
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        if len({t.device.type for t in tensors}) > 1:
             self.seen.append(f"{func.name()} {[(tuple(t.shape), t.device.type) for t in tensors]}")
         return result
 
@@ -86,8 +87,14 @@ def gpu() -> OnDevice:
 
 @pytest.mark.parametrize(
     "ask",
-    [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x + torch.ones(3), lambda x: x + torch.ones(3).to(GPU)],
-    ids=["item", "boolean index", "two devices", "copy"],
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x + torch.ones(3),
+        lambda x: x + torch.ones(3).to(GPU),
+        lambda x: x[[0, 1]],
+    ],
+    ids=["item", "boolean index", "two devices", "copy", "an index from the host"],
 )
 def test_waiting_is_noticed(gpu: OnDevice, ask: Callable[[Tensor], object]) -> None:
     x = gpu.tensor(torch.ones(3))
@@ -95,11 +102,24 @@ def test_waiting_is_noticed(gpu: OnDevice, ask: Callable[[Tensor], object]) -> N
         ask(x)
 
 
-def test_the_losses(gpu: OnDevice) -> None:
-    model, batch = gpu.model(small()), gpu.batch(make_batch([3, 5]))
+MODELS: dict[str, dict[str, object]] = {
+    "masks": {},
+    "boxes": {"mask": False},
+    "soft suppression": {"box": {"width": 32, "samples": 32, "soft_sigma": 0.5, "objectness": True}},
+    "adaptive sampling": {"pool": {"sampling_ratio": 0, "aligned": False}},
+    "trained batch norm": {"backbone": {"name": "resnet50", "weights": "none", "norm": "bn"}},
+    "batch norm in the heads": {"box": {"trunk": "4conv1fc", "width": 32, "samples": 32, "norm": "bn"}},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_predictions(gpu: OnDevice, name: str) -> None:
+    model, batch = gpu.model(small(**MODELS[name])), gpu.batch(make_batch([3, 5]))
     with gpu.nothing_travels():
         losses = model(batch)
+        found = [model.eval().predict(batch), model.only_predict().predict(batch)]
     assert {loss.device for loss in losses.values()} == {GPU}
+    assert all(f.boxes.device == GPU and (f.mask_probs is None) == (name == "boxes") for f in found)
 
 
 def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> None:
@@ -136,13 +156,6 @@ def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> N
     streams["computing"].wait_stream.assert_called_once_with(streams["copying"])
     assert [id(t) for t, _ in used] == [id(t) for t in tensors]
     assert {id(stream) for _, stream in used} == {id(streams["computing"])}
-
-
-def test_a_prediction(gpu: OnDevice) -> None:
-    model, batch = gpu.model(small().eval()), gpu.batch(make_batch([1, 1]))
-    with gpu.nothing_travels():
-        found = model.predict(batch)
-    assert found.mask_probs.device == GPU
 
 
 def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch) -> None:
