@@ -42,13 +42,20 @@ def benchmark(
         raise UserError("--compare detectron2: it cannot be imported here")
     config = prepared(config)
     results: dict[str, Any] = {"load": load._asdict(), "device": str(device), "threads": torch.get_num_threads()}
-    names = ["resdet"] + ([peer] if peer != "none" else [])
+    models: dict[str, tuple[str, Config]] = {"resdet": ("resdet", config)}
+    if peer != "none":
+        models[peer] = peer, config
+        if config.train.amp != "off":  # what people come from
+            models[f"{peer} float32"] = peer, in_float32(config)
+    names = list(models)
     needed = profile or {"train", "inference", "batch8"} & set(sections)
+    # A compiled model compiles, then records its graphs, then runs.
+    warm_up = 3 if config.train.compile or device.type == "cuda" else 1
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(InProcess(name, config, load, device)) for name in names if needed}
+        sides = {n: stack.enter_context(InProcess(*m, load, device)) for n, m in models.items() if needed}
 
         def in_turn(order: str, repeats: int = load.repeats) -> Spread:
-            return interleaved({name: partial(side.ask, order) for name, side in sides.items()}, repeats)
+            return interleaved({name: partial(side.ask, order) for name, side in sides.items()}, repeats, warm_up)
 
         if "train" in sections:
             seconds = in_turn("train")
@@ -90,19 +97,22 @@ def prepared(config: Config) -> Config:
     return config.model_copy(update={"model": model, "train": config.train.model_copy(update={"lr": 1e-12})})
 
 
+def in_float32(config: Config) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"amp": "off"})})
+
+
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
-def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> Spread:
-    """Seconds of each, taken in turn after one warm-up, so that all meet the same moods of the machine."""
-    for run in work.values():
-        run()
+def interleaved(work: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> Spread:
+    """Seconds of each, taken in turn after so many to warm up, so that all meet the same moods of the machine."""
     times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(repeats):
+    for turn in range(warm_up + repeats):
         for name, run in work.items():
             began = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - began)
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - began)
     return spread(times)
 
 
@@ -270,23 +280,25 @@ def _made_up(chance: np.random.Generator, images: int, objects: int) -> tuple[di
 
 
 def report(results: dict[str, Any], names: list[str]) -> None:
-    """One table of what both sides did, lines for the rest."""
-    table = Table(width=110)
-    for head in ("", *names, *(["better by"] if len(names) == 2 else [])):
-        table.add_column(head, justify="left" if not head else "right")
+    """One table of the medians, half their spread and how many times better ours is than each other; lines for the rest."""
+    table = Table(width=62 + 31 * (len(names) - 1))
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+        if name != "resdet":
+            table.add_column("better by", justify="right", no_wrap=True)
     for key, value in results.items():
         if not isinstance(value, dict) or "resdet" not in value:
             continue
-        cells, plain = [], []
-        for name in names:
-            if name not in value:
-                continue
-            entry = value[name]
-            plain.append(entry["median"] if isinstance(entry, dict) else entry)
-            spread = f" ({entry['least']:.3g} to {entry['most']:.3g})" if isinstance(entry, dict) else ""
-            cells.append(f"{plain[-1]:.4g}{spread}")
-        better = [plain[0] / plain[1] if "images/s" in key else plain[1] / plain[0]] if len(plain) == 2 else []
-        table.add_row(key, *cells, *(f"{ratio:.2f}" for ratio in better if key != "detections"))
+        plain = {name: entry["median"] if isinstance(entry, dict) else entry for name, entry in value.items()}
+        row = [key]
+        for name, entry in value.items():
+            spread = f" ±{(entry['most'] - entry['least']) / 2 / plain[name]:.0%}" if isinstance(entry, dict) else ""
+            row.append(f"{plain[name]:.4g}{spread}")
+            if name != "resdet":
+                ratio = plain["resdet"] / plain[name]
+                row.append("" if key == "detections" else f"{ratio if 'images/s' in key else 1 / ratio:.2f}")
+        table.add_row(*row)
     console.print(table)
     for key, value in results.items():
         if not isinstance(value, dict) or "resdet" not in value:

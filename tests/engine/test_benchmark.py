@@ -9,17 +9,18 @@ import torch
 
 import tiny
 from resdet.cli import main
-from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates
+from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
 from resdet.engine.peers import Load, made_batch
 
 
 @pytest.mark.slow
-def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys, amp: str) -> None:
     config = tiny.config_file(shapes_root, tmp_path)
     theirs = ["model.fpn.channels=256", "model.box.width=1024", "model.mask={num_convs: 4, width: 256}"]
     code = main([
-        "benchmark", str(config), *theirs, "--size", "96", "120", "--objects", "3", "--repeats", "1", "--profile",
-        "--sections", "train,inference,batch8,parts,loader", "--output", str(tmp_path / "out"),
+        "benchmark", str(config), *theirs, f"train.amp={amp}", "--size", "96", "120", "--objects", "3", "--repeats", "1",
+        "--profile", "--sections", "train,inference,batch8,parts,loader", "--output", str(tmp_path / "out"),
     ])  # fmt: skip
     printed = capsys.readouterr().out
     assert code == 0, printed
@@ -28,13 +29,36 @@ def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
         assert found[key]["resdet"]["least"] <= found[key]["resdet"]["median"] <= found[key]["resdet"]["most"]
         assert found[key]["torchvision"]["median"] > 0
         assert key in printed
-    assert found["detections"] == {"resdet": 100, "torchvision": 100}  # both do the same amount of work
-    assert all(found["peak memory of a step, MiB"][side] > 1 for side in ("resdet", "torchvision"))
+    sides = {"resdet", "torchvision"} | ({"torchvision float32"} if amp == "bf16" else set())
+    assert found["detections"] == dict.fromkeys(sides, 100)  # all do the same amount of work
+    assert set(found["train step, images/s"]) == sides
+    assert all(found["peak memory of a step, MiB"][side] > 1 for side in sides)
     parts = found["parts of a train step, s"]
     assert {"backbone", "FPN", "RPN loss", "box head", "mask head", "backward"} <= set(parts)
     assert sum(parts[p] for p in ("backbone", "FPN", "box head", "mask head")) < parts["forward in all"]
     assert all(found["loader, images/s on one core"][side]["least"] > 0 for side in ("resdet", "torchvision"))
     assert json.loads((tmp_path / "out/trace.json").read_text())["traceEvents"]
+
+
+def test_a_half_precision_is_compared_with_both_of_the_other(capsys) -> None:
+    def times(ours: float, same: float, full: float) -> dict:
+        values = {"resdet": ours, "torchvision": same, "torchvision float32": full}
+        return {name: {"median": v, "least": v / 2, "most": v * 2} for name, v in values.items()}
+
+    results = {
+        "train step, images/s": times(6.0, 3.0, 1.5),
+        "prediction at batch 1, ms an image": times(2.0, 5.0, 9.0),
+        "loader, images/s on one core": {n: v for n, v in times(9.0, 2.0, 1.0).items() if "32" not in n},
+        "detections": {"resdet": 100, "torchvision": 100, "torchvision float32": 100},
+    }
+    report(results, ["resdet", "torchvision", "torchvision float32"])
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if row and row[0] in results] == [
+        ["train step, images/s", "6 ±75%", "3 ±75%", "2.00", "1.5 ±75%", "4.00"],
+        ["prediction at batch 1, ms an image", "2 ±75%", "5 ±75%", "2.50", "9 ±75%", "4.50"],
+        ["loader, images/s on one core", "9 ±75%", "2 ±75%", "4.50", "", ""],
+        ["detections", "100", "100", "", "100", ""],
+    ]
 
 
 @pytest.mark.slow
@@ -55,6 +79,9 @@ def test_both_sides_take_turns() -> None:
     times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert "".join(order) == "abababab"  # one of each to warm up
     assert set(times) == {"a", "b"}
+    order.clear()
+    interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 1, warm_up=3)
+    assert "".join(order) == "abababab"
 
 
 def test_rates_and_milliseconds_of_times() -> None:
