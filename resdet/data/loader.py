@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from multiprocessing import active_children, parent_process
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,21 +96,37 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or each loader would draw from the global one, which a head may use
     )
+    others = active_children()
+    iterator = iter(loader)
+    children = [child for child in active_children() if child not in others]
     try:
-        for loaded in loader:
-            if isinstance(loaded, UserError):
-                raise loaded
-            yield loaded
+        with deaths_noticed_here():
+            for loaded in iterator:
+                if isinstance(loaded, UserError):
+                    raise loaded
+                yield loaded
     except (RuntimeError, ConnectionError, EOFError) as error:
-        reason = str(error)
-        if not isinstance(error, RuntimeError):  # the pipe broke first; the signal that says why is on its way
-            try:
-                time.sleep(1)
-            except RuntimeError as signalled:
-                reason = str(signalled)
-        if not re.search(r"DataLoader worker .*(exited|killed)", reason):
+        if not isinstance(error, RuntimeError):  # the pipe broke first; its owner may be still about to die
+            time.sleep(1)
+        dead = {child.pid: child.exitcode for child in children if child.exitcode}
+        if not dead:
             raise
-        raise _worker_died(dataset, held, reason) from None
+        raise _worker_died(dataset, held, dead) from None
+
+
+@contextmanager
+def deaths_noticed_here() -> Iterator[None]:
+    """torch, when a worker dies, raises wherever the main process happens to be, in the middle of a step, say. While this is
+    open it does not; the loader finds its dead by itself when it next waits for them."""
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except (AttributeError, ValueError):  # no such signal, or not the main thread, where torch leaves it alone, too
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 class _Watched(Dataset[Sample | UserError]):
@@ -124,16 +142,14 @@ class _Watched(Dataset[Sample | UserError]):
         return self.dataset[item]
 
 
-def _worker_died(dataset: DetectionDataset, held: Tensor, reason: str) -> UserError:
-    dead = {int(number) for number in re.findall(r"\d+", reason.split("DataLoader worker", 1)[1])}
-    pairs = [(pid, index) for pid, index in held.tolist() if index >= 0]
-    files = [str(dataset.annotations.images[index].file) for pid, index in pairs if pid in dead] or [
-        str(dataset.annotations.images[index].file) for _, index in pairs
-    ]
+def _worker_died(dataset: DetectionDataset, held: Tensor, dead: Mapping[int | None, int]) -> UserError:
+    """held: see `_Watched`; dead: exit codes by pid."""
+    files = [str(dataset.annotations.images[index].file) for pid, index in held.tolist() if index >= 0 and pid in dead]
+    codes = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in dead.values()]
     return UserError(
-        f"a loader worker died ({reason.splitlines()[0]}) while it held {' or '.join(files) or 'no picture yet'}: if the "
-        f"machine ran out of memory, lower data.workers (now {dataset.data.workers}); otherwise look at that file; then go "
-        "on with --resume"
+        f"a loader worker died ({', '.join(codes)}) while it held {' or '.join(files) or 'no picture yet'}: if the machine "
+        f"ran out of memory, lower data.workers (now {dataset.data.workers}); otherwise look at that file; then go on with "
+        "--resume"
     )
 
 
@@ -147,9 +163,23 @@ def _collate(samples: Sequence[Sample | UserError], multiple: int) -> LoadedBatc
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each; signals that ask the main process to stop are its own business."""
+    """One thread each; signals that ask the main process to stop are its own business, whoever else is told."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_leave_when_told, daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave_when_told() -> None:
+    """End this process on its parent's SIGTERM alone. A cluster, or `timeout`, sends one to every process of a job; batches
+    must go on coming then, until the parent has finished its step and saved."""
+    parent = parent_process()
+    assert parent
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

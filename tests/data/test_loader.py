@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import subprocess
+import time
 from collections import Counter
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
 
 import cv2
@@ -21,7 +25,7 @@ from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
 from resdet.data.dataset import DetectionDataset, repeat_factors
 from resdet.data.index import ImageInfo, Objects
-from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
+from resdet.data.loader import _start_worker, evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
 
 SIZES = {"min_size": [96, 112, 128], "max_size": 200}
@@ -216,8 +220,42 @@ def test_a_dead_worker_is_reported_with_the_picture_it_held(shapes) -> None:
     data = dataset(shapes, train=False)
     data.__class__ = Deadly
     file = re.escape(str(shapes.images[5].file))
-    with pytest.raises(UserError, match=rf"a loader worker died .*while it held {file}: .*lower data\.workers"):
+    with pytest.raises(
+        UserError, match=rf"a loader worker died \(SIGKILL\) while it held {file}: .*lower data\.workers"
+    ):
         list(evaluation_loader(data, 1, 2))
+
+
+def test_a_worker_that_dies_does_not_disturb_what_is_under_way(shapes) -> None:
+    loader = evaluation_loader(dataset(shapes, train=False), 1, 1)
+    next(loader)
+    (worker,) = active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)  # where torch's own handler would raise
+    assert worker.exitcode == -signal.SIGKILL
+    with pytest.raises(UserError, match="SIGKILL"):
+        list(loader)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
+def test_a_worker_leaves_when_its_parent_says_so_and_nobody_else() -> None:
+    def work() -> None:
+        _start_worker(0)
+        ready.set()
+        time.sleep(60)
+
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    worker = fork.Process(target=work, daemon=True)
+    worker.start()
+    assert ready.wait(10)
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_each_process_gets_its_share(shapes) -> None:

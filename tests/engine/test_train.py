@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -168,6 +169,23 @@ def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) ->
     assert read_checkpoint(out / "checkpoints/last.pt").iteration == result.iteration < 500
     config.train.max_iters = result.iteration + 1
     assert train(config, resume=True).iteration == result.iteration + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
+def test_a_whole_job_that_is_told_to_stop_finishes_the_step_and_saves(shapes_root, tmp_path) -> None:
+    out = tmp_path / "run"
+    config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000)
+    start = "import sys; from resdet.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", start, str(config), "data.workers=2", "--output", str(out)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert job.poll() is None
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    _, errors = job.communicate(timeout=60)
+    assert (job.returncode, errors) == (75, "")
+    assert 0 < read_checkpoint(out / "checkpoints/last.pt").iteration < 5000
 
 
 def test_a_second_interrupt_stops_at_once() -> None:
