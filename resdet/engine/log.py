@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from resdet.errors import UserError
 from resdet.writing import write_text
 
 log = logging.getLogger("resdet")
-console = Console(highlight=False, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """The reader of our output has gone (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 class RunLog:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -171,14 +172,30 @@ def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) ->
     assert train(config, resume=True).iteration == result.iteration + 1
 
 
+def started(config: Path, *arguments: str, **options: bool) -> subprocess.Popen[str]:
+    code = "import sys; from resdet.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", code, str(config), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_output_any_more(shapes_root, tmp_path) -> None:
+    out = tmp_path / "run"
+    run = started(tiny.config_file(shapes_root, tmp_path, max_iters=3, eval_every=0), "--output", str(out))
+    assert run.stdout.readline()
+    run.stdout.close()
+    errors = run.stderr.read()
+    assert (run.wait(60), errors) == (0, "")
+    assert [record["iteration"] for record in lines(out)] == [1, 2, 3]
+    assert (out / "checkpoints/last.pt").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
 def test_a_whole_job_that_is_told_to_stop_finishes_the_step_and_saves(shapes_root, tmp_path) -> None:
     out = tmp_path / "run"
     config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000)
-    start = "import sys; from resdet.cli import train; sys.exit(train())"
-    command = [sys.executable, "-c", start, str(config), "data.workers=2", "--output", str(out)]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    job = started(config, "data.workers=2", "--output", str(out), start_new_session=True)
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         assert job.poll() is None
         time.sleep(0.05)
