@@ -114,17 +114,18 @@ def _(scores: Tensor, valid: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("resdet::nms", mutates_args=())
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int) -> Tensor:
     """Non-maximum suppression with a fixed-size answer: a keep mask instead of a list of indices.
 
     boxes (B, N, 4), scores (B, N), groups (B, N) int64 (classes, say: boxes suppress each other only within a group) or
-    None for one group, valid (B, N) bool -> keep (B, N) bool. One opaque op, so that the graph around it stays whole.
+    None for one group, valid (B, N) bool -> keep (B, N) bool, the `count` best of those that are left.
+    One opaque op, so that the graph around it stays whole.
     """
     if boxes.is_cuda and TRITON:
         from resdet.nms_kernel import keep_mask  # which never makes the host wait
 
         with torch.cuda.device(boxes.device):  # Triton starts kernels on the current one
-            return keep_mask(boxes, scores, groups, valid, threshold)
+            return keep_mask(boxes, scores, groups, valid, threshold, count)
     keep = torch.zeros_like(valid)
     for b in range(len(boxes)):
         candidates = valid[b].nonzero().squeeze(1)
@@ -133,12 +134,12 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, thr
             kept = torchvision.ops.nms(*chosen, threshold)
         else:
             kept = torchvision.ops.batched_nms(*chosen, groups[b, candidates], threshold)
-        keep[b, candidates[kept]] = True
+        keep[b, candidates[kept[:count]]] = True
     return keep
 
 
 @nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int) -> Tensor:
     return torch.empty_like(valid)
 
 

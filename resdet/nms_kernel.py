@@ -2,8 +2,9 @@
 
 torchvision's operator returns a list of unknown length, so the host stops until the device has counted. Here two kernels
 answer with a mask: the first notes for all pairs of boxes, as bits, which of the lower-scored ones each would suppress; the
-second walks down the ranking in blocks of 32, one program an image, and keeps what nothing kept before it suppresses.
-Boxes that are not valid come last, and neither looks at blocks of them: the usual picture has a hundred candidates of 8,192.
+second walks down the ranking in blocks of 32, one program an image, and keeps what nothing kept before it suppresses, until
+it has enough. Boxes that are not valid come last, and neither looks at blocks of them: the usual picture has a hundred
+candidates of 8,192.
 
 Letters: B images, N boxes by falling score, W = ceil(N / 32) words of 32 bits.
 """
@@ -55,13 +56,15 @@ def _either(a, b):
 
 
 @triton.jit
-def _walk(bits, removed, counts, n, words: tl.constexpr, CHUNK: tl.constexpr):
-    """removed (B, W): at first what is not valid, in the end what is not kept."""
+def _walk(bits, removed, counts, n, words: tl.constexpr, enough, CHUNK: tl.constexpr):
+    """removed (B, W): at first what is not valid, in the end what is not kept; right up to the block with which `enough` are
+    kept, after which nothing is looked at."""
     first = tl.program_id(0).to(tl.int64) * n
     mine = removed + tl.program_id(0).to(tl.int64) * words
     lanes = tl.arange(0, 32)
     used = tl.cdiv(tl.load(counts + tl.program_id(0)), 32)  # words that hold a valid box
-    for k in range(used):
+    k, found = 0, 0
+    while (k < used) & (found < enough):
         rows = k * 32 + lanes
         within = tl.load(bits + (first + rows) * words + k, rows < n, 0)
         gone = tl.load(mine + k)
@@ -70,6 +73,7 @@ def _walk(bits, removed, counts, n, words: tl.constexpr, CHUNK: tl.constexpr):
             gone = gone | (tl.sum(tl.where(lanes == i, within, 0), axis=0) * alive)
         tl.store(mine + k, gone)
         kept = ((gone >> lanes) & 1) == 0
+        found += tl.sum(kept.to(tl.int32), axis=0)
         for start in range(k + 1, used, CHUNK):
             columns = start + tl.arange(0, CHUNK)
             mask = (kept & (rows < n))[:, None] & (columns < used)[None, :]
@@ -77,9 +81,12 @@ def _walk(bits, removed, counts, n, words: tl.constexpr, CHUNK: tl.constexpr):
             before = tl.load(mine + columns, columns < used, 0)
             tl.store(mine + columns, before | tl.reduce(block, 0, _either), columns < used)
         tl.debug_barrier()  # the next block's word was written by other threads
+        k += 1
 
 
-def keep_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float) -> Tensor:
+def keep_mask(
+    boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int
+) -> Tensor:
     """What `boxes.nms` says: (B, N, 4), (B, N), (B, N) int64 or None, (B, N) bool -> (B, N) bool."""
     b, n = valid.shape
     groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
@@ -91,13 +98,13 @@ def keep_mask(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tenso
         dim=1, descending=True, stable=True
     )
     ranked = boxes.float().gather(1, order[:, :, None].expand(-1, -1, 4)).contiguous()
-    words, counts = triton.cdiv(n, 32), valid.sum(1)
+    words, candidates = triton.cdiv(n, 32), valid.sum(1)
     bits = torch.zeros(b, n, words, dtype=torch.int32, device=boxes.device)
     grid = (triton.cdiv(n, ROWS), words, b)
-    _overlap_bits[grid](ranked, groups.gather(1, order), counts, bits, n, words, threshold, ROWS=ROWS)
+    _overlap_bits[grid](ranked, groups.gather(1, order), candidates, bits, n, words, threshold, ROWS=ROWS)
     lanes = torch.arange(32, device=boxes.device)
     invalid = torch.nn.functional.pad(~valid.gather(1, order), (0, words * 32 - n), value=True)
     removed = (invalid.view(b, words, 32).long() << lanes).sum(-1).to(torch.int32)
-    _walk[(b,)](bits, removed, counts, n, words, CHUNK=CHUNK)
+    _walk[(b,)](bits, removed, candidates, n, words, count, CHUNK=CHUNK)
     kept = ((removed[:, :, None] >> lanes) & 1 == 0).flatten(1)[:, :n]
-    return keep.scatter(1, order, kept)
+    return keep.scatter(1, order, kept & (kept.cumsum(1) <= count))

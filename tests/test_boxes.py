@@ -68,18 +68,19 @@ def test_big_enough_refuses_empty_inverted_and_nan() -> None:
 def test_nms_is_torchvisions_with_a_fixed_size(threshold: float) -> None:
     candidates, scores = boxes(2, 300), torch.rand(2, 300)
     groups, valid = torch.randint(3, (2, 300)), torch.rand(2, 300) > 0.2
-    keep = nms(candidates, scores, groups, valid, threshold)
+    keep, some = (nms(candidates, scores, groups, valid, threshold, count) for count in (300, 20))
     for b in range(2):
         rows = valid[b].nonzero().flatten()
         kept = rows[torchvision.ops.batched_nms(candidates[b, rows], scores[b, rows], groups[b, rows], threshold)]
         assert set(keep[b].nonzero().flatten().tolist()) == set(kept.tolist())
-        assert 0 < len(kept) < len(rows)
-    assert not nms(candidates, scores, groups, torch.zeros_like(valid), threshold).any()
+        assert 20 < len(kept) < len(rows)
+        assert set(some[b].nonzero().flatten().tolist()) == set(kept[:20].tolist())
+    assert not nms(candidates, scores, groups, torch.zeros_like(valid), threshold, 300).any()
 
 
 def test_nms_passes_torchs_own_check_of_custom_operators() -> None:
     torch.library.opcheck(
-        nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5)
+        nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5, 9)
     )
 
 
@@ -120,7 +121,7 @@ def test_soft_suppression_becomes_hard_as_sigma_vanishes() -> None:
     valid = torch.ones(1, 300, dtype=torch.bool)
     found, index = soft_nms(candidates, scores, groups, valid, 1e-9, 300)
     kept = set(index[0, torch.isin(found[0], scores[0])].tolist())
-    assert kept == set(nms(candidates, scores, groups, valid, 1e-4).nonzero()[:, 1].tolist())
+    assert kept == set(nms(candidates, scores, groups, valid, 1e-4, 300).nonzero()[:, 1].tolist())
     assert 5 < len(kept) < 150
 
 

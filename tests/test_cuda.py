@@ -75,6 +75,7 @@ def test_suppression_keeps_what_the_cpu_keeps() -> None:
     boxes = torch.cat([corner, corner + torch.rand(2, 3000, 2) * 50], -1)
     scores, groups, valid = torch.rand(2, 3000), torch.randint(5, (2, 3000)), torch.rand(2, 3000) < 0.9
     given = boxes, scores, groups, valid
-    assert torch.equal(nms(*(t.cuda() for t in given), 0.5).cpu(), nms(*given, 0.5))
+    for count in (50, 3000):
+        assert torch.equal(nms(*(t.cuda() for t in given), 0.5, count).cpu(), nms(*given, 0.5, count))
     for found, wanted in zip(soft_nms(*(t.cuda() for t in given), 0.5, 100), soft_nms(*given, 0.5, 100), strict=True):
         torch.testing.assert_close(found.cpu(), wanted)

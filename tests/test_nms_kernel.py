@@ -27,13 +27,17 @@ for n in (0, 1, 32, 150):
     valid = torch.rand(2, n) < torch.tensor([[0.8], [0.3]])  # of the second, whole words are left out
     scores = (torch.rand(2, n) * 20).round() / 20  # with ties
     scores[:, 1::9] = -torch.inf  # no better than what is not valid, but valid
-    for threshold, of in ((0.5, groups), (0.2, None)):
-        found = keep_mask(candidates, scores, of, valid, threshold)
+    for threshold, of, count in ((0.5, groups, n), (0.2, None, n), (0.5, groups, 0), (0.5, groups, 20), (0.5, groups, 45)):
+        found = keep_mask(candidates, scores, of, valid, threshold, count)
         wanted = torch.zeros_like(valid)
         for b in range(2):
             for group in range(3 if of is not None else 1):
                 rows = (valid[b] & (of is None or of[b] == group)).nonzero().flatten()
                 wanted[b, rows[torchvision.ops.nms(candidates[b, rows], scores[b, rows], threshold)]] = True
+        for b in range(2):  # the best of them; stable, so that ties go as they came
+            ranked = torch.where(wanted[b], scores[b], -torch.inf).argsort(descending=True, stable=True)
+            ranked = ranked[wanted[b, ranked]]
+            wanted[b, ranked[count:]] = False
         assert found.shape == wanted.shape and torch.equal(found, wanted), n
         assert n < 150 or wanted.sum() < valid.sum()
 print("agreed")
@@ -47,7 +51,7 @@ from resdet.nms_kernel import CHUNK, ROWS, _overlap_bits, _walk
 
 common = dict(counts="*i64", bits="*i32", n="i32", words="constexpr")
 overlap = dict(boxes="*fp32", groups="*i64", threshold="fp32", ROWS="constexpr", **common)
-walk = dict(removed="*i32", CHUNK="constexpr", **common)
+walk = dict(removed="*i32", enough="i32", CHUNK="constexpr", **common)
 for capability in (80, 90):
     for fn, signature, number in ((_overlap_bits, overlap, {"ROWS": ROWS}), (_walk, walk, {"CHUNK": CHUNK})):
         source = ASTSource(fn=fn, signature=signature, constexprs={"words": 313, **number})

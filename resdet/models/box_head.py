@@ -157,7 +157,7 @@ class BoxHead(nn.Module):
             scores, index = soft_nms(boxes, scores, labels, usable, self.soft_sigma, count)
             valid = scores > self.score_threshold
         else:
-            keep = nms(boxes, scores, labels, usable, self.nms_threshold)
+            keep = nms(boxes, scores, labels, usable, self.nms_threshold, count)
             scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
             valid = scores >= 0
         if self.empty == "drop_last":

@@ -108,7 +108,7 @@ class RPN(nn.Module):
         if self.rank == "sigmoid":
             ranks = place(ranks, valid)
         by_level = boxes.view(-1, k, 4), ranks.view(-1, k), None, valid.view(-1, k)  # levels do not suppress each other
-        keep = nms(*by_level, self.nms_threshold).view(valid.shape)
+        keep = nms(*by_level, self.nms_threshold, limits.post_nms).view(valid.shape)
         rank, index = torch.where(keep, ranks, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
         valid = rank > -torch.inf
         objectness = torch.where(valid, objectness.gather(1, index), 0.0)
