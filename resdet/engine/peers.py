@@ -266,9 +266,14 @@ def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) 
     from detectron2.modeling import build_model as build_theirs
     from detectron2.structures import BitMasks, Boxes, Instances
 
-    kind = "InstanceSegmentation/mask" if config.model.mask else "Detection/faster"
+    m = config.model
+    depth = {"resnet50": 50, "resnet101": 101, "resnet152": 152}.get(m.backbone.name)
+    if not depth:
+        raise UserError(f"--compare detectron2: not with model.backbone.name={m.backbone.name}; --compare none")
+    kind = "InstanceSegmentation/mask" if m.mask else "Detection/faster"
     theirs = model_zoo.get_config(f"COCO-{kind}_rcnn_R_50_FPN_1x.yaml")
-    theirs.MODEL.DEVICE, theirs.MODEL.MASK_ON = str(device), config.model.mask is not None
+    theirs.MODEL.DEVICE, theirs.MODEL.MASK_ON = str(device), m.mask is not None
+    theirs.MODEL.RESNETS.DEPTH, theirs.MODEL.ROI_HEADS.NUM_CLASSES = depth, m.num_classes
     theirs.INPUT.MASK_FORMAT, theirs.MODEL.ROI_HEADS.SCORE_THRESH_TEST = "bitmask", 0.0
     model = build_theirs(theirs)
     height, width = load.size

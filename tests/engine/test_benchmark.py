@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import tiny
 from resdet.cli import main
+from resdet.config_text import parse_config
 from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
-from resdet.engine.peers import Load, made_batch
+from resdet.engine.peers import Load, made_batch, side_of
+from resdet.errors import UserError
 
 
 @pytest.mark.slow
@@ -72,6 +77,69 @@ def test_the_peer_that_is_not_there_is_named(shapes_root, tmp_path, capsys) -> N
     with pytest.raises(SystemExit):
         main([*arguments, "--sections", "trian"])
     assert "trian is none of train" in capsys.readouterr().err
+
+
+def stand_in_for_detectron2(monkeypatch) -> SimpleNamespace:
+    """What the benchmark calls of it, with its signatures; keeps the config that a model was built from."""
+
+    class Instances:
+        def __init__(self, image_size: tuple[int, int], **fields: object) -> None:
+            self.image_size, self.fields = image_size, fields
+
+        def to(self, device: str) -> Instances:
+            return self
+
+        def __len__(self) -> int:
+            return len(self.fields["boxes"])
+
+    class Model(torch.nn.Module):
+        def __init__(self, config: SimpleNamespace) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, inputs: list[dict]) -> object:
+            if not self.training:
+                return [{"instances": Instances((1, 1), boxes=range(100))} for _ in inputs]
+            seen.inputs = inputs
+            return {"loss": self.scale * 3}
+
+    def get_config(path: str) -> SimpleNamespace:
+        parts = {"RESNETS": SimpleNamespace(), "ROI_HEADS": SimpleNamespace()}
+        seen.config = SimpleNamespace(path=path, MODEL=SimpleNamespace(**parts), INPUT=SimpleNamespace())
+        return seen.config
+
+    seen = SimpleNamespace()
+    wrapped = {name: lambda value: value for name in ("BitMasks", "Boxes")}
+    for name, content in {
+        "detectron2": {"model_zoo": SimpleNamespace(get_config=get_config)},
+        "detectron2.modeling": {"build_model": Model},
+        "detectron2.structures": {"Instances": Instances, **wrapped},
+        "detectron2.utils": {},
+        "detectron2.utils.events": {"EventStorage": nullcontext},
+    }.items():
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    return seen
+
+
+def test_detectron2_is_given_the_same_architecture_images_and_objects(monkeypatch) -> None:
+    seen = stand_in_for_detectron2(monkeypatch)
+    model = {"num_classes": 7, "backbone": {"name": "resnet101", "weights": "none"}, "mask": {}}
+    config = parse_config({"model": model})
+    side = side_of("detectron2", config, Load((70, 90), 2, 5, 1), torch.device("cpu"))
+    side.train()
+    assert side.predict(3) == 300
+    assert seen.config.path == "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+    assert (seen.config.MODEL.RESNETS.DEPTH, seen.config.MODEL.ROI_HEADS.NUM_CLASSES) == (101, 7)
+    assert [tuple(given["image"].shape) for given in seen.inputs] == [(3, 70, 90)] * 2
+    truth = seen.inputs[0]["instances"].fields
+    boxes, masks = truth["gt_boxes"], truth["gt_masks"]
+    assert masks.shape == (5, 70, 90)
+    assert torch.allclose(masks.sum((1, 2)) / ((boxes[:, 2:] - boxes[:, :2]).prod(1)), torch.tensor(0.5), atol=0.2)
+    config.model.backbone.name = "resnet18"
+    with pytest.raises(UserError, match=r"not with .*resnet18"):
+        side_of("detectron2", config, Load((70, 90), 2, 5, 1), torch.device("cpu"))
 
 
 def test_both_sides_take_turns() -> None:
