@@ -24,12 +24,21 @@ from resdet.errors import UserError
 SCRIPT = Path(__file__).parents[1] / "processes.py"
 
 
-def torchrun(world: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+def started(world: int, *arguments: object, restarts: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--max-restarts={restarts}",
                "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
                str(SCRIPT), *map(str, arguments)]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def torchrun(world: int, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    with started(world, *arguments, restarts=restarts) as job:
+        try:
+            output, errors = job.communicate(timeout=240)
+        finally:
+            job.kill()
+    return subprocess.CompletedProcess(job.args, job.returncode, output, errors)
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +182,22 @@ def test_a_signal_to_one_stops_all_at_the_same_step(config, tmp_path) -> None:
     assert "stopped at iteration" in done.stdout, done.stderr
     assert "exitcode  : 75" in done.stderr  # resumable
     assert 2 <= read_checkpoint(tmp_path / "run/checkpoints/last.pt").iteration < 4
+
+
+@pytest.mark.slow
+def test_a_job_that_is_told_to_stop_saves_while_its_loaders_work_on(shapes_root, tmp_path) -> None:
+    """torchrun sends the signal to each process's whole group, workers and all."""
+    out = tmp_path / "run"
+    config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000)
+    with started(2, "train", config, out, "data.workers=1") as job:
+        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.terminate()
+        output, errors = job.communicate(timeout=60)
+    assert "stopped at iteration" in output
+    assert "loader" not in errors.lower()
+    assert 0 < read_checkpoint(out / "checkpoints/last.pt").iteration < 5000
 
 
 @pytest.mark.slow
