@@ -74,12 +74,14 @@ def _walk(bits, removed, counts, n, words: tl.constexpr, enough, CHUNK: tl.const
         tl.store(mine + k, gone)
         kept = ((gone >> lanes) & 1) == 0
         found += tl.sum(kept.to(tl.int32), axis=0)
-        for start in range(k + 1, used, CHUNK):
+        start = k + 1
+        while start < used:  # a `range` of loaded numbers is too much for the interpreter of Triton 3.6 with NumPy 2.4
             columns = start + tl.arange(0, CHUNK)
             mask = (kept & (rows < n))[:, None] & (columns < used)[None, :]
             block = tl.load(bits + (first + rows)[:, None] * words + columns[None, :], mask, 0)
             before = tl.load(mine + columns, columns < used, 0)
             tl.store(mine + columns, before | tl.reduce(block, 0, _either), columns < used)
+            start += CHUNK
         tl.debug_barrier()  # the next block's word was written by other threads
         k += 1
 
