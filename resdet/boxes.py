@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
+# Above 1000 boxes torchvision goes class by class instead of shifting classes apart, which rounds otherwise.
+ENOUGH = 1001
 TRITON = find_spec("triton") is not None
 
 
@@ -129,13 +131,21 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, thr
     keep = torch.zeros_like(valid)
     for b in range(len(boxes)):
         candidates = valid[b].nonzero().squeeze(1)
-        chosen = at_least_float32(boxes[b, candidates]), at_least_float32(scores[b, candidates])
-        if groups is None:
-            kept = torchvision.ops.nms(*chosen, threshold)
-        else:
-            kept = torchvision.ops.batched_nms(*chosen, groups[b, candidates], threshold)
-        keep[b, candidates[kept[:count]]] = True
+        candidates = candidates[scores[b, candidates].argsort(descending=True, stable=True)]
+        best = candidates[: max(8 * count, ENOUGH)]  # which usually suffice
+        kept = _suppress(boxes[b], scores[b], None if groups is None else groups[b], best, threshold)
+        if len(kept) < count and len(best) < len(candidates):
+            kept = _suppress(boxes[b], scores[b], None if groups is None else groups[b], candidates, threshold)
+        keep[b, kept[:count]] = True
     return keep
+
+
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor | None, rows: Tensor, threshold: float) -> Tensor:
+    """Of these rows those that torchvision keeps, by falling score."""
+    chosen = at_least_float32(boxes[rows]), at_least_float32(scores[rows])
+    if groups is None:
+        return rows[torchvision.ops.nms(*chosen, threshold)]
+    return rows[torchvision.ops.batched_nms(*chosen, groups[rows], threshold)]
 
 
 @nms.register_fake

@@ -78,6 +78,20 @@ def test_nms_is_torchvisions_with_a_fixed_size(threshold: float) -> None:
     assert not nms(candidates, scores, groups, torch.zeros_like(valid), threshold, 300).any()
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("threshold", [0.05, 0.5])
+def test_nms_of_thousands_keeps_the_best_of_all(threshold: float, grouped: bool) -> None:
+    """Both where the first of them suffice and where they do not."""
+    torch.manual_seed(0)
+    candidates, scores, valid = boxes(1, 5000), torch.rand(1, 5000), torch.rand(1, 5000) > 0.2
+    groups = torch.randint(3, (1, 5000)) if grouped else torch.zeros(1, 5000, dtype=torch.int64)
+    rows = valid[0].nonzero().flatten()
+    kept = rows[torchvision.ops.batched_nms(candidates[0, rows], scores[0, rows], groups[0, rows], threshold)]
+    for count in (5, 60, len(kept), 5000):
+        keep = nms(candidates, scores, groups if grouped else None, valid, threshold, count)
+        assert set(keep[0].nonzero().flatten().tolist()) == set(kept[:count].tolist())
+
+
 def test_nms_passes_torchs_own_check_of_custom_operators() -> None:
     torch.library.opcheck(
         nms, (boxes(1, 20), torch.rand(1, 20), torch.zeros(1, 20, dtype=torch.int64), torch.ones(1, 20) > 0, 0.5, 9)
