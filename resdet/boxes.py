@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
-# Above 1000 boxes torchvision goes class by class instead of shifting classes apart, which rounds otherwise.
+# So many candidates torchvision treats as it would more of them: class by class. Fewer it shifts apart, which rounds otherwise.
 ENOUGH = 1001
 TRITON = find_spec("triton") is not None
 

@@ -6,11 +6,12 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import active_children, parent_process
-from threading import Thread
+from threading import Thread, current_thread, main_thread
+from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,12 +100,12 @@ def batches(
     others = active_children()
     iterator = iter(loader)
     children = [child for child in active_children() if child not in others]
+    _notice_deaths_here()
     try:
-        with deaths_noticed_here():
-            for loaded in iterator:
-                if isinstance(loaded, UserError):
-                    raise loaded
-                yield loaded
+        for loaded in iterator:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
     except (RuntimeError, ConnectionError, EOFError) as error:
         if not isinstance(error, RuntimeError):  # the pipe broke first; its owner may be still about to die
             time.sleep(1)
@@ -114,19 +115,18 @@ def batches(
         raise _worker_died(dataset, held, dead) from None
 
 
-@contextmanager
-def deaths_noticed_here() -> Iterator[None]:
-    """torch, when a worker dies, raises wherever the main process happens to be, in the middle of a step, say. While this is
-    open it does not; the loader finds its dead by itself when it next waits for them."""
-    try:
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except (AttributeError, ValueError):  # no such signal, or not the main thread, where torch leaves it alone, too
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+def _notice_deaths_here() -> None:
+    """torch, when a worker dies, raises wherever the main process happens to be, in the middle of a step, say. From here on it
+    does not; the loader finds its dead by itself when it next waits for them."""
+    on_death = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    silent = isinstance(on_death, partial) and on_death.func is _silently
+    if callable(on_death) and not silent and current_thread() is main_thread():
+        signal.signal(signal.SIGCHLD, partial(_silently, on_death))
+
+
+def _silently(handler: Callable[[int, FrameType | None], object], number: int, frame: FrameType | None) -> None:
+    with suppress(RuntimeError):
+        handler(number, frame)
 
 
 class _Watched(Dataset[Sample | UserError]):

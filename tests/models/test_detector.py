@@ -90,7 +90,8 @@ def test_a_model_that_only_predicts_says_the_same(backbone: dict, dtype: torch.d
     left = [m for m in ready.modules() if isinstance(m, FrozenBatchNorm2d | BatchNorm2d)]
     assert norms
     assert len(left) == ("deep_stem" in backbone)  # of three convolutions the last, whose norm stands elsewhere
-    assert (ready.heads["box"].classifier.weight.dtype == dtype) == (dtype is not None)
+    assert ready.backbone.layer4[0].conv1.weight.dtype == ready.rpn.deltas.bias.dtype == (dtype or torch.float32)
+    assert {p.dtype for p in ready.heads.parameters()} == {torch.float32}
     for found, one in zip(predicted(ready), wanted, strict=True):
         torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-5)
     assert wanted.valid.all()
