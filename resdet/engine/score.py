@@ -27,7 +27,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     problems = missing_data(config, ["val"])
     if problems:
         raise UserError("\n\n".join(problems))
-    predictor = Predictor(config, weights)
+    predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
         console.print(predictor.source.report())
     annotations = read_split(config, "val")
