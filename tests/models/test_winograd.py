@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,11 @@ def made(*shape: int) -> torch.Tensor:
 def furthest(found: torch.Tensor, exact: torch.Tensor) -> float:
     """Largest error, in standard deviations of what is right."""
     return float(((found.double() - exact).abs().max() / exact.std()).detach())
+
+
+def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Root mean square error, in standard deviations of what is right."""
+    return float(((found.double() - exact).square().mean().sqrt() / exact.std()).detach())
 
 
 @pytest.mark.parametrize("size", [(1, 4, 4), (2, 5, 3), (3, 1, 1), (1, 30, 41), (7, 14, 14), (1, 8, 3000)])
@@ -50,6 +57,39 @@ def test_as_precise_as_the_plain_convolution_at_its_real_size() -> None:
     assert furthest(conv3x3(x, weight, None), exact) < 2e-5  # F.conv2d: about 8e-6
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 65), (20, 14, 14)])
+def test_bfloat16_is_a_little_less_precise_than_the_plain_convolution(shape) -> None:
+    torch.manual_seed(0)
+    x, above = (made(shape[0], 256, *shape[1:]).bfloat16() for _ in range(2))
+    weight, bias = (made(256, 256, 3, 3) / 48).bfloat16(), torch.randn(256).bfloat16()
+    everything = [t.requires_grad_() for t in (x, weight, bias)]
+    doubles = [t.detach().double().requires_grad_() for t in everything]
+    exact = F.conv2d(*doubles, padding=1)
+    exactly = [exact, *torch.autograd.grad(exact, doubles, above.double())]
+    for_all = []
+    for conv in (conv3x3, functools.partial(F.conv2d, padding=1)):
+        found = conv(x, weight, bias)
+        results = [found, *torch.autograd.grad(found, everything, above)]
+        assert all(t.dtype == torch.bfloat16 for t in results)
+        for_all.append([error(t, wanted) for t, wanted in zip(results, exactly, strict=True)])
+    for ours, plain in zip(*for_all, strict=True):
+        assert ours < 3.6 * plain
+
+
+def test_autocast_computes_in_its_dtype_and_gradients_keep_theirs() -> None:
+    x, weight, bias = made(1, 8, 9, 9), made(8, 8, 3, 3), torch.randn(8)
+    wanted = conv3x3(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    everything = [t.requires_grad_() for t in (x, weight, bias)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = conv3x3(x, weight, bias)
+        gradients = torch.autograd.grad(found.float().square().sum(), everything)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, wanted)
+    assert all(g.dtype == torch.float32 for g in gradients)
+    precise = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1).square().sum(), everything)
+    assert all(error(g, p.double()) < 0.02 for g, p in zip(gradients, precise, strict=True))
+
+
 def test_what_comes_next_may_work_in_place() -> None:
     for height in (8, 6):  # the outputs of whole tiles, and of cut ones
         x, weight = made(1, 4, height, 8).requires_grad_(), made(4, 4, 3, 3)
@@ -67,8 +107,15 @@ def test_only_where_it_pays(monkeypatch) -> None:
     assert not pays(made(1, 128, 64, 64), made(256, 128, 3, 3))
     assert not pays(x, made(256, 256, 1, 1))
     assert not pays(x.double(), weight.double())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not pays(x, weight)
+    for instructions in (False, True):
+        monkeypatch.setattr(winograd, "_bfloat16_by_avx512", lambda has=instructions: has)
+        assert pays(x.bfloat16(), weight.bfloat16()) is instructions
+        assert not pays(x.half(), weight.half())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert pays(x, weight) is instructions
+            assert pays(x.bfloat16(), weight) is instructions
+        with torch.autocast("cpu", dtype=torch.float16):
+            assert not pays(x, weight)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not pays(x, weight)  # loops over parts have no place in a graph
 
@@ -107,3 +154,20 @@ def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) 
             error = (gradient - their_gradients[name]).norm() / gradient.norm().clamp(min=1e-8)
             assert error < 1e-2, name
     torch.testing.assert_close(found.scores, theirs.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_a_detectors_features_are_hardly_less_precise_in_bfloat16(monkeypatch) -> None:
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MIN_PIXELS", 1)
+    model, batch = tiny.small(), tiny.make_batch([3, 5])
+    errors = []
+    with torch.no_grad():
+        precise = model.features(batch)
+        model.to(memory_format=torch.channels_last)
+        for always in (False, True):
+            monkeypatch.setattr(winograd, "_bfloat16_by_avx512", lambda has=always: has)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = model.features(batch)
+            errors.append([error(found[name], precise[name].double()) for name in precise])
+    for plain, ours in zip(*errors, strict=True):
+        assert plain < ours < 2 * plain  # otherwise it was not used
