@@ -1,17 +1,17 @@
 """3x3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2015, arXiv:1509.09308).
 
-A tile of outputs, 4 x 4 or 2 x 2, is a polynomial product: the inputs, two more along each axis, and the 3 x 3 kernel are
-evaluated at as many points as there are inputs, multiplied point by point, which over all channels is one matrix product a
-point, and the outputs interpolated from the results. That is a quarter of the multiplications with 4 x 4, 1 / 2.25 with 2 x 2.
+A tile of outputs is a polynomial product: the inputs, two more along each axis, and the 3 x 3 kernel are evaluated at as many
+points as there are inputs, multiplied point by point, which over all channels is one matrix product a point, and the outputs
+interpolated from the results. Tiles of 4 x 4 take a quarter of the multiplications, tiles of 2 x 2 a little under half.
 
-Letters: K output channels, T tiles, P points.
+Letters: K output channels, T tiles, P points, S side of a tile.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +20,14 @@ from numpy.polynomial import polynomial
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = 1024  # tiles: enough that the kernel is read seldom, few enough that the rest stays near
 MIN_CHANNELS, MIN_PIXELS = 256, 4096  # below, the detour costs more than it saves
-
-
-class Method(NamedTuple):
-    """tile: outputs along an axis. Of flattened tiles, and as matrices: inputs (P, P), kernels (P, 9), outputs (tile², P)."""
-
-    tile: int
-    of_input: Tensor
-    of_kernel: Tensor
-    of_output: Tensor
+Part = tuple[slice, slice]  # images, and rows of tiles
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is faster than `F.conv2d(x, weight, padding=1)`: on a CPU, for large maps, where both are laid out as
-    channels_last (a model that must round as another tool does is not) and nothing is compiled. In float32, and in bfloat16 on
-    CPUs with AVX-512's instructions for it: AMX multiplies so fast that moving the data decides."""
+    """Whether `conv3x3` is faster than `F.conv2d(x, weight, padding=1)`: on an x86 CPU, for large maps, where both are laid
+    out as channels_last (a model that must round as another tool does is not) and nothing is compiled. In float32, and in
+    bfloat16 with AVX-512's instructions for it; AMX multiplies so fast that moving the data decides."""
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -44,8 +35,19 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and min(weight.shape[:2]) >= MIN_CHANNELS
         and len(x) * x.shape[2] * x.shape[3] >= MIN_PIXELS
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        and (_dtype(x) == torch.float32 == weight.dtype or (_dtype(x) == torch.bfloat16 and _bfloat16_by_avx512()))
+        and _multiplication_decides(_dtype(x), weight.dtype)
     )
+
+
+def _multiplication_decides(dtype: torch.dtype, of_weight: torch.dtype) -> bool:
+    if dtype == torch.bfloat16:
+        return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return dtype == of_weight == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of x is computed in."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,20 +81,15 @@ class _Conv3x3(torch.autograd.Function):
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, H, W, C) -> (B, H, W, K)."""
-    (b, h, w, c), k = x.shape, len(weight)
-    method, memory = _method(x.dtype), _Memory(x)
-    tile = method.tile
-    kernel = (method.of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, c, k)
-    out = x.new_empty(b, -(-h // tile) * tile, -(-w // tile) * tile, k)
-    windows = out.view(b, -(-h // tile), tile, -(-w // tile), tile, k)
-    padded = _padded(x, tile, margin=1)
-    for part in _parts(x, tile):
-        here = windows[part].permute(2, 4, 0, 1, 3, 5)  # (tile, tile, images, rows, columns, K)
-        values = _at_points(padded, part, method, memory)
-        products = torch.bmm(values, kernel, out=memory("products", len(values), values.shape[1], k))
-        outputs = memory("outputs", tile * tile, products[0].numel())
-        torch.mm(method.of_output, products.view(len(products), -1), out=outputs)
-        torch.add(outputs.view(here.shape), 0 if bias is None else bias, out=here)
+    b, h, w, _ = x.shape
+    tiles = _tiles(x)
+    s, kernel = tiles.side, tiles.kernel(weight)
+    out = x.new_empty(b, -(-h // s) * s, -(-w // s) * s, len(weight))
+    windows = out.view(b, -(-h // s), s, -(-w // s), s, -1).transpose(2, 3)  # (B, rows, columns, S, S, K)
+    padded = _padded(x, s, margin=1)
+    for part in _parts(x, tiles):
+        outputs = tiles.outputs(tiles.products(tiles.values(padded, part), kernel), windows[part].shape)
+        torch.add(outputs, 0 if bias is None else bias, out=windows[part])
     if out.shape[1:3] == (h, w):
         return out
     return out[:, :h, :w].clone(memory_format=torch.contiguous_format)  # a view could not be changed in place
@@ -100,107 +97,160 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """(B, H, W, C), (B, H, W, K) -> (K, C, 3, 3): the steps of `_convolve` that concern the kernel, transposed."""
-    c, k = x.shape[3], grad.shape[3]
-    method, memory = _method(x.dtype), _Memory(x)
-    tile, of_grad = method.tile, method.of_output.T.contiguous()
-    total = x.new_zeros(len(of_grad), k, c, dtype=torch.float32)
-    x, grad = _padded(x, tile, margin=1), _padded(grad, tile, margin=0)
-    for part in _parts(grad, tile):
-        values = _at_points(x, part, method, memory)
-        tiles = _tiles(grad, part, tile, margin=0, memory=memory)
-        products = torch.mm(of_grad, tiles, out=memory("products", len(of_grad), tiles.shape[1]))
-        products = products.view(len(of_grad), -1, k).transpose(1, 2)
-        if x.dtype == torch.float32:
-            total.baddbmm_(products, values)
-        else:
-            total += torch.bmm(products, values, out=memory("sums", *total.shape))
-    gradient = method.of_kernel.to(total).T @ total.flatten(1)
+    tiles = _tiles(x)
+    k, c = grad.shape[3], x.shape[3]
+    total = x.new_zeros(len(tiles.of_input), k, c, dtype=torch.float32)  # bfloat16 would lose sums
+    padded, padded_grad = _padded(x, tiles.side, margin=1), _padded(grad, tiles.side, margin=0)
+    for part in _parts(grad, tiles):
+        tiles.add_products(total, tiles.gradients(padded_grad, part), tiles.values(padded, part))
+    gradient = tiles.of_kernel.float().T @ total.flatten(1)
     return gradient.view(3, 3, k, c).permute(2, 3, 0, 1).to(x.dtype)
 
 
-def _at_points(padded: Tensor, part: tuple[slice, slice], method: Method, memory: _Memory) -> Tensor:
-    """(B, H, W, C) -> (P, T, C): the inputs of this part's tiles, evaluated."""
-    c, side = padded.shape[3], method.tile + 2
-    if method.tile == 2:  # the matrix holds 0, 1 and -1: additions, axis by axis, move less memory
-        images, rows = part
-        x = padded[images, 2 * rows.start : 2 * rows.stop + 2]
-        b, h, w = len(x), rows.stop - rows.start, padded.shape[2]
-        half = _at_four_points(x, 1, memory("half", 4, b, h, w, c), 0)
-        values = memory("values", 4, 4, b, h, w // 2 - 1, c)
-        return _at_four_points(half, 3, values, 1).view(side * side, -1, c)
-    tiles = _tiles(padded, part, method.tile, margin=1, memory=memory)
-    return torch.mm(method.of_input, tiles, out=memory("values", *tiles.shape)).view(side * side, -1, c)
-
-
-def _at_four_points(x: Tensor, dim: int, out: Tensor, out_dim: int) -> Tensor:
-    """What 2 x 2 tiles' `of_input` does along one axis, put into `out` along `out_dim`."""
-    a, b, c, d = x.unfold(dim, 4, 2).unbind(-1)
-    at_0, at_1, at_minus_1, at_infinity = out.unbind(out_dim)
-    torch.sub(c, a, out=at_0)
-    torch.add(b, c, out=at_1)
-    torch.sub(c, b, out=at_minus_1)
-    torch.sub(d, b, out=at_infinity)
-    return out
-
-
-def _tiles(padded: Tensor, part: tuple[slice, slice], tile: int, margin: int, memory: _Memory) -> Tensor:
-    """(B, H, W, C) -> (side * side, T * C), side = tile + 2 * margin."""
-    side = tile + 2 * margin
-    windows = padded.unfold(1, side, tile).unfold(2, side, tile)[part]  # (images, rows, columns, C, side, side), a view
-    windows = windows.permute(4, 5, 0, 1, 2, 3)
-    return memory("tiles", *windows.shape).copy_(windows).view(side * side, -1)
-
-
-def _padded(x: Tensor, tile: int, margin: int) -> Tensor:
+def _padded(x: Tensor, side: int, margin: int) -> Tensor:
     """(B, H, W, C) with zeros around it, for whole tiles."""
     h, w = x.shape[1:3]
-    return F.pad(x, (0, 0, margin, -w % tile + margin, margin, -h % tile + margin))
+    return F.pad(x, (0, 0, margin, -w % side + margin, margin, -h % side + margin))
 
 
-def _parts(x: Tensor, tile: int) -> Iterator[tuple[slice, slice]]:
-    """Images and rows of tiles, about `AT_ONCE` tiles together, so that little memory is needed and the cache is near."""
-    images, rows, columns = len(x), -(-x.shape[1] // tile), -(-x.shape[2] // tile)
-    images_at_once, rows_at_once = max(1, AT_ONCE // (rows * columns)), -(-AT_ONCE // columns)
+def _parts(x: Tensor, tiles: _Four | _Two) -> Iterator[Part]:
+    images, rows, columns = len(x), -(-x.shape[1] // tiles.side), -(-x.shape[2] // tiles.side)
+    images_at_once, rows_at_once = max(1, tiles.at_once // (rows * columns)), -(-tiles.at_once // columns)
     for i in range(0, images, images_at_once):
         for r in range(0, rows, rows_at_once):
             yield slice(i, i + images_at_once), slice(r, min(r + rows_at_once, rows))
 
 
-class _Memory:
-    """One piece of memory a name, for part after part: fresh memory would never be in the cache."""
+class _Tiles:
+    """side: S. at_once: how many, few enough that what is made of them stays near. points: besides infinity."""
+
+    side: int
+    at_once = 1024
+    points: tuple[float, ...]
 
     def __init__(self, like: Tensor) -> None:
+        self.of_input, self.of_kernel, self.of_output = (t.to(like) for t in _transforms(self.points))
         self.like, self.pieces = like, dict[str, Tensor]()
 
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor of that shape."""
+    def memory(self, name: str, *shape: int) -> Tensor:
+        """An uninitialised tensor, where the last one of that name was: fresh memory would not be in the cache."""
         if name not in self.pieces:
             self.pieces[name] = self.like.new_empty(0)
         return self.pieces[name].resize_(shape)
 
 
-def _dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of x is computed in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+class _Four(_Tiles):
+    """4 x 4 outputs, for float32. All points of a tile lie side by side in memory: (T, P, C)."""
+
+    side = 4
+    points = (0.0, 0.75, -0.75, 1.5, -1.5)  # the textbook's 0, 1, -1, 2, -2 lose twice as many bits
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """(K, C, 3, 3) -> (P * K, C, 1, 1)."""
+        return (self.of_kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, weight.shape[1], 1, 1)
+
+    def values(self, padded: Tensor, part: Part) -> Tensor:
+        """(B, H, W, C) -> (T, P, C): the inputs of the part's tiles, evaluated."""
+        return self._times("values", self.of_input, padded, part)
+
+    def products(self, values: Tensor, kernel: Tensor) -> Tensor:
+        """-> (T, P, K)."""
+        t, p, c = values.shape
+        pixels = values.view(1, t, 1, p * c).permute(0, 3, 1, 2)
+        products = F.conv2d(pixels, kernel, groups=p)  # faster than a product of matrices
+        return products.permute(0, 2, 3, 1).reshape(t, p, -1)
+
+    def outputs(self, products: Tensor, shape: torch.Size) -> Tensor:
+        """-> (images, rows, columns, S, S, K)."""
+        matrix = self.of_output.expand(len(products), -1, -1)
+        return torch.bmm(matrix, products, out=self.memory("outputs", len(products), 16, shape[-1])).view(shape)
+
+    def gradients(self, padded: Tensor, part: Part) -> Tensor:
+        """(B, H, W, K) -> (T, P, K): what `products` is given, when `outputs` is given these pixels."""
+        return self._times("gradients", self.of_output.T.contiguous(), padded, part)
+
+    def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
+        """To total (P, K, C)."""
+        total.baddbmm_(gradients.permute(1, 2, 0), values.transpose(0, 1))
+
+    def _times(self, name: str, matrix: Tensor, padded: Tensor, part: Part) -> Tensor:
+        windows = _windows(padded, self.side, matrix.shape[1])[part].permute(0, 1, 2, 4, 5, 3)
+        tiles = self.memory("windows", *windows.shape).copy_(windows).view(-1, matrix.shape[1], windows.shape[-1])
+        t, _, c = tiles.shape
+        return torch.bmm(matrix.expand(t, -1, -1), tiles, out=self.memory(name, t, len(matrix), c))
 
 
-def _bfloat16_by_avx512() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+class _Two(_Tiles):
+    """2 x 2 outputs, for bfloat16, in which 4 x 4 would round three times as much again. All tiles of a point lie side by side:
+    (P, T, C)."""
+
+    side = 2
+    points = (0.0, 1.0, -1.0)
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """(K, C, 3, 3) -> (P, C, K)."""
+        k, c = weight.shape[:2]
+        return (self.of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, c, k)
+
+    def values(self, padded: Tensor, part: Part) -> Tensor:
+        """(B, H, W, C) -> (P, T, C). The matrix holds 0, 1 and -1 alone: additions, axis by axis, move less memory."""
+        images, rows = part
+        x = padded[images, 2 * rows.start : 2 * rows.stop + 2]
+        b, h, w, c = len(x), rows.stop - rows.start, x.shape[2], x.shape[3]
+        half = self.memory("half", 4, b, h, w, c)
+        values = self.memory("values", 4, 4, b, h, w // 2 - 1, c)
+        for inputs, outputs in ((x.unfold(1, 4, 2), half.unbind(0)), (half.unfold(3, 4, 2), values.unbind(1))):
+            first, second, third, fourth = inputs.unbind(-1)
+            torch.sub(third, first, out=outputs[0])
+            torch.add(second, third, out=outputs[1])
+            torch.sub(third, second, out=outputs[2])
+            torch.sub(fourth, second, out=outputs[3])
+        return values.view(16, -1, c)
+
+    def products(self, values: Tensor, kernel: Tensor) -> Tensor:
+        """-> (P, T, K)."""
+        return torch.bmm(values, kernel, out=self.memory("products", *values.shape[:2], kernel.shape[2]))
+
+    def outputs(self, products: Tensor, shape: torch.Size) -> Tensor:
+        """-> (images, rows, columns, S, S, K)."""
+        memory = self.memory("outputs", 4, products[0].numel())
+        outputs = torch.mm(self.of_output, products.view(16, -1), out=memory)
+        return outputs.view(2, 2, *shape[:3], -1).permute(2, 3, 4, 0, 1, 5)
+
+    def gradients(self, padded: Tensor, part: Part) -> Tensor:
+        """(B, H, W, K) -> (P, T, K)."""
+        windows = _windows(padded, 2, 4)[part].permute(4, 5, 0, 1, 2, 3)
+        pixels = self.memory("windows", *windows.shape).copy_(windows).view(4, -1)
+        gradients = torch.mm(self.of_output.T.contiguous(), pixels, out=self.memory("gradients", 16, pixels.shape[1]))
+        return gradients.view(16, -1, windows.shape[-1])
+
+    def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
+        total += torch.bmm(gradients.transpose(1, 2), values, out=self.memory("sums", *total.shape))
+
+
+def _tiles(x: Tensor) -> _Four | _Two:
+    return _Two(x) if x.dtype == torch.bfloat16 else _Four(x)
+
+
+def _windows(padded: Tensor, step: int, points: int) -> Tensor:
+    """(B, H, W, C) -> a view, (B, rows, columns, C, side, side), of windows with so many pixels, every `step` pixels."""
+    side = int(points**0.5)
+    return padded.unfold(1, side, step).unfold(2, side, step)
 
 
 @functools.cache
-def _method(dtype: torch.dtype) -> Method:
-    """Toom's and Cook's construction. Tiles of 4 in bfloat16 would lose three bits more than those of 2."""
-    # Where polynomials are evaluated, besides infinity. The textbook's 0, 1, -1, 2, -2 lose twice as many bits.
-    points = (0.0, 1.0, -1.0) if dtype == torch.bfloat16 else (0.0, 0.75, -0.75, 1.5, -1.5)
-    side, tile = len(points) + 1, len(points) - 1
-    of_input, of_kernel, of_output = np.zeros((side, side)), np.zeros((side, 3)), np.zeros((tile, side))
+def _transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of flattened tiles, float64: inputs (P, P), kernels (P, 9), outputs (S * S, P). Toom's and Cook's construction:
+    polynomials are evaluated at these points and at infinity."""
+    n = len(points) + 1
+    of_input, of_kernel, of_output = np.zeros((n, n)), np.zeros((n, 3)), np.zeros((n - 2, n))
     for j, point in enumerate(points):
         others = [other for other in points if other != point]
         of_input[j, :-1] = polynomial.polyfromroots(others)
         of_kernel[j] = point ** np.arange(3) / np.prod(point - np.array(others))
-        of_output[:, j] = point ** np.arange(tile)
+        of_output[:, j] = point ** np.arange(n - 2)
     of_input[-1] = polynomial.polyfromroots(points)
     of_kernel[-1, -1] = of_output[-1, -1] = 1  # at infinity only the highest power counts
     with torch.inference_mode(False):  # or a cached one could never be used elsewhere
-        return Method(tile, *(torch.from_numpy(np.kron(t, t)).to(dtype) for t in (of_input, of_kernel, of_output)))
+        a, b, c = (torch.from_numpy(np.kron(t, t)) for t in (of_input, of_kernel, of_output))
+    return a, b, c

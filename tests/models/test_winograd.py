@@ -31,7 +31,7 @@ def error(found: torch.Tensor, exact: torch.Tensor) -> float:
 @pytest.mark.parametrize("size", [(1, 4, 4), (2, 5, 3), (3, 1, 1), (1, 30, 41), (7, 14, 14), (1, 8, 3000)])
 @pytest.mark.parametrize("channels", [(8, 8), (5, 12)])
 def test_values_and_gradients_are_those_of_the_plain_convolution(size, channels, monkeypatch) -> None:
-    monkeypatch.setattr(winograd, "AT_ONCE", 20)  # in many parts
+    monkeypatch.setattr(winograd._Four, "at_once", 20)  # in many parts
     torch.manual_seed(0)
     x = made(size[0], channels[0], *size[1:]).requires_grad_()
     weight, bias = made(channels[1], channels[0], 3, 3).requires_grad_(), torch.randn(channels[1], requires_grad=True)
@@ -55,6 +55,20 @@ def test_as_precise_as_the_plain_convolution_at_its_real_size() -> None:
     x, weight = made(1, 256, 64, 65).relu(), made(256, 256, 3, 3) / 48
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     assert furthest(conv3x3(x, weight, None), exact) < 2e-5  # F.conv2d: about 8e-6
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4), (2, 5, 3), (3, 1, 1), (1, 30, 41), (7, 14, 14), (1, 8, 3000)])
+def test_bfloat16_of_any_size(size, monkeypatch) -> None:
+    monkeypatch.setattr(winograd._Two, "at_once", 20)  # in many parts
+    torch.manual_seed(0)
+    x, above = made(size[0], 5, *size[1:]).bfloat16(), made(size[0], 12, *size[1:]).bfloat16()
+    everything = [t.requires_grad_() for t in (x, made(12, 5, 3, 3).bfloat16(), torch.randn(12).bfloat16())]
+    doubles = [t.detach().double().requires_grad_() for t in everything]
+    found, exact = conv3x3(*everything), F.conv2d(*doubles, padding=1)
+    results = [found, *torch.autograd.grad(found, everything, above)]
+    for result, wanted in zip(results, [exact, *torch.autograd.grad(exact, doubles, above.double())], strict=True):
+        assert result.shape == wanted.shape
+        assert error(result, wanted) < 0.02
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 65), (20, 14, 14)])
@@ -100,6 +114,7 @@ def test_what_comes_next_may_work_in_place() -> None:
 
 def test_only_where_it_pays(monkeypatch) -> None:
     x, weight = made(1, 256, 64, 64), made(256, 256, 3, 3)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert pays(x, weight)
     assert not pays(x.contiguous(), weight)
     assert not pays(x, weight.contiguous())  # where every bit is to be another tool's, the layout is torch's default
@@ -107,17 +122,22 @@ def test_only_where_it_pays(monkeypatch) -> None:
     assert not pays(made(1, 128, 64, 64), made(256, 128, 3, 3))
     assert not pays(x, made(256, 256, 1, 1))
     assert not pays(x.double(), weight.double())
-    for instructions in (False, True):
-        monkeypatch.setattr(winograd, "_bfloat16_by_avx512", lambda has=instructions: has)
-        assert pays(x.bfloat16(), weight.bfloat16()) is instructions
+    for avx512, amx in ((False, False), (True, False), (True, True)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        bfloat16_too = avx512 and not amx
+        assert pays(x.bfloat16(), weight.bfloat16()) is bfloat16_too
         assert not pays(x.half(), weight.half())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert pays(x, weight) is instructions
-            assert pays(x.bfloat16(), weight) is instructions
+            assert pays(x, weight) is bfloat16_too
+            assert pays(x.bfloat16(), weight) is bfloat16_too
         with torch.autocast("cpu", dtype=torch.float16):
             assert not pays(x, weight)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert not pays(x, weight)  # loops over parts have no place in a graph
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert not pays(x, weight)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +185,7 @@ def test_a_detectors_features_are_hardly_less_precise_in_bfloat16(monkeypatch) -
         precise = model.features(batch)
         model.to(memory_format=torch.channels_last)
         for always in (False, True):
-            monkeypatch.setattr(winograd, "_bfloat16_by_avx512", lambda has=always: has)
+            monkeypatch.setattr(winograd, "_multiplication_decides", lambda *dtypes, has=always: has)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 found = model.features(batch)
             errors.append([error(found[name], precise[name].double()) for name in precise])
