@@ -296,8 +296,8 @@ def report(results: dict[str, Any], names: list[str]) -> None:
             spread = f" ±{(entry['most'] - entry['least']) / 2 / plain[name]:.0%}" if isinstance(entry, dict) else ""
             row.append(f"{plain[name]:.4g}{spread}")
             if name != "resdet":
-                ratio = plain["resdet"] / plain[name]
-                row.append("" if key == "detections" else f"{ratio if 'images/s' in key else 1 / ratio:.2f}")
+                more, less = ("resdet", name) if "images/s" in key else (name, "resdet")
+                row.append("" if key == "detections" else f"{plain[more] / plain[less]:.2f}")
         table.add_row(*row)
     console.print(table)
     for key, value in results.items():

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdet.checkpoints.export import to_torchvision
+from resdet.checkpoints.names import from_ours
 from resdet.config import Config
 from resdet.data.augment import to_bitmap
 from resdet.data.dataset import DetectionDataset
@@ -171,7 +172,7 @@ def side_of(name: str, config: Config, load: Load, device: torch.device) -> Side
         return _resdet(ours, config, load, batch, device)
     if name == "torchvision":
         return _torchvision(ours, config, load, batch, device)
-    return _detectron2(config, load, batch, device)
+    return _detectron2(ours, config, load, batch, device)
 
 
 def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
@@ -261,7 +262,7 @@ def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, devic
     return Sides(train, predict)
 
 
-def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
+def _detectron2(ours: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
     from detectron2 import model_zoo
     from detectron2.modeling import build_model as build_theirs
     from detectron2.structures import BitMasks, Boxes, Instances
@@ -274,8 +275,16 @@ def _detectron2(config: Config, load: Load, batch: Batch, device: torch.device) 
     theirs = model_zoo.get_config(f"COCO-{kind}_rcnn_R_50_FPN_1x.yaml")
     theirs.MODEL.DEVICE, theirs.MODEL.MASK_ON = str(device), m.mask is not None
     theirs.MODEL.RESNETS.DEPTH, theirs.MODEL.ROI_HEADS.NUM_CLASSES = depth, m.num_classes
+    theirs.MODEL.RESNETS.STRIDE_IN_1X1 = m.backbone.stride_in_1x1
+    theirs.MODEL.PIXEL_MEAN, theirs.MODEL.PIXEL_STD = list(m.input.mean), list(m.input.std)
     theirs.INPUT.MASK_FORMAT, theirs.MODEL.ROI_HEADS.SCORE_THRESH_TEST = "bitmask", 0.0
     model = build_theirs(theirs)
+    names = {name: str(from_ours(name, "detectron2")) for name in ours.state_dict()}
+    if len(ours.rpn.convs) == 1:  # which is not counted there
+        names = {name: their.replace(".conv.conv0.", ".conv.") for name, their in names.items()}
+    weights = {names[name]: value for name, value in ours.state_dict().items()}
+    if not_theirs := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise UserError(f"--compare detectron2: it has no {', '.join(not_theirs[:3])}, …; --compare none")
     height, width = load.size
     inputs = []
     t = batch.targets

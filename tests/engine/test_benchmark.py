@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny
 from resdet.cli import main
@@ -16,6 +17,7 @@ from resdet.config_text import parse_config
 from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
 from resdet.engine.peers import Load, made_batch, side_of
 from resdet.errors import UserError
+from resdet.models.build import build_model
 
 
 @pytest.mark.slow
@@ -96,6 +98,10 @@ def stand_in_for_detectron2(monkeypatch) -> SimpleNamespace:
             super().__init__()
             self.scale = torch.nn.Parameter(torch.ones(()))
 
+        def load_state_dict(self, weights: dict[str, Tensor], strict: bool) -> SimpleNamespace:
+            seen.weights = weights
+            return SimpleNamespace(unexpected_keys=[name for name in weights if name in seen.unknown])
+
         def forward(self, inputs: list[dict]) -> object:
             if not self.training:
                 return [{"instances": Instances((1, 1), boxes=range(100))} for _ in inputs]
@@ -107,7 +113,7 @@ def stand_in_for_detectron2(monkeypatch) -> SimpleNamespace:
         seen.config = SimpleNamespace(path=path, MODEL=SimpleNamespace(**parts), INPUT=SimpleNamespace())
         return seen.config
 
-    seen = SimpleNamespace()
+    seen = SimpleNamespace(unknown=[])
     wrapped = {name: lambda value: value for name in ("BitMasks", "Boxes")}
     for name, content in {
         "detectron2": {"model_zoo": SimpleNamespace(get_config=get_config)},
@@ -131,11 +137,23 @@ def test_detectron2_is_given_the_same_architecture_images_and_objects(monkeypatc
     assert side.predict(3) == 300
     assert seen.config.path == "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
     assert (seen.config.MODEL.RESNETS.DEPTH, seen.config.MODEL.ROI_HEADS.NUM_CLASSES) == (101, 7)
+    torch.manual_seed(0)
+    ours = build_model(config.model).state_dict()
+    assert len(seen.weights) == len(ours)
+    for name, their in {
+        "backbone.layer3.22.conv2.weight": "backbone.bottom_up.res4.22.conv2.weight",
+        "rpn.convs.0.bias": "proposal_generator.rpn_head.conv.bias",  # not counted, where there is one
+        "heads.mask.convs.3.conv.weight": "roi_heads.mask_head.mask_fcn4.weight",
+    }.items():
+        assert torch.equal(seen.weights[their], ours[name])
     assert [tuple(given["image"].shape) for given in seen.inputs] == [(3, 70, 90)] * 2
     truth = seen.inputs[0]["instances"].fields
     boxes, masks = truth["gt_boxes"], truth["gt_masks"]
     assert masks.shape == (5, 70, 90)
     assert torch.allclose(masks.sum((1, 2)) / ((boxes[:, 2:] - boxes[:, :2]).prod(1)), torch.tensor(0.5), atol=0.2)
+    seen.unknown = ["roi_heads.mask_head.predictor.bias"]
+    with pytest.raises(UserError, match=r"it has no roi_heads.mask_head.predictor.bias"):
+        side_of("detectron2", config, Load((70, 90), 2, 5, 1), torch.device("cpu"))
     config.model.backbone.name = "resnet18"
     with pytest.raises(UserError, match=r"not with .*resnet18"):
         side_of("detectron2", config, Load((70, 90), 2, 5, 1), torch.device("cpu"))
@@ -155,6 +173,12 @@ def test_rates_and_milliseconds_of_times() -> None:
     times = {"a": {"median": 2.0, "least": 1.0, "most": 4.0}}
     assert rates(times, 8) == {"a": {"median": 4.0, "least": 2.0, "most": 8.0}}
     assert milliseconds(times) == {"a": {"median": 2000.0, "least": 1000.0, "most": 4000.0}}
+
+
+def test_a_side_that_detects_nothing_is_told(capsys) -> None:
+    report({"detections": {"resdet": 100, "other": 0}}, ["resdet", "other"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "detections" in line)
+    assert [cell.strip() for cell in row.split("│")[2:5]] == ["100", "0", ""]
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
