@@ -35,14 +35,15 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and min(weight.shape[:2]) >= MIN_CHANNELS
         and len(x) * x.shape[2] * x.shape[3] >= MIN_PIXELS
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        and _multiplication_decides(_dtype(x), weight.dtype)
+        and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
+        and _multiplication_decides(_dtype(x))
     )
 
 
-def _multiplication_decides(dtype: torch.dtype, of_weight: torch.dtype) -> bool:
+def _multiplication_decides(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-    return dtype == of_weight == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -151,7 +152,7 @@ class _Four(_Tiles):
 
     def values(self, padded: Tensor, part: Part) -> Tensor:
         """(B, H, W, C) -> (T, P, C): the inputs of the part's tiles, evaluated."""
-        return self._times("values", self.of_input, padded, part)
+        return self._times("values", self.of_input, padded, part, 6)
 
     def products(self, values: Tensor, kernel: Tensor) -> Tensor:
         """-> (T, P, K)."""
@@ -167,15 +168,16 @@ class _Four(_Tiles):
 
     def gradients(self, padded: Tensor, part: Part) -> Tensor:
         """(B, H, W, K) -> (T, P, K): what `products` is given, when `outputs` is given these pixels."""
-        return self._times("gradients", self.of_output.T.contiguous(), padded, part)
+        return self._times("gradients", self.of_output.T.contiguous(), padded, part, 4)
 
     def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
         """To total (P, K, C)."""
         total.baddbmm_(gradients.permute(1, 2, 0), values.transpose(0, 1))
 
-    def _times(self, name: str, matrix: Tensor, padded: Tensor, part: Part) -> Tensor:
-        windows = _windows(padded, self.side, matrix.shape[1])[part].permute(0, 1, 2, 4, 5, 3)
-        tiles = self.memory("windows", *windows.shape).copy_(windows).view(-1, matrix.shape[1], windows.shape[-1])
+    def _times(self, name: str, matrix: Tensor, padded: Tensor, part: Part, side: int) -> Tensor:
+        """(N, side * side), (B, H, W, C) -> (T, N, C): the matrix times each window."""
+        windows = _windows(padded, self.side, side)[part].permute(0, 1, 2, 4, 5, 3)
+        tiles = self.memory("windows", *windows.shape).copy_(windows).view(-1, side * side, windows.shape[-1])
         t, _, c = tiles.shape
         return torch.bmm(matrix.expand(t, -1, -1), tiles, out=self.memory(name, t, len(matrix), c))
 
@@ -219,12 +221,13 @@ class _Two(_Tiles):
 
     def gradients(self, padded: Tensor, part: Part) -> Tensor:
         """(B, H, W, K) -> (P, T, K)."""
-        windows = _windows(padded, 2, 4)[part].permute(4, 5, 0, 1, 2, 3)
+        windows = _windows(padded, 2, 2)[part].permute(4, 5, 0, 1, 2, 3)
         pixels = self.memory("windows", *windows.shape).copy_(windows).view(4, -1)
         gradients = torch.mm(self.of_output.T.contiguous(), pixels, out=self.memory("gradients", 16, pixels.shape[1]))
         return gradients.view(16, -1, windows.shape[-1])
 
     def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
+        """To total (P, K, C), float32."""
         total += torch.bmm(gradients.transpose(1, 2), values, out=self.memory("sums", *total.shape))
 
 
@@ -232,9 +235,8 @@ def _tiles(x: Tensor) -> _Four | _Two:
     return _Two(x) if x.dtype == torch.bfloat16 else _Four(x)
 
 
-def _windows(padded: Tensor, step: int, points: int) -> Tensor:
-    """(B, H, W, C) -> a view, (B, rows, columns, C, side, side), of windows with so many pixels, every `step` pixels."""
-    side = int(points**0.5)
+def _windows(padded: Tensor, step: int, side: int) -> Tensor:
+    """(B, H, W, C) -> a view, (B, rows, columns, C, side, side), of windows every `step` pixels."""
     return padded.unfold(1, side, step).unfold(2, side, step)
 
 

@@ -72,7 +72,7 @@ def test_bfloat16_of_any_size(size, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 65), (20, 14, 14)])
-def test_bfloat16_is_a_little_less_precise_than_the_plain_convolution(shape) -> None:
+def test_bfloat16_rounds_three_times_as_much_as_the_plain_convolution(shape) -> None:
     torch.manual_seed(0)
     x, above = (made(shape[0], 256, *shape[1:]).bfloat16() for _ in range(2))
     weight, bias = (made(256, 256, 3, 3) / 48).bfloat16(), torch.randn(256).bfloat16()
@@ -128,6 +128,7 @@ def test_only_where_it_pays(monkeypatch) -> None:
         bfloat16_too = avx512 and not amx
         assert pays(x.bfloat16(), weight.bfloat16()) is bfloat16_too
         assert not pays(x.half(), weight.half())
+        assert not pays(x.bfloat16(), weight)  # which torch refuses
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert pays(x, weight) is bfloat16_too
             assert pays(x.bfloat16(), weight) is bfloat16_too
@@ -185,7 +186,7 @@ def test_a_detectors_features_are_hardly_less_precise_in_bfloat16(monkeypatch) -
         precise = model.features(batch)
         model.to(memory_format=torch.channels_last)
         for always in (False, True):
-            monkeypatch.setattr(winograd, "_multiplication_decides", lambda *dtypes, has=always: has)
+            monkeypatch.setattr(winograd, "_multiplication_decides", lambda dtype, has=always: has)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 found = model.features(batch)
             errors.append([error(found[name], precise[name].double()) for name in precise])
