@@ -7,6 +7,7 @@ import torch
 
 import tiny
 from resdet.boxes import nms, soft_nms
+from resdet.config import Config
 from resdet.data.collate import LoadedBatch, mapped, to_device
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
@@ -24,19 +25,48 @@ def no_waiting():
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.fixture
+def float32():
+    """Convolutions as exact as a CPU's, which cuDNN rounds to TF32 unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def prepared(config: Config) -> tuple[Run, LoadedBatch]:
+    """A run and a batch on the device: copied beforehand, since pinning is the loader's business."""
+    config, inputs = prepare_inputs(config, None)
+    torch.manual_seed(0)
+    device = torch.device("cuda", 0)
+    run = Run(config, inputs, build_model(config.model).to(device), device, Processes())
+    batch = to_device(make_batch([3, 5], slots=8), device)
+    batch = batch._replace(targets=batch.targets._replace(labels=batch.targets.labels.clamp(max=3)))
+    return run, LoadedBatch(batch, [0, 1], {})
+
+
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_a_step_does_not_wait_for_the_device(shapes_root, tmp_path, no_waiting, amp: str) -> None:
     config = tiny.config(shapes_root, tmp_path, amp=amp, clip_grad_norm=5, ema_decay=0.9, max_iters=100)
-    device = torch.device("cuda", 0)
-    config, inputs = prepare_inputs(config, None)
-    run = Run(config, inputs, build_model(config.model).to(device), device, Processes())
-    batch = to_device(make_batch([3, 5], slots=8), device)  # copied beforehand: pinning is the loader's business
-    batch = batch._replace(targets=batch.targets._replace(labels=batch.targets.labels.clamp(max=3)))
-    loaded = LoadedBatch(batch, [0, 1], {})
+    run, loaded = prepared(config)
     for run.iteration in (1, 2, 3):
         if run.iteration == 2:
             no_waiting()
         run.step(loaded)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_in_cuda_graphs_are_those_without(shapes_root, tmp_path, float32, accumulate: int) -> None:
+    losses: dict[bool | str, list[dict[str, float]]] = {False: [], "reduce-overhead": []}
+    for compile, found in losses.items():
+        run, loaded = prepared(
+            tiny.config(shapes_root, tmp_path, accumulate=accumulate, max_iters=100, compile=compile)
+        )
+        for run.iteration in range(1, 7):  # the first one warms up, the second is recorded
+            found.append({name: float(loss) for name, loss in run.step(loaded).items()})
+        run.settle()
+        assert not run.bad_steps
+    for plain, replayed in zip(*losses.values(), strict=True):
+        assert replayed == pytest.approx(plain, rel=1e-2)
 
 
 @pytest.mark.parametrize("soft_sigma", [0.0, 0.5])
@@ -48,7 +78,7 @@ def test_a_prediction_does_not_wait_for_the_device(no_waiting, soft_sigma: float
     model.predict(batch)
 
 
-def test_the_losses_are_those_of_the_cpu() -> None:
+def test_the_losses_are_those_of_the_cpu(float32) -> None:
     model, batch = small(), make_batch([3, 5])
     expected = model(batch)
     found = model.cuda()(to_device(batch, torch.device("cuda")))

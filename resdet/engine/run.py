@@ -65,6 +65,11 @@ class Run:
         if t.compile:
             torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
         self.forward = distributed(compiled(model, t.compile, fullgraph=True, dynamic=False), processes, device)
+        # A CUDA graph overwrites the gradients that it made when it runs again: parts of a batch add to others, which stay.
+        self.gradients_stay = t.compile == "reduce-overhead" and t.accumulate > 1
+        if self.gradients_stay:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer = build_optimizer(model, t)
         self.scaler = torch.amp.GradScaler(device.type, enabled=t.amp == "fp16")
         self.average = WeightAverage(model, t.ema_decay) if t.ema_decay else None
@@ -109,7 +114,7 @@ class Run:
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """The gradients of the mean losses, in equal parts of the batch if it is not to fit at once."""
         t = self.config.train
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.gradients_stay)
         sums: dict[str, Tensor] = {}
         parts = split_batch(batch, t.accumulate)
         for k, part in enumerate(parts, 1):

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import resdet
 import tiny
@@ -20,6 +22,7 @@ from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.evaluate import METRICS
 from resdet.engine.train import stop_signals, train
 from resdet.errors import UserError
+from resdet.structures import Batch
 
 
 def lines(output) -> list[dict]:
@@ -247,6 +250,41 @@ def test_compiling_in_a_mode(shapes_root, tmp_path, monkeypatch, how: bool | str
     assert asked == [{"mode": mode, "fullgraph": True, "dynamic": False}]
     with pytest.raises(UserError, match=r"train\.compile"):
         tiny.config(shapes_root, tmp_path, compile="fast")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_of_a_cuda_graph_are_not_kept(shapes_root, tmp_path, monkeypatch, accumulate: int) -> None:
+    """A graph's next run overwrites the gradients of the one before: here they are spoiled when it begins."""
+
+    def replayed(model: torch.nn.Module, **_: object) -> Callable[[Batch], dict[str, Tensor]]:
+        memory: list[torch.UntypedStorage] = []
+
+        def own(gradient: Tensor) -> Tensor:
+            memory.append(gradient.clone().untyped_storage())
+            return torch.empty(0).set_(memory[-1], 0, gradient.shape, gradient.stride())
+
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(own)
+
+        def forward(batch: Batch) -> dict[str, Tensor]:
+            for spoiled in memory:
+                torch.empty(0).set_(spoiled).fill_(torch.nan)
+            memory.clear()
+            return model(batch)
+
+        return forward
+
+    def trained(compile: bool | str) -> dict[str, Tensor]:
+        out = tmp_path / str(compile)
+        train(tiny.config(shapes_root, out, max_iters=3, eval_every=0, accumulate=accumulate, compile=compile))
+        return read_checkpoint(out / "checkpoints/last.pt").model
+
+    expected = trained(False)
+    monkeypatch.setattr(torch, "compile", replayed)
+    found = trained("reduce-overhead")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
