@@ -44,7 +44,7 @@ def prepared(config: Config) -> tuple[Run, LoadedBatch]:
     return run, LoadedBatch(batch, [0, 1], {})
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_step_does_not_wait_for_the_device(shapes_root, tmp_path, no_waiting, amp: str) -> None:
     config = tiny.config(shapes_root, tmp_path, amp=amp, clip_grad_norm=5, ema_decay=0.9, max_iters=100)
     run, loaded = prepared(config)

@@ -21,6 +21,7 @@ import tiny
 from resdet.data import collate
 from resdet.data.collate import LoadedBatch
 from resdet.engine import run as run_module
+from resdet.engine.device import DTYPES, autocast
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
 from resdet.engine.setup import prepare_inputs
@@ -81,7 +82,10 @@ class OnDevice:
 
 
 @pytest.fixture
-def gpu() -> OnDevice:
+def gpu(monkeypatch) -> OnDevice:
+    # Else autocast and the gradient scaler switch themselves off.
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     return OnDevice()
 
 
@@ -112,13 +116,15 @@ MODELS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_and_predictions(gpu: OnDevice, name: str) -> None:
+def test_losses_and_predictions(gpu: OnDevice, name: str, amp: str) -> None:
     model, batch = gpu.model(small(**MODELS[name])), gpu.batch(make_batch([3, 5]))
-    with gpu.nothing_travels():
+    made_ready = gpu.model(small(**MODELS[name]).only_predict(DTYPES.get(amp)))
+    with gpu.nothing_travels(), autocast(GPU, amp):
         losses = model(batch)
-        found = [model.eval().predict(batch), model.only_predict().predict(batch)]
-    assert {loss.device for loss in losses.values()} == {GPU}
+        found = [model.eval().predict(batch), made_ready.predict(batch)]
+    assert {(loss.device, loss.dtype) for loss in losses.values()} == {(GPU, torch.float32)}
     assert all(f.boxes.device == GPU and (f.mask_probs is None) == (name == "boxes") for f in found)
 
 
@@ -158,10 +164,18 @@ def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> N
     assert {id(stream) for _, stream in used} == {id(streams["computing"])}
 
 
-def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch, amp: str) -> None:
     """All of it but the backward pass, whose engine wants a real GPU: every gradient is a made-up one."""
     config = tiny.config(
-        shapes_root, tmp_path, optimizer="adamw", clip_grad_norm=5, ema_decay=0.9, accumulate=2, channels_last=False
+        shapes_root,
+        tmp_path,
+        optimizer="adamw",
+        clip_grad_norm=5,
+        ema_decay=0.9,
+        accumulate=2,
+        channels_last=False,
+        amp=amp,
     )
     config, inputs = prepare_inputs(config, None)
     model = gpu.model(build_model(config.model))
