@@ -6,7 +6,7 @@ A mask lives in a box's frame as a small square. Moving it between two axis-alig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 Rle = dict[str, object]
+PIXELS_AT_ONCE = 2**26  # of `paste_bitmaps`: their probabilities take 256 MiB
+Placed = tuple[
+    int, np.ndarray
+]  # along one axis: the first pixel, and the matrix (pixels, m) that resamples a mask onto pixels
 
 
 # ---- ground truth: polygon or bitmap -> (M, M) crop of its own box ---------------------------------------------------
@@ -105,38 +109,57 @@ def _overlap(start: Tensor, end: Tensor, gt_start: Tensor, gt_end: Tensor, bins:
 # ---- predictions: (m, m) probabilities in a box -> pixels or run lengths ---------------------------------------------
 
 
-def paste_in_box(
-    probs: np.ndarray, box: np.ndarray, image_size: tuple[int, int], style: str = "resdet"
-) -> tuple[tuple[int, int], np.ndarray]:
-    """Paste (m, m) probabilities -> ((y, x) of the top left pixel, (h, w) bool), only the part near the box.
+def paste_in_boxes(
+    probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str = "resdet"
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Paste (N, m, m) probabilities -> of each ((y, x) of the top left pixel, (h, w) bool), only the part near the box.
 
     "resdet": a pixel's centre is looked up in the box, bilinear, zero outside, on from 0.5 (detectron2's and
     mmdetection's rule). "torchvision": the box grows by a padding pixel of the mask and is cut to whole pixels, edges
     are repeated, on above 0.5.
     """
-    (y, rows), (x, columns) = _paste_matrices(box, image_size, probs.shape[0], style)
-    soft = rows @ probs.astype(np.float32) @ columns.T
-    return (y, x), (soft > 0.5 if style == "torchvision" else soft >= 0.5)
+    for mask, (y, rows), (x, columns) in _placed(probs, boxes, image_size, style):
+        yield (y, x), _is_on(style)(rows @ mask @ columns.T, 0.5)
 
 
-def encode_in_box(probs: np.ndarray, box: np.ndarray, image_size: tuple[int, int], style: str = "resdet") -> Rle:
-    """Paste and run-length encode; the same as encoding the pasted bitmap, without ever making it."""
-    (y, rows), (x, columns) = _paste_matrices(box, image_size, probs.shape[0], style)
-    half = rows @ probs.astype(np.float32)  # (h, m)
-    block = max(1, 2**20 // max(1, len(rows)))  # columns at a time: a million pixels
-    starts: list[np.ndarray] = []
-    ends: list[np.ndarray] = []
-    for first in range(0, len(columns), block):
-        soft = columns[first : first + block] @ half.T  # (block, h): column-major, as COCO's runs are
-        on = np.zeros((len(soft), len(rows) + 2), dtype=np.int8)
-        on[:, 1:-1] = soft > 0.5 if style == "torchvision" else soft >= 0.5
-        change = np.diff(on, axis=1)
-        for sign, found in ((1, starts), (-1, ends)):
-            column, row = np.nonzero(change == sign)
-            found.append((x + first + column) * image_size[0] + y + row)
-    return _encode_runs(
-        np.concatenate(starts or [np.zeros(0, int)]), np.concatenate(ends or [np.zeros(0, int)]), image_size
-    )
+def paste_bitmaps(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], style: str = "resdet") -> Tensor:
+    """The same as whole bitmaps, where the tensors are: (N, m, m), (N, 4) -> (N, H, W) bool. Waits for no device."""
+    with torch.autocast(probs.device.type, enabled=False):
+        x1, y1, x2, y2 = boxes.double().unbind(1)
+        rows = _weights(y1, y2, image_size[0], probs.shape[-1], style)
+        columns = _weights(x1, x2, image_size[1], probs.shape[-1], style)
+        bitmaps = torch.empty(len(probs), *image_size, dtype=torch.bool, device=probs.device)
+        at_once = max(1, PIXELS_AT_ONCE // max(1, image_size[0] * image_size[1]))
+        pieces = (torch.split(t, at_once) for t in (bitmaps, rows, probs.float(), columns.transpose(1, 2)))
+        for out, left, mask, right in zip(*pieces, strict=True):
+            (torch.gt if style == "torchvision" else torch.ge)(left @ mask @ right, 0.5, out=out)
+    return bitmaps
+
+
+def encode_in_boxes(
+    probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str = "resdet"
+) -> list[Rle]:
+    """Paste and run-length encode; the same as encoding the pasted bitmaps, without ever making them."""
+    rles = []
+    for mask, (y, rows), (x, columns) in _placed(probs, boxes, image_size, style):
+        half, height = rows @ mask, len(rows)  # (h, m)
+        block = max(1, 2**20 // max(1, height))  # columns at a time: a million pixels
+        edges = [np.zeros(0, dtype=int)]
+        for first in range(0, len(columns), block):
+            some = columns[first : first + block]
+            # Column after column, as COCO's runs are; a pixel that is off before each, and after the last.
+            pixels = np.zeros(len(some) * (height + 1) + 1, dtype=bool)
+            _is_on(style)(some @ half.T, 0.5, out=pixels[:-1].reshape(len(some), height + 1)[:, 1:])
+            last = np.flatnonzero(pixels[1:] != pixels[:-1])  # before a change: to on, to off, to on, …
+            ends = np.arange(len(last)) % 2
+            column, row = np.divmod(last + 1 - ends, height + 1)  # of the first and the last pixel of each run
+            edges.append((x + first + column) * image_size[0] + y + row - 1 + ends)
+        rles.append(_encode_runs(np.concatenate(edges), image_size))
+    return rles
+
+
+def _is_on(style: str) -> np.ufunc:
+    return np.greater if style == "torchvision" else np.greater_equal
 
 
 def encode_bitmap(bitmap: np.ndarray) -> Rle:
@@ -145,13 +168,12 @@ def encode_bitmap(bitmap: np.ndarray) -> Rle:
     return _printable(rle)
 
 
-def _encode_runs(starts: np.ndarray, ends: np.ndarray, image_size: tuple[int, int]) -> Rle:
-    """Runs of ones as [start, end) in column-major order -> COCO RLE."""
-    # A run that reaches the picture's bottom goes on at the top of the next column.
-    apart = starts[1:] != ends[:-1]
-    starts, ends = starts[np.r_[True, apart][: len(starts)]], ends[np.r_[apart, True][: len(ends)]]
-    edges = np.stack([starts, ends], axis=1).ravel()
-    counts = np.diff(np.r_[0, edges, image_size[0] * image_size[1]])
+def _encode_runs(edges: np.ndarray, image_size: tuple[int, int]) -> Rle:
+    """Where runs of ones begin and end (exclusive), in turn and in column-major order -> COCO RLE."""
+    apart = np.ones(len(edges), dtype=bool)  # but a run that ends a column may go on at the top of the next
+    apart[1:-1] = np.repeat(edges[1:-1:2] != edges[2::2], 2)
+    bounds = np.concatenate(([0], edges[apart], [image_size[0] * image_size[1]]))
+    counts = bounds[1:] - bounds[:-1]
     if len(edges) and counts[-1] == 0:
         counts = counts[:-1]
     return _printable(coco_mask.frPyObjects({"size": list(image_size), "counts": counts.tolist()}, *image_size))
@@ -163,37 +185,82 @@ def _printable(rle: Rle) -> Rle:
     return {"size": [int(side) for side in rle["size"]], "counts": counts.decode("ascii")}  # type: ignore[attr-defined]
 
 
-def _paste_matrices(
-    box: np.ndarray, image_size: tuple[int, int], side: int, style: str
-) -> tuple[tuple[int, np.ndarray], tuple[int, np.ndarray]]:
-    """For y and x: the first pixel and the matrix (pixels, side) that resamples the mask onto pixels."""
-    box = box.astype(np.float64)
-    axes = []
-    for low, high, length in ((box[1], box[3], image_size[0]), (box[0], box[2], image_size[1])):
-        if style == "torchvision":
-            center, half = (low + high) * 0.5, (high - low) * 0.5 * (side + 2) / side
-            first, last = int(center - half), int(center + half)  # truncated towards zero, as the original does
-            count = max(last - first + 1, 1)
-            begin = min(max(first, 0), length)
-            pixels = np.arange(begin, max(begin, min(last + 1, length)))
-            padded = _bilinear((pixels - first + 0.5) * (side + 2) / count - 0.5, side + 2, clamp=True)
-            axes.append((begin, padded[:, 1:-1]))  # the padding is zero, so its columns drop out
-        else:
-            begin = min(max(int(np.floor(low)) - 1, 0), length)
-            pixels = np.arange(begin, max(begin, min(int(np.ceil(high)) + 1, length)))
-            # Across a box without extent mmdetection, which keeps such boxes, repeats the middle of the mask.
-            share = (pixels + 0.5 - low) / (high - low) if high > low else np.full(len(pixels), 0.5)
-            where = share * side - 0.5
-            axes.append((begin, _bilinear(where, side, clamp=False)))
-    return axes[0], axes[1]
+def _placed(
+    probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str
+) -> Iterator[tuple[np.ndarray, Placed, Placed]]:
+    """Of each: (m, m) float32, and where it comes to lie along y and x."""
+    side = probs.shape[-1]
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    place = _as_torchvision if style == "torchvision" else _at_centres
+    return zip(
+        probs.astype(np.float32), place(y1, y2, image_size[0], side), place(x1, x2, image_size[1], side), strict=True
+    )
+
+
+def _at_centres(low: np.ndarray, high: np.ndarray, length: int, side: int) -> list[Placed]:
+    begin = (np.floor(low) - 1).clip(0, length).astype(int)
+    end = (np.ceil(high) + 1).clip(begin, length).astype(int)
+    pixels, of = _ranges(begin, end)
+    extent = (high - low)[of]
+    # Across a box without extent mmdetection, which keeps such boxes, repeats the middle of the mask.
+    share = np.divide(pixels + 0.5 - low[of], extent, out=np.full(len(pixels), 0.5), where=extent > 0)
+    return _split(begin, end, _bilinear(share * side - 0.5, side, clamp=False))
+
+
+def _as_torchvision(low: np.ndarray, high: np.ndarray, length: int, side: int) -> list[Placed]:
+    center, half = (low + high) * 0.5, (high - low) * 0.5 * (side + 2) / side
+    first, last = (
+        (center - half).astype(int),
+        (center + half).astype(int),
+    )  # truncated towards zero, as the original does
+    count = np.maximum(last - first + 1, 1)
+    begin = first.clip(0, length)
+    end = (last + 1).clip(begin, length)
+    pixels, of = _ranges(begin, end)
+    padded = _bilinear((pixels - first[of] + 0.5) * (side + 2) / count[of] - 0.5, side + 2, clamp=True)
+    return _split(begin, end, padded[:, 1:-1])  # the padding is zero, so its columns drop out
+
+
+def _weights(low: Tensor, high: Tensor, length: int, side: int, style: str) -> Tensor:
+    """`_at_centres` or `_as_torchvision` of all pixels of an axis: (N,), (N,) -> (N, length, side) float32."""
+    low, high = low[:, None], high[:, None]
+    pixels = torch.arange(length, device=low.device, dtype=low.dtype)
+    if style == "torchvision":
+        center, half = (low + high) * 0.5, (high - low) * 0.5 * (side + 2) / side
+        first, last = (center - half).trunc(), (center + half).trunc()
+        count = (last - first + 1).clamp(min=1)
+        inside = (pixels >= first) & (pixels <= last)
+        where = ((pixels - first + 0.5) * (side + 2) / count - 0.5).clamp(0, side + 1) - 1
+    else:
+        inside = (pixels >= low.floor() - 1) & (pixels < high.ceil() + 1)
+        extent = high - low
+        where = torch.where(extent > 0, (pixels + 0.5 - low) / extent, 0.5) * side - 0.5
+    samples = torch.arange(side, device=low.device)
+    return ((1 - (where[:, :, None] - samples).abs()).clamp(min=0) * inside[:, :, None]).float()
+
+
+def _ranges(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) and (N,) -> all pixels of N ranges, one after the other, and which range each is of."""
+    count = end - begin
+    of = np.repeat(np.arange(len(count)), count)
+    return np.arange(len(of)) - (np.cumsum(count) - count - begin)[of], of
+
+
+def _split(begin: np.ndarray, end: np.ndarray, weights: np.ndarray) -> list[Placed]:
+    stop = np.cumsum(end - begin)
+    return [(b, weights[s - n : s]) for b, s, n in zip(begin.tolist(), stop, end - begin, strict=True)]
 
 
 def _bilinear(where: np.ndarray, size: int, *, clamp: bool) -> np.ndarray:
-    """(len(where), size) weights of linear interpolation at `where` (0 is the first sample's centre).
+    """(len(where), size) float32 weights of linear interpolation at `where` (0 is the first sample's centre).
 
     Past the ends: the end sample repeated (`clamp`) or fading to zero.
     """
     if clamp:
         where = where.clip(0, size - 1)
-    weights: np.ndarray = (1 - np.abs(where[:, None] - np.arange(size))).clip(min=0).astype(np.float32)
-    return weights
+    below = np.floor(where).clip(-1, size - 1)
+    weights = np.zeros((len(where), size + 2), dtype=np.float32)  # with a sample more at both ends
+    at, each = below.astype(int) + 1, np.arange(len(where))
+    weights[each, at] = (1 - np.abs(where - below)).clip(min=0)
+    weights[each, at + 1] = (1 - np.abs(below + 1 - where)).clip(min=0)
+    return weights[:, 1:-1]

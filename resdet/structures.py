@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from resdet.masks import encode_in_box, paste_in_box
+from resdet.masks import encode_in_boxes, paste_in_boxes
 
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
 
@@ -110,7 +110,7 @@ class Instances:
     labels     (N,) int64 in [0, K)
     image_size (H, W)
     mask_probs (N, m, m) float32, each in its box's frame; None without masks
-    paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_box`)
+    paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
     """
 
     boxes: np.ndarray
@@ -129,8 +129,8 @@ class Instances:
         if self.mask_probs is None:
             return None
         masks = np.zeros((len(self), *self.image_size), dtype=bool)
-        for mask, box, probs in zip(masks, self.boxes, self.mask_probs, strict=True):
-            (y, x), crop = paste_in_box(probs, box, self.image_size, self.paste)
+        pasted = paste_in_boxes(self.mask_probs, self.boxes, self.image_size, self.paste)
+        for mask, ((y, x), crop) in zip(masks, pasted, strict=True):
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return masks
 
@@ -138,10 +138,7 @@ class Instances:
         """COCO run-length masks ({"size": [H, W], "counts": str}); works inside each box, never on a full bitmap."""
         if self.mask_probs is None:
             return None
-        return [
-            encode_in_box(probs, box, self.image_size, self.paste)
-            for box, probs in zip(self.boxes, self.mask_probs, strict=True)
-        ]
+        return encode_in_boxes(self.mask_probs, self.boxes, self.image_size, self.paste)
 
     def above(self, score: float) -> Instances:
         """The instances whose score is at least `score`."""

@@ -17,7 +17,7 @@ from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, crop_masks
 from resdet.data.index import Objects
 from resdet.errors import UserError
-from resdet.masks import paste_in_box
+from resdet.masks import paste_in_boxes
 from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
@@ -44,9 +44,13 @@ def draw(
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
     colors = [_color(int(instances.labels[i]) if color_by == "class" else int(i)) for i in range(len(instances))]
     line = max(1, round(min(size) / 400))
+    probs = instances.mask_probs
+    pasted = None if probs is None else paste_in_boxes(probs[order], boxes[order], size, instances.paste)
     for i in order:
-        if instances.mask_probs is not None and instances.mask_probs[i].max() <= 1:
-            _blend_mask(canvas, instances.mask_probs[i], boxes[i], colors[i], line, instances.paste)
+        if probs is not None and pasted is not None:
+            (y, x), mask = next(pasted)
+            if probs[i].max() <= 1:  # else it is unknown
+                _blend_mask(canvas, mask, (y, x), colors[i], line)
         x1, y1, x2, y2 = np.round(boxes[i] * 8).astype(int).tolist()
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colors[i], line, cv2.LINE_AA, shift=3)
     labels = [class_names[k] for k in instances.labels]
@@ -133,9 +137,9 @@ def _color(index: int) -> tuple[int, int, int]:
 
 
 def _blend_mask(
-    canvas: np.ndarray, probs: np.ndarray, box: np.ndarray, color: tuple[int, int, int], line: int, paste: str
+    canvas: np.ndarray, mask: np.ndarray, corner: tuple[int, int], color: tuple[int, int, int], line: int
 ) -> None:
-    (y, x), mask = paste_in_box(probs, box, (canvas.shape[0], canvas.shape[1]), paste)
+    y, x = corner
     if not mask.any():
         return
     region = canvas[y : y + mask.shape[0], x : x + mask.shape[1]]

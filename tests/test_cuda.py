@@ -12,6 +12,7 @@ from resdet.data.collate import LoadedBatch, mapped, to_device
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
 from resdet.engine.setup import prepare_inputs
+from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from tiny import SIZE, make_batch, small
 
@@ -73,9 +74,15 @@ def test_steps_in_cuda_graphs_are_those_without(shapes_root, tmp_path, float32, 
 def test_a_prediction_does_not_wait_for_the_device(no_waiting, soft_sigma: float) -> None:
     model = small(box={"width": 32, "samples": 32, "soft_sigma": soft_sigma}).cuda().eval()
     batch = to_device(make_batch([1, 1]), torch.device("cuda"))
-    model.predict(batch)
+
+    def predict() -> None:
+        found = model.predict(batch)
+        assert found.mask_probs is not None
+        paste_bitmaps(found.mask_probs[0], found.boxes[0], SIZE)
+
+    predict()
     no_waiting()
-    model.predict(batch)
+    predict()
 
 
 def test_the_losses_are_those_of_the_cpu(float32) -> None:

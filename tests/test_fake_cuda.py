@@ -25,9 +25,10 @@ from resdet.engine.device import DTYPES, autocast
 from resdet.engine.processes import Processes
 from resdet.engine.run import Run
 from resdet.engine.setup import prepare_inputs
+from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.structures import Batch
-from tiny import make_batch, small
+from tiny import SIZE, make_batch, small
 
 GPU = torch.device("cuda", 0)
 
@@ -124,6 +125,9 @@ def test_losses_and_predictions(gpu: OnDevice, name: str, amp: str) -> None:
     with gpu.nothing_travels(), autocast(GPU, amp):
         losses = model(batch)
         found = [model.eval().predict(batch), made_ready.predict(batch)]
+        for f in found:
+            if f.mask_probs is not None:
+                assert paste_bitmaps(f.mask_probs[0], f.boxes[0], SIZE).device == GPU
     assert {(loss.device, loss.dtype) for loss in losses.values()} == {(GPU, torch.float32)}
     assert all(f.boxes.device == GPU and (f.mask_probs is None) == (name == "boxes") for f in found)
 

@@ -6,15 +6,30 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from resdet import masks
 from resdet.masks import (
     crop_bitmap,
     crop_polygons,
     decode_rle,
     encode_bitmap,
-    encode_in_box,
-    paste_in_box,
+    encode_in_boxes,
+    paste_bitmaps,
+    paste_in_boxes,
     targets_in_rois,
 )
+
+
+def paste_in_box(
+    probs: np.ndarray, box: np.ndarray, size: tuple[int, int], style: str = "resdet"
+) -> tuple[tuple[int, int], np.ndarray]:
+    return next(paste_in_boxes(probs[None], box[None], size, style))
+
+
+def encode_in_box(
+    probs: np.ndarray, box: np.ndarray, size: tuple[int, int], style: str = "resdet"
+) -> dict[str, object]:
+    (rle,) = encode_in_boxes(probs[None], box[None], size, style)
+    return rle
 
 
 def blob(rng: np.random.Generator, center: tuple[float, float], radius: float, points: int = 24) -> np.ndarray:
@@ -112,6 +127,42 @@ def test_runs_equal_the_pasted_bitmap(style: str) -> None:
         bitmap = np.zeros(size, bool)
         bitmap[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         assert encode_in_box(probs, box, size, style) == encode_bitmap(bitmap)
+
+
+@pytest.mark.parametrize("style", ["resdet", "torchvision"])
+def test_bitmaps_on_the_device_are_those_of_the_host(monkeypatch, style: str) -> None:
+    rng, size = np.random.default_rng(6), (70, 95)
+    monkeypatch.setattr(masks, "PIXELS_AT_ONCE", 7 * 70 * 95)  # 29 pieces
+    probs = np.stack([cv2.GaussianBlur(rng.random((28, 28)).astype(np.float32), (5, 5), 1.5) for _ in range(200)])
+    corner = rng.uniform(-20, 80, (200, 2))
+    side = rng.uniform(0.2, 90, (200, 2)) * (rng.random((200, 2)) < 0.95)  # some without extent
+    boxes = np.concatenate([corner, corner + side], 1).astype(np.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = paste_bitmaps(torch.from_numpy(probs), torch.from_numpy(boxes), size, style).numpy()
+    expected = np.zeros((200, *size), bool)
+    for bitmap, ((y, x), crop) in zip(expected, paste_in_boxes(probs, boxes, size, style), strict=True):
+        bitmap[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    assert 0.02 < expected.mean() < 0.5
+    assert (found != expected).sum() <= 2  # a probability of one half but for rounding
+
+
+@pytest.mark.parametrize("style", ["resdet", "torchvision"])
+def test_many_at_once_are_what_each_is_alone(style: str) -> None:
+    rng, size = np.random.default_rng(5), (1300, 1100)  # the first ones are encoded in several blocks
+    probs = np.stack([cv2.GaussianBlur(rng.random((28, 28)), (5, 5), 1.5) for _ in range(12)])
+    corner = rng.uniform(-20, 40, (12, 2))
+    boxes = np.concatenate([corner, corner + np.linspace(1500, 0, 12)[:, None] * [1, 0.9]], 1).astype(np.float32)
+    pasted = list(paste_in_boxes(probs, boxes, size, style))
+    rles = encode_in_boxes(probs, boxes, size, style)
+    assert len(pasted) == len(rles) == 12
+    for k, ((y, x), crop) in enumerate(pasted):
+        corner_alone, alone = paste_in_box(probs[k], boxes[k], size, style)
+        assert ((y, x), crop.tolist()) == (corner_alone, alone.tolist())
+        bitmap = np.zeros(size, bool)
+        bitmap[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+        assert rles[k] == encode_bitmap(bitmap)
+    nothing = np.zeros((0, 28, 28)), np.zeros((0, 4))
+    assert list(paste_in_boxes(*nothing, size, style)) == encode_in_boxes(*nothing, size, style) == []
 
 
 def test_full_and_empty_masks_encode() -> None:

@@ -25,6 +25,7 @@ from resdet.data.dataset import DetectionDataset
 from resdet.engine.device import DTYPES, autocast, compiled, keep_memory
 from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
+from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.predict import to_instances
@@ -43,7 +44,8 @@ class Load(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """One model's training step and prediction; predict tells how many detections came out."""
+    """One model's training step and prediction, with whole pasted masks, which stay on the device; predict tells how many
+    detections came out."""
 
     train: Callable[[], object]
     predict: Callable[[int], int]
@@ -198,6 +200,11 @@ def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: t
             images = batch.images[:1].expand(count, -1, -1, -1)
             sizes = batch.image_sizes[:1].expand(count, -1)
             found = predict_batch(Batch(images, sizes, batch.keys[:1].expand(count), None))
+        if device.type == "cuda":
+            if found.mask_probs is not None:
+                for probs, boxes in zip(found.mask_probs, found.boxes, strict=True):
+                    paste_bitmaps(probs, boxes, load.size)
+            return int(found.valid.sum())
         instances = to_instances(found, [load.size] * count)
         return sum(len(i if i.masks is None else i.masks) for i in instances)
 
@@ -257,7 +264,7 @@ def _torchvision(ours: Detector, config: Config, load: Load, batch: Batch, devic
         model.eval()
         with torch.inference_mode(), autocast(device, config.train.amp):
             found = model(images[:1] * count)
-        return sum(len((f["masks"][:, 0] > 0.5).cpu() if m.mask else f["boxes"]) for f in found)
+        return sum(len(f["masks"][:, 0] > 0.5 if m.mask else f["boxes"]) for f in found)
 
     return Sides(train, predict)
 
@@ -311,7 +318,7 @@ def _detectron2(ours: Detector, config: Config, load: Load, batch: Batch, device
         model.eval()
         with torch.inference_mode(), autocast(device, config.train.amp):
             found = model(inputs[:1] * count)
-        return sum(len(f["instances"].to("cpu")) for f in found)
+        return sum(len(f["instances"]) for f in found)
 
     return Sides(train, predict)
 

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from conftest import SHARED
-from resdet.masks import _paste_matrices
+from resdet.masks import _placed
 from resdet.predict import Predictor
 from resdet.structures import Instances
 
@@ -55,9 +55,10 @@ def agreement(fixture: Path, checkpoint: Path) -> Agreement:
 
 
 def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
-    (y, rows), (x, columns) = _paste_matrices(found.boxes[k], found.image_size, found.mask_probs.shape[-1], "resdet")
+    one = slice(k, k + 1)
+    ((probs, (y, rows), (x, columns)),) = _placed(found.mask_probs[one], found.boxes[one], found.image_size, "resdet")
     probability = np.zeros(found.image_size, np.float32)
-    probability[y : y + len(rows), x : x + len(columns)] = rows @ found.mask_probs[k] @ columns.T
+    probability[y : y + len(rows), x : x + len(columns)] = rows @ probs @ columns.T
     different = (probability >= 0.5) != theirs
     return float(np.abs(probability[different] - 0.5).max(initial=0.0))
 
