@@ -87,9 +87,9 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     s, kernel = tiles.side, tiles.kernel(weight)
     out = x.new_empty(b, -(-h // s) * s, -(-w // s) * s, len(weight))
     windows = out.view(b, -(-h // s), s, -(-w // s), s, -1).transpose(2, 3)  # (B, rows, columns, S, S, K)
-    padded = _padded(x, s, margin=1)
     for part in _parts(x, tiles):
-        outputs = tiles.outputs(tiles.products(tiles.values(padded, part), kernel), windows[part].shape)
+        values = tiles.values(tiles.strip(x, part, margin=1))
+        outputs = tiles.outputs(tiles.products(values, kernel), windows[part].shape)
         torch.add(outputs, 0 if bias is None else bias, out=windows[part])
     if out.shape[1:3] == (h, w):
         return out
@@ -101,17 +101,11 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     tiles = _tiles(x)
     k, c = grad.shape[3], x.shape[3]
     total = x.new_zeros(len(tiles.of_input), k, c, dtype=torch.float32)  # bfloat16 would lose sums
-    padded, padded_grad = _padded(x, tiles.side, margin=1), _padded(grad, tiles.side, margin=0)
     for part in _parts(grad, tiles):
-        tiles.add_products(total, tiles.gradients(padded_grad, part), tiles.values(padded, part))
+        values = tiles.values(tiles.strip(x, part, margin=1))
+        tiles.add_products(total, tiles.gradients(tiles.strip(grad, part, margin=0)), values)
     gradient = tiles.of_kernel.float().T @ total.flatten(1)
     return gradient.view(3, 3, k, c).permute(2, 3, 0, 1).to(x.dtype)
-
-
-def _padded(x: Tensor, side: int, margin: int) -> Tensor:
-    """(B, H, W, C) with zeros around it, for whole tiles."""
-    h, w = x.shape[1:3]
-    return F.pad(x, (0, 0, margin, -w % side + margin, margin, -h % side + margin))
 
 
 def _parts(x: Tensor, tiles: _Four | _Two) -> Iterator[Part]:
@@ -139,6 +133,26 @@ class _Tiles:
             self.pieces[name] = self.like.new_empty(0)
         return self.pieces[name].resize_(shape)
 
+    def strip(self, x: Tensor, part: Part, margin: int) -> Tensor:
+        """(B, H, W, C) -> (images, rows * S + 2 * margin, columns * S + 2 * margin, C): the pixels of the part's tiles, and of
+        their margin, with zeros outside of the map."""
+        images, rows = part
+        (h, w, c), s = x.shape[1:], self.side
+        start, stop = rows.start * s - margin, rows.stop * s + margin
+        x = x[images, max(start, 0) : stop]
+        strip = self.memory("strip", len(x), stop - start, -(-w // s) * s + 2 * margin, c)
+        above, below = max(-start, 0), max(stop - h, 0)
+        inside = strip[:, above : stop - start - below]
+        for border in (
+            strip[:, :above],
+            strip[:, stop - start - below :],
+            inside[:, :, :margin],
+            inside[:, :, margin + w :],
+        ):
+            border.zero_()
+        inside[:, :, margin : margin + w].copy_(x)
+        return strip
+
 
 class _Four(_Tiles):
     """4 x 4 outputs, for float32. All points of a tile lie side by side in memory: (T, P, C)."""
@@ -150,9 +164,9 @@ class _Four(_Tiles):
         """(K, C, 3, 3) -> (P * K, C, 1, 1)."""
         return (self.of_kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, weight.shape[1], 1, 1)
 
-    def values(self, padded: Tensor, part: Part) -> Tensor:
-        """(B, H, W, C) -> (T, P, C): the inputs of the part's tiles, evaluated."""
-        return self._times("values", self.of_input, padded, part, 6)
+    def values(self, strip: Tensor) -> Tensor:
+        """-> (T, P, C): the inputs of the tiles, evaluated."""
+        return self._times("values", self.of_input, strip, 6)
 
     def products(self, values: Tensor, kernel: Tensor) -> Tensor:
         """-> (T, P, K)."""
@@ -166,17 +180,17 @@ class _Four(_Tiles):
         matrix = self.of_output.expand(len(products), -1, -1)
         return torch.bmm(matrix, products, out=self.memory("outputs", len(products), 16, shape[-1])).view(shape)
 
-    def gradients(self, padded: Tensor, part: Part) -> Tensor:
-        """(B, H, W, K) -> (T, P, K): what `products` is given, when `outputs` is given these pixels."""
-        return self._times("gradients", self.of_output.T.contiguous(), padded, part, 4)
+    def gradients(self, strip: Tensor) -> Tensor:
+        """-> (T, P, K): what `products` is given, when `outputs` is given these pixels."""
+        return self._times("gradients", self.of_output.T.contiguous(), strip, 4)
 
     def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
         """To total (P, K, C)."""
         total.baddbmm_(gradients.permute(1, 2, 0), values.transpose(0, 1))
 
-    def _times(self, name: str, matrix: Tensor, padded: Tensor, part: Part, side: int) -> Tensor:
-        """(N, side * side), (B, H, W, C) -> (T, N, C): the matrix times each window."""
-        windows = _windows(padded, self.side, side)[part].permute(0, 1, 2, 4, 5, 3)
+    def _times(self, name: str, matrix: Tensor, strip: Tensor, side: int) -> Tensor:
+        """(N, side * side) -> (T, N, C): the matrix times each window."""
+        windows = _windows(strip, self.side, side).permute(0, 1, 2, 4, 5, 3)
         tiles = self.memory("windows", *windows.shape).copy_(windows).view(-1, side * side, windows.shape[-1])
         t, _, c = tiles.shape
         return torch.bmm(matrix.expand(t, -1, -1), tiles, out=self.memory(name, t, len(matrix), c))
@@ -194,14 +208,12 @@ class _Two(_Tiles):
         k, c = weight.shape[:2]
         return (self.of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, c, k)
 
-    def values(self, padded: Tensor, part: Part) -> Tensor:
-        """(B, H, W, C) -> (P, T, C). The matrix holds 0, 1 and -1 alone: additions, axis by axis, move less memory."""
-        images, rows = part
-        x = padded[images, 2 * rows.start : 2 * rows.stop + 2]
-        b, h, w, c = len(x), rows.stop - rows.start, x.shape[2], x.shape[3]
-        half = self.memory("half", 4, b, h, w, c)
-        values = self.memory("values", 4, 4, b, h, w // 2 - 1, c)
-        for inputs, outputs in ((x.unfold(1, 4, 2), half.unbind(0)), (half.unfold(3, 4, 2), values.unbind(1))):
+    def values(self, strip: Tensor) -> Tensor:
+        """-> (P, T, C). The matrix holds 0, 1 and -1 alone: additions, axis by axis, move less memory."""
+        b, h, w, c = strip.shape
+        half = self.memory("half", 4, b, h // 2 - 1, w, c)
+        values = self.memory("values", 4, 4, b, h // 2 - 1, w // 2 - 1, c)
+        for inputs, outputs in ((strip.unfold(1, 4, 2), half.unbind(0)), (half.unfold(3, 4, 2), values.unbind(1))):
             first, second, third, fourth = inputs.unbind(-1)
             torch.sub(third, first, out=outputs[0])
             torch.add(second, third, out=outputs[1])
@@ -219,9 +231,9 @@ class _Two(_Tiles):
         outputs = torch.mm(self.of_output, products.view(16, -1), out=memory)
         return outputs.view(2, 2, *shape[:3], -1).permute(2, 3, 4, 0, 1, 5)
 
-    def gradients(self, padded: Tensor, part: Part) -> Tensor:
-        """(B, H, W, K) -> (P, T, K)."""
-        windows = _windows(padded, 2, 2)[part].permute(4, 5, 0, 1, 2, 3)
+    def gradients(self, strip: Tensor) -> Tensor:
+        """-> (P, T, K)."""
+        windows = _windows(strip, 2, 2).permute(4, 5, 0, 1, 2, 3)
         pixels = self.memory("windows", *windows.shape).copy_(windows).view(4, -1)
         gradients = torch.mm(self.of_output.T.contiguous(), pixels, out=self.memory("gradients", 16, pixels.shape[1]))
         return gradients.view(16, -1, windows.shape[-1])
@@ -235,9 +247,9 @@ def _tiles(x: Tensor) -> _Four | _Two:
     return _Two(x) if x.dtype == torch.bfloat16 else _Four(x)
 
 
-def _windows(padded: Tensor, step: int, side: int) -> Tensor:
+def _windows(strip: Tensor, step: int, side: int) -> Tensor:
     """(B, H, W, C) -> a view, (B, rows, columns, C, side, side), of windows every `step` pixels."""
-    return padded.unfold(1, side, step).unfold(2, side, step)
+    return strip.unfold(1, side, step).unfold(2, side, step)
 
 
 @functools.cache
