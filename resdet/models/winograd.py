@@ -205,8 +205,8 @@ class _Two(_Tiles):
 
     def kernel(self, weight: Tensor) -> Tensor:
         """(K, C, 3, 3) -> (P, C, K)."""
-        k, c = weight.shape[:2]
-        return (self.of_kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(-1, c, k)
+        evaluated = self.of_kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)
+        return evaluated.view(-1, *weight.shape[:2]).transpose(1, 2)
 
     def values(self, strip: Tensor) -> Tensor:
         """-> (P, T, C). The matrix holds 0, 1 and -1 alone: additions, axis by axis, move less memory."""
