@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from resdet.checkpoints.export import to_torchvision
 from resdet.checkpoints.names import from_ours
@@ -31,6 +31,20 @@ from resdet.models.detector import Detector
 from resdet.predict import to_instances
 from resdet.structures import Batch, Targets
 
+
+def _operations(x: list[int], weight: list[int], *others: Any, out_shape: list[int], **_: Any) -> int:
+    """Of a fused convolution, which torch does not count; one that also adds has what it adds in the weight's place."""
+    if len(others[0] or ()) == 4:
+        weight = others[0]
+    count: int = conv_flop_count(x, weight, out_shape)
+    return count
+
+
+FUSED = (
+    {torch.ops.mkldnn._convolution_pointwise: _operations}
+    if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    else {}
+)
 Peer = Literal["torchvision", "detectron2", "none"]
 
 
@@ -111,7 +125,7 @@ def _serve(connection: Any, name: str, config: Config, load: Load, device: torch
         elif order == "memory":
             answer = memory(device, peak=True) - before
         elif order == "operations":
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
                 side.train() if argument == "train" else side.predict(1)
             answer = counter.get_total_flops()
         elif order == "trace":

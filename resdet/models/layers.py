@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from resdet.models.winograd import conv3x3, pays
+from resdet.models.winograd import autocast_dtype, conv3x3, pays
 
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
@@ -96,16 +96,23 @@ def fixed_affine(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tens
     return scale, norm.bias - norm.running_mean * scale
 
 
-def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """`norm(conv(x))`. Fixed statistics are folded into the convolution, in training too: a pass over the activations less,
-    forward and backward; unless `norm.fold` is off, for the last bit's sake. What follows may work in place."""
-    fixed = isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, BatchNorm2d) and not norm.training)
-    if not fixed or not norm.fold:
-        y: Tensor = norm(conv(x))
-        return y
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, FrozenBatchNorm2d | BatchNorm2d)
-    return convolve(x, conv, *folded(conv, norm))
+def conv_norm(
+    conv: nn.Module, norm: nn.Module, x: Tensor, *, shortcut: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """`norm(conv(x))`, plus a shortcut, rectified. Fixed statistics are folded into the convolution, in training too: a pass
+    over the activations less, forward and backward; unless `norm.fold` is off, for the last bit's sake. What follows may work
+    in place."""
+    if isinstance(conv, nn.Conv2d):
+        if isinstance(norm, nn.Identity):
+            return convolve(x, conv, conv.weight, conv.bias, shortcut, relu)
+        if (isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, BatchNorm2d) and not norm.training)) and norm.fold:
+            return convolve(x, conv, *folded(conv, norm), shortcut, relu)
+    return _finished(norm(conv(x)), shortcut, relu)
+
+
+def _finished(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
+    y = y if shortcut is None else y.add_(shortcut)
+    return F.relu(y, inplace=True) if relu else y
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -127,11 +134,58 @@ def fold_for_good(module: nn.Module) -> None:
             setattr(module, name, nn.Identity())
 
 
-def convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`conv(x)` with this weight and bias in the place of its own, the fastest way."""
+def convolve(
+    x: Tensor,
+    conv: nn.Conv2d,
+    weight: Tensor,
+    bias: Tensor | None,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`conv(x)` with this weight and bias in the place of its own, plus a shortcut, rectified, the fastest way."""
     if conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.groups == 1 and pays(x, weight):
-        return conv3x3(x, weight, bias)
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return _finished(conv3x3(x, weight, bias), shortcut, relu)
+    # torch adds to grouped convolutions one after the other, and cannot do so in bfloat16.
+    if _fuses(x, weight, shortcut) and (relu if shortcut is None else conv.groups == 1 < weight.shape[1]):
+        return _fused(x, conv, weight, bias, shortcut, relu)
+    y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return _finished(y, shortcut, relu)
+
+
+def _fuses(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
+    """Whether oneDNN can add and rectify what it convolves while that is in the cache: without gradients, on an x86 CPU."""
+    given = [x, weight] if shortcut is None else [x, weight, shortcut]
+    dtype = autocast_dtype(x)
+    return (
+        x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
+        and (torch.is_autocast_enabled("cpu") or all(t.dtype == dtype for t in given))
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    )
+
+
+def _fused(
+    x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, relu: bool
+) -> Tensor:
+    """By the operators that torch's own compiler puts in the place of a convolution and what follows it."""
+    dtype = autocast_dtype(x)
+    x, (_, c, h, w) = x.to(dtype), weight.shape
+    # Strides of 1 x 1 kernels are ambiguous; taken for another layout, the sum would not be fused.
+    weight = weight.to(dtype).as_strided(weight.shape, (c * h * w, 1, w * c, c))
+    parameters = weight, bias if bias is None else bias.to(dtype), conv.padding, conv.stride, conv.dilation, conv.groups
+    after = "relu" if relu else None
+    y: Tensor
+    if shortcut is None:
+        y = torch.ops.mkldnn._convolution_pointwise(x, *parameters, after or "none", [], "")
+    else:
+        y = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, shortcut.to(dtype), *parameters, "add", 1.0, after, [], None
+        )
+    return y
 
 
 class Conv2d(nn.Conv2d):

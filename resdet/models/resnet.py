@@ -51,9 +51,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
-        y = conv_norm(self.conv2, self.bn2, y)
-        return F.relu(y.add_(self.downsample(x)) if self.residual else y, inplace=True)
+        y = conv_norm(self.conv1, self.bn1, x, relu=True)
+        shortcut = self.downsample(x) if self.residual else None
+        return conv_norm(self.conv2, self.bn2, y, shortcut=shortcut, relu=True)
 
 
 class Bottleneck(nn.Module):
@@ -81,10 +81,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, channels * 4, stride, norm, eps, residual, avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
-        y = F.relu(conv_norm(self.conv2, self.bn2, y), inplace=True)
-        y = conv_norm(self.conv3, self.bn3, y)
-        return F.relu(y.add_(self.downsample(x)) if self.residual else y, inplace=True)
+        y = conv_norm(self.conv1, self.bn1, x, relu=True)
+        y = conv_norm(self.conv2, self.bn2, y, relu=True)
+        shortcut = self.downsample(x) if self.residual else None
+        return conv_norm(self.conv3, self.bn3, y, shortcut=shortcut, relu=True)
 
 
 def _shortcut(
@@ -169,7 +169,7 @@ class ResNet(nn.Module):
         *before, conv = self.conv1.children() if isinstance(self.conv1, nn.Sequential) else [self.conv1]
         for module in before:
             x = module(x)
-        x = F.relu(conv_norm(conv, self.bn1, x), inplace=True)
+        x = conv_norm(conv, self.bn1, x, relu=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         features = {}
         for k in range(1, 5):

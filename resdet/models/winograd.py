@@ -36,7 +36,7 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and len(x) * x.shape[2] * x.shape[3] >= MIN_PIXELS
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
         and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
-        and _multiplication_decides(_dtype(x))
+        and _multiplication_decides(autocast_dtype(x))
     )
 
 
@@ -46,7 +46,7 @@ def _multiplication_decides(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
-def _dtype(x: Tensor) -> torch.dtype:
+def autocast_dtype(x: Tensor) -> torch.dtype:
     """What a convolution of x is computed in."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
@@ -54,7 +54,7 @@ def _dtype(x: Tensor) -> torch.dtype:
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W): stride 1, padding 1, channels_last, in autocast's dtype where that is
     on. Rounds about as `F.conv2d` does in float32, three times as much in bfloat16. Once differentiable."""
-    dtype = _dtype(x)
+    dtype = autocast_dtype(x)
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _Conv3x3.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return y.permute(0, 3, 1, 2)
