@@ -49,6 +49,10 @@ def convolutions_by_torch() -> None:
     layers.pays = lambda x, weight: False  # type: ignore[attr-defined]
 
 
+def nothing_fused() -> None:
+    layers._fuses = lambda x, weight, shortcut: False  # type: ignore[attr-defined]
+
+
 def masks_of_all_classes() -> None:
     def forward(self: MaskHead, features: Any, boxes: Tensor, image: Tensor, valid: Tensor, labels: Tensor) -> Tensor:
         x = self.pool(features, boxes, image)
@@ -69,6 +73,7 @@ VARIANTS: dict[str, tuple[list[str], Callable[[], None] | None, bool]] = {
     "RPN's gradient over whole maps": ([], gradients_of_whole_maps, True),
     "RoIAlign by torchvision's operator": ([], roi_align_by_operator, True),
     "3x3 convolutions by torch alone": ([], convolutions_by_torch, True),
+    "sums and ReLU after convolutions": ([], nothing_fused, True),
     "masks of all classes": ([], masks_of_all_classes, True),
     "compiled (inductor)": (["train.compile=true"], None, True),
 }
