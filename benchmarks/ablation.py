@@ -50,7 +50,7 @@ def convolutions_by_torch() -> None:
 
 
 def nothing_fused() -> None:
-    layers._fuses = lambda x, weight, shortcut: False  # type: ignore[attr-defined]
+    layers._fuses = lambda x, weight, bias, shortcut: False  # type: ignore[attr-defined]
 
 
 def masks_of_all_classes() -> None:

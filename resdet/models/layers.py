@@ -146,20 +146,20 @@ def convolve(
     if conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.groups == 1 and pays(x, weight):
         return _finished(conv3x3(x, weight, bias), shortcut, relu)
     # torch adds to grouped convolutions one after the other, and cannot do so in bfloat16.
-    if _fuses(x, weight, shortcut) and (relu if shortcut is None else conv.groups == 1 < weight.shape[1]):
+    if _fuses(x, weight, bias, shortcut) and (relu if shortcut is None else conv.groups == 1 < weight.shape[1]):
         return _fused(x, conv, weight, bias, shortcut, relu)
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return _finished(y, shortcut, relu)
 
 
-def _fuses(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
+def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None) -> bool:
     """Whether oneDNN can add and rectify what it convolves while that is in the cache: without gradients, on an x86 CPU."""
     given = [x, weight] if shortcut is None else [x, weight, shortcut]
     dtype = autocast_dtype(x)
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*given, bias)))
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
         and (torch.is_autocast_enabled("cpu") or all(t.dtype == dtype for t in given))
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")

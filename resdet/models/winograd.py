@@ -48,7 +48,8 @@ def _multiplication_decides(dtype: torch.dtype) -> bool:
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """What a convolution of x is computed in."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

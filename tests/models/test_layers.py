@@ -196,4 +196,11 @@ def test_nothing_is_fused_where_gradients_flow_or_another_layout_is_wanted() -> 
         conv_norm(conv, norm, x.to(**last), shortcut=x.to(**last).requires_grad_(), relu=True).sum().backward()
         with torch.no_grad():
             conv_norm(conv, norm, x, relu=True)
+        biased = nn.Conv2d(8, 8, 1).to(**last)
+        biased.weight.requires_grad_(False)
+        conv_norm(biased, nn.Identity(), x.to(**last), relu=True).sum().backward()
+        assert biased.bias.grad is not None
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+            exact = conv_norm(copy.deepcopy(conv).double(), nn.Identity(), x.double().to(**last), relu=True)
+        assert exact.dtype == torch.float64
     assert fused.count == 0
