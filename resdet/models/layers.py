@@ -145,8 +145,7 @@ def convolve(
     """`conv(x)` with this weight and bias in the place of its own, plus a shortcut, rectified, the fastest way."""
     if conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.groups == 1 and pays(x, weight):
         return _finished(conv3x3(x, weight, bias), shortcut, relu)
-    # torch adds to grouped convolutions one after the other, and cannot do so in bfloat16.
-    if _fuses(x, weight, bias, shortcut) and (relu if shortcut is None else conv.groups == 1 < weight.shape[1]):
+    if _fuses(x, weight, bias, shortcut) and (relu if shortcut is None else _adds(conv, weight, shortcut)):
         return _fused(x, conv, weight, bias, shortcut, relu)
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return _finished(y, shortcut, relu)
@@ -166,6 +165,12 @@ def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | No
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
     )
+
+
+def _adds(conv: nn.Conv2d, weight: Tensor, shortcut: Tensor) -> bool:
+    """Whether it adds at all. To grouped convolutions torch adds itself, which it cannot in bfloat16; to maps of a single pixel
+    or channel torch 2.11 can add nothing."""
+    return conv.groups == 1 and min(weight.shape[:2]) > 1 and shortcut.shape[2:] != (1, 1)
 
 
 def _fused(

@@ -184,6 +184,19 @@ def test_maps_of_a_single_row_or_pixel(dtype: torch.dtype, size: tuple[int, int]
                 torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
+@on_x86
+@pytest.mark.parametrize("dtype", [torch.float32, half_precision])
+def test_a_single_channel(dtype: torch.dtype) -> None:
+    for inputs, outputs in ((1, 8), (8, 1), (1, 1)):
+        conv = nn.Conv2d(inputs, outputs, 3, padding=1).to(dtype).to(memory_format=torch.channels_last)
+        x, shortcut = torch.randn(2, inputs, 5, 7).to(dtype), torch.randn(2, outputs, 5, 7).to(dtype)
+        with torch.no_grad():
+            found = conv_norm(
+                conv, nn.Identity(), x.to(memory_format=torch.channels_last), shortcut=shortcut, relu=True
+            )
+            torch.testing.assert_close(found, F.relu(conv(x) + shortcut), rtol=1e-2, atol=1e-2)
+
+
 def test_nothing_is_fused_where_gradients_flow_or_another_layout_is_wanted() -> None:
     conv, norm = nn.Conv2d(8, 8, 1, bias=False), make_norm("frozen_bn", 8)
     x = torch.randn(1, 8, 6, 5)
