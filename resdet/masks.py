@@ -15,9 +15,7 @@ from torch import Tensor
 
 Rle = dict[str, object]
 PIXELS_AT_ONCE = 2**26  # of `paste_bitmaps`: their probabilities take 256 MiB
-Placed = tuple[
-    int, np.ndarray
-]  # along one axis: the first pixel, and the matrix (pixels, m) that resamples a mask onto pixels
+Placed = tuple[int, np.ndarray]  # along an axis: first pixel, and the matrix (pixels, m) that resamples a mask
 
 
 # ---- ground truth: polygon or bitmap -> (M, M) crop of its own box ---------------------------------------------------

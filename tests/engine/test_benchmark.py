@@ -10,14 +10,17 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
 from resdet.cli import main
 from resdet.config_text import parse_config
 from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
-from resdet.engine.peers import Load, made_batch, side_of
+from resdet.engine.peers import FUSED, Load, made_batch, side_of
 from resdet.errors import UserError
+from resdet.models import layers
 from resdet.models.build import build_model
+from tiny import make_batch, small
 
 
 @pytest.mark.slow
@@ -202,3 +205,14 @@ def test_evaluation_backends_agree_on_made_up_detections() -> None:
     times = evaluation_times(images=20, objects=100)
     assert times["pycocotools"] > 0
     assert times["largest difference of 24 numbers"] < 1e-12
+
+
+def test_fused_convolutions_are_counted(monkeypatch) -> None:
+    model = small(backbone={"name": "resnet50", "weights": "none"}).only_predict().to(memory_format=torch.channels_last)
+    counts = []
+    for fuses in (layers._fuses, lambda *_: False):
+        monkeypatch.setattr(layers, "_fuses", fuses)
+        with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+            model.predict(make_batch([1, 1]))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 1e9
