@@ -7,6 +7,7 @@ The same `SyntheticConfig` gives the same files anywhere.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,61 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from resdet.config import SyntheticConfig
+from resdet.errors import UserError
 from resdet.masks import encode_bitmap
 
 CLASSES = ("disk", "box", "triangle", "star")
+NOTE = "synthetic.json"  # in the root of what was generated: the spec
 CATEGORY_IDS = (10, 11, 13, 14)  # neither from 0 nor from 1 on, and with one of COCO's gaps
 
 
 def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
-    """Write the dataset into `root` unless it is there (or `root` holds annotations of another origin). True if written.
+    """Write the dataset into `root`, unless it is there or `root` holds anything of another origin. True if written.
 
-    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing half done.
+    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing half done. Pictures of
+    another spec are replaced. Raises `UserError` if other files lie among those, or if nothing can be written there.
     """
-    note = root / "synthetic.json"
-    if note.is_file() and json.loads(note.read_text()) == spec.model_dump():
+    root = root.resolve()
+    there = _generated(root)
+    if there == spec or (there is None and root.exists() and not (root.is_dir() and not any(root.iterdir()))):
         return False
-    if not note.is_file() and (root / "annotations").is_dir():
-        return False
-    partial = root.with_name(f".{root.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, count, offset in (("train", spec.num_train, 0), ("val", spec.num_val, spec.num_train)):
-        write_split(partial, split, count, offset, spec)
-    (partial / "synthetic.json").write_text(json.dumps(spec.model_dump()))
-    shutil.rmtree(root, ignore_errors=True)
-    partial.rename(root)
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    if there and (others := sorted(files - _files(there))):
+        raise UserError(
+            f"{root}: was generated with other settings of data.synthetic, and {len(others)} other file(s) lie there now "
+            f"({others[0]}): move them away, or choose another data.root"
+        )
+    partial = root.with_name(f".{root.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        for split, count, offset in (("train", spec.num_train, 0), ("val", spec.num_val, spec.num_train)):
+            write_split(partial, split, count, offset, spec)
+        (partial / NOTE).write_text(json.dumps(spec.model_dump()))
+        if there:
+            shutil.rmtree(root)
+        partial.rename(root)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if _generated(root) == spec:  # another run was faster
+            return False
+        raise UserError(f"{root}: cannot be written ({error.strerror}); choose another data.root") from None
     return True
+
+
+def _generated(root: Path) -> SyntheticConfig | None:
+    """By which spec `root` was generated; None if it was not."""
+    try:
+        return SyntheticConfig.model_validate_json((root / NOTE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _files(spec: SyntheticConfig) -> set[str]:
+    """What belongs to a generated dataset, by path relative to its root."""
+    pictures = {
+        f"{'train' if k < spec.num_train else 'val'}2017/{k:06d}.jpg" for k in range(spec.num_train + spec.num_val)
+    }
+    return pictures | {NOTE, *(f"annotations/instances_{split}2017.json" for split in ("train", "val"))}
 
 
 def write_split(root: Path, split: str, count: int, offset: int, spec: SyntheticConfig) -> None:
