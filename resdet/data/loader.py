@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import active_children, parent_process
 from threading import Thread, current_thread, main_thread
@@ -24,6 +24,7 @@ from resdet.data.dataset import DetectionDataset, aspect_groups, padded_sizes, r
 from resdet.errors import UserError
 
 Item = tuple[int, int]  # (index, epoch)
+STOP_SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, n)]
 T = TypeVar("T")
 
 
@@ -98,7 +99,8 @@ def batches(
         generator=torch.Generator(),  # or each loader would draw from the global one, which a head may use
     )
     others = active_children()
-    iterator = iter(loader)
+    with _signals_held():
+        iterator = iter(loader)
     children = [child for child in active_children() if child not in others]
     _notice_deaths_here()
     try:
@@ -162,17 +164,29 @@ def _collate(samples: Sequence[Sample | UserError], multiple: int) -> LoadedBatc
     return collate(whole, multiple)
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """What asks a run to stop waits meanwhile: processes that are started have not yet said that it is not their business."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, "pthread_sigmask") else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     """One thread each; signals that ask the main process to stop are its own business, whoever else is told."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
+    if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         Thread(target=_leave_when_told, daemon=True).start()
-    else:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    elif hasattr(signal, "pthread_sigmask"):  # macOS
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave_when_told() -> None:

@@ -21,8 +21,14 @@ log = logging.getLogger("resdet")
 
 
 class _Console(Console):
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:  # a terminal that was closed, a full disk
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
-        """The reader of our output has gone (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""
+        """Nobody gets our output any more (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

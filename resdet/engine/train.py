@@ -18,7 +18,7 @@ from resdet.checkpoints.transfer import disagreements, fill
 from resdet.config import Config
 from resdet.config_text import dump_config
 from resdet.data.collate import LoadedBatch
-from resdet.data.loader import training_loader
+from resdet.data.loader import STOP_SIGNALS, training_loader
 from resdet.engine.checkpoint import read_checkpoint
 from resdet.engine.detect import predict_dataset
 from resdet.engine.device import choose_device, keep_memory
@@ -243,7 +243,8 @@ class Pace:
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While open, SIGINT, SIGTERM and SIGUSR1 ask the loop to stop after its step; a second SIGINT stops at once."""
+    """While open, `STOP_SIGNALS` ask the loop to stop after its step, but for those that were ignored already, as `nohup` has
+    it; a second SIGINT stops at once."""
     received: list[int] = []
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -251,9 +252,12 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
     try:
-        before = {number: signal.signal(number, on_signal) for number in numbers}
+        before = {
+            number: signal.signal(number, on_signal)
+            for number in STOP_SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
     except ValueError:  # not the main thread: the caller's signals stay the caller's
         before = {}
     try:

@@ -21,6 +21,7 @@ from PIL import Image
 import tiny
 from pictures import textured
 from resdet.config import DataConfig, InputConfig
+from resdet.data import loader
 from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
 from resdet.data.dataset import DetectionDataset, repeat_factors
@@ -250,13 +251,25 @@ def test_a_worker_leaves_when_its_parent_says_so_and_nobody_else() -> None:
     worker = fork.Process(target=work, daemon=True)
     worker.start()
     assert ready.wait(10)
-    for name in ("TERM", "INT", "USR1"):
+    for name in ("TERM", "INT", "USR1", "HUP"):
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     worker.join(0.5)
     assert worker.is_alive()
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1", "HUP"])
+def test_nor_while_it_starts(shapes, monkeypatch, name: str) -> None:
+    def told_first(worker: int) -> None:
+        subprocess.run(["kill", f"-{name}", str(os.getpid())], check=True)
+        _start_worker(worker)
+
+    monkeypatch.setattr(loader, "_start_worker", told_first)
+    assert len(list(evaluation_loader(dataset(shapes, train=False), 4, 2, context="fork"))) >= 3
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_each_process_gets_its_share(shapes) -> None:

@@ -181,6 +181,12 @@ def started(config: Path, *arguments: str, **options: bool) -> subprocess.Popen[
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def until_first_step(job: subprocess.Popen[str], out: Path) -> None:
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert job.poll() is None
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_when_nobody_reads_its_output_any_more(shapes_root, tmp_path) -> None:
     out = tmp_path / "run"
@@ -195,16 +201,32 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(shapes_root, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
-def test_a_whole_job_that_is_told_to_stop_finishes_the_step_and_saves(shapes_root, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_whole_job_that_is_told_to_stop_finishes_the_step_and_saves(shapes_root, tmp_path, number: int) -> None:
     out = tmp_path / "run"
     config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000)
     job = started(config, "data.workers=2", "--output", str(out), start_new_session=True)
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-        assert job.poll() is None
-        time.sleep(0.05)
-    os.killpg(job.pid, signal.SIGTERM)
+    until_first_step(job, out)
+    os.killpg(job.pid, number)
     _, errors = job.communicate(timeout=60)
     assert (job.returncode, errors) == (75, "")
+    assert 0 < read_checkpoint(out / "checkpoints/last.pt").iteration < 5000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how a terminal is taken differs")
+def test_a_run_whose_terminal_is_closed_saves(shapes_root, tmp_path) -> None:
+    out = tmp_path / "run"
+    config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000, log_every=1)
+    keyboard, terminal = os.openpty()
+    code = "import os, sys; [os.dup2(os.open(sys.argv[1], os.O_RDWR), k) for k in range(3)]; del sys.argv[1]\n"
+    code += "from resdet.cli import train; sys.exit(train())"
+    command = [sys.executable, "-c", code, os.ttyname(terminal), str(config), "--output", str(out)]
+    job = subprocess.Popen(command, start_new_session=True)  # the first terminal that it opens is its own
+    until_first_step(job, out)
+    os.close(terminal)
+    os.close(keyboard)
+    assert job.wait(60) == 75
     assert 0 < read_checkpoint(out / "checkpoints/last.pt").iteration < 5000
 
 
