@@ -3,6 +3,7 @@ hang, gigabytes, or a file written elsewhere. `benchmarks/fuzz.py` tries ten tho
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
@@ -152,7 +153,7 @@ def test_nothing_is_written_outside_the_output_folder(tmp_path) -> None:
 
 
 def test_labelme_and_yolo_with_names_that_no_file_can_have(tmp_path) -> None:
-    content = {**fuzzing.LABELME, "imagePath": "x" * 5000}
+    content = {**copy.deepcopy(fuzzing.LABELME), "imagePath": "x" * 5000}
     fuzzing.read_labelme_text(json.dumps(content), tmp_path)  # the picture beside it is taken
     content["shapes"][0]["points"] = []
     with pytest.raises(UserError, match=r"1\.json.*points must be"):
