@@ -198,8 +198,11 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         from resdet.checkpoints.export import save_own, save_torchvision
         from resdet.checkpoints.locate import find_weights
         from resdet.checkpoints.recognise import recognise
+        from resdet.writing import keep_what_is_read
 
-        found = recognise(find_weights(args.input))
+        source = find_weights(args.input)
+        keep_what_is_read([args.output], [source])
+        found = recognise(source)
         print(found.report())
         if args.to == "program":
             import torch

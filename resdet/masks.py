@@ -207,10 +207,7 @@ def _at_centres(low: np.ndarray, high: np.ndarray, length: int, side: int) -> li
 
 def _as_torchvision(low: np.ndarray, high: np.ndarray, length: int, side: int) -> list[Placed]:
     center, half = (low + high) * 0.5, (high - low) * 0.5 * (side + 2) / side
-    first, last = (
-        (center - half).astype(int),
-        (center + half).astype(int),
-    )  # truncated towards zero, as the original does
+    first, last = (center - half).astype(int), (center + half).astype(int)  # towards zero, as the original does
     count = np.maximum(last - first + 1, 1)
     begin = first.clip(0, length)
     end = (last + 1).clip(begin, length)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from resdet.errors import UserError
+
+
+def keep_what_is_read(outputs: Iterable[Path], read: Iterable[Path]) -> None:
+    """Raises `UserError` if a file that is to be written is there already and is, or lies in, what is read."""
+    sources = {path.resolve() for path in read}
+    taken = [
+        path for path in outputs if path.exists() and not sources.isdisjoint((path.resolve(), *path.resolve().parents))
+    ]
+    if taken:
+        raise UserError(
+            f"{taken[0]}{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: would be written over, but is read here; "
+            "choose another place for the output"
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import fuzzing
 import tiny
 from pictures import textured
 from resdet import cli
+from resdet.engine.pictures import places
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +126,34 @@ def test_visualize_a_split(trained, tmp_path, kind: str) -> None:
     picture = Image.open(next(tmp_path.glob("0*.jpg")))
     assert picture.width > picture.height * width * 0.7
     assert Image.open(tmp_path / "sheet.jpg").width == {"data": 960, "compare": 1920}[kind]
+
+
+def test_what_is_read_is_never_written_over(shapes_root, tmp_path, capsys) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(shapes_root, root)
+    config = tiny.config_file(root, tmp_path)
+    pictures, file = root / "val2017", root / "annotations" / "instances_val2017.json"
+    weights = tmp_path / "w.safetensors"
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, weights)
+    (root / "1.json").write_text(json.dumps(fuzzing.LABELME))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for arguments in (
+        ["visualize", "predict", config, "--weights", weights, pictures, "--output", pictures],
+        ["visualize", "data", config, "--output", pictures],
+        ["data", "check", config, "--split", "val", "--fix", file],
+        ["data", "convert", file, file],
+        ["data", "convert", root, root / "1.json", "--format", "labelme"],
+        ["convert", weights, weights],
+    ):
+        assert cli.main(list(map(str, arguments))) == 2
+        assert "choose another place for the output" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_drawings_do_not_replace_each_other_nor_the_overview(tmp_path) -> None:
+    files = [Path("a/x.png"), Path("b/x.jpg"), Path("x_2.png"), Path("sheet.png")]
+    names = [path.name for path in places(files, tmp_path)]
+    assert names == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "sheet_2.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from resdet.engine.examine import errors, report
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data
 from resdet.errors import UserError
-from resdet.writing import write_json
+from resdet.writing import keep_what_is_read, write_json
 
 Split = Literal["train", "val"]
 
@@ -37,6 +37,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     if problems:
         raise UserError("\n\n".join(problems))
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
+    if fix:
+        keep_what_is_read([fix], [source.path for source in sources.values()])
     sources |= unused(config.data, sources)
     findings = unusable(sources)
     contents: dict[str, dict[bytes, str]] = {}
@@ -87,6 +89,7 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
 
 def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     """Any known format at `source` -> one COCO JSON whose file names are relative to the source's folder."""
+    keep_what_is_read([output], [source])
     values: dict[str, Any] = {"format": kind, "train": {"split": split}}
     if source.is_dir():
         values["root"] = source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,10 @@ from resdet.errors import UserError
 from resdet.predict import Predictor
 from resdet.structures import MASK_UNKNOWN, Instances
 from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
+from resdet.writing import keep_what_is_read
 
 SHEET = 36  # pictures on a contact sheet at most
+SHEET_NAME = "sheet.jpg"
 
 
 def draw_split(
@@ -36,8 +39,8 @@ def draw_split(
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
     names = annotations.class_names
     tiles = []
-    for index in chosen:
-        info = annotations.images[index]
+    pictures = [annotations.images[index] for index in chosen]
+    for info, place in zip(pictures, places([info.file for info in pictures], output), strict=True):
         image = read_annotated(info)
         truth = annotated_instances(info.objects, info.size)
         drawn = draw(image, truth, names, color_by=color_by, scores=False)
@@ -47,7 +50,7 @@ def draw_split(
             predicted = draw(image, found, predictor.class_names, color_by=color_by)
             tiles.append((predicted, f"predicted: {len(found)} of score {score:.0%} or more"))
             drawn = np.concatenate([drawn, predicted], axis=1)
-        save_image(drawn, output / f"{info.file.stem}.jpg")
+        save_image(drawn, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
 
@@ -91,11 +94,11 @@ def draw_predictions(
 ) -> None:
     """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
     files = find_images(list(inputs))
+    drawings = places(files, output)
     predictor = Predictor(config, weights, score_threshold=score)
     tiles: list[tuple[np.ndarray, str]] = []
     failed: list[str] = []
-    used: set[str] = set()
-    for file in files:
+    for file, place in zip(files, drawings, strict=True):
         try:
             image = read_image(file)
         except UserError as error:
@@ -103,9 +106,7 @@ def draw_predictions(
             continue
         (found,) = predictor([image])
         drawn = draw(image, found, predictor.class_names, color_by=color_by)
-        name = next(n for n in (file.stem, *(f"{file.stem}_{k}" for k in range(2, len(files) + 2))) if n not in used)
-        used.add(name)  # pictures of equal name in different folders do not overwrite each other
-        save_image(drawn, output / f"{name}.jpg")
+        save_image(drawn, place)
         if len(tiles) < SHEET:
             tiles.append((drawn, f"{file.name}: {len(found)}"))
     for problem in failed:
@@ -115,6 +116,18 @@ def draw_predictions(
     _write_sheet(tiles, output, len(files) - len(failed))
 
 
+def places(files: Sequence[Path], output: Path) -> list[Path]:
+    """Where each picture's drawing goes in `output`. Raises `UserError` if it, or the overview, would replace a picture."""
+    used = {SHEET_NAME}
+    drawings = []
+    for file in files:  # of equal name in different folders, they must not overwrite each other
+        names = (f"{file.stem}{f'_{k}' if k > 1 else ''}.jpg" for k in itertools.count(1))
+        drawings.append(output / next(name for name in names if name not in used))
+        used.add(drawings[-1].name)
+    keep_what_is_read([*drawings, output / SHEET_NAME], files)
+    return drawings
+
+
 def _write_sheet(tiles: list[tuple[np.ndarray, str]], output: Path, count: int, columns: int | None = None) -> None:
-    save_image(contact_sheet(tiles[:SHEET], columns), output / "sheet.jpg")
-    console.print(f"{count} picture(s) in {output}; overview: {output / 'sheet.jpg'}")
+    save_image(contact_sheet(tiles[:SHEET], columns), output / SHEET_NAME)
+    console.print(f"{count} picture(s) in {output}; overview: {output / SHEET_NAME}")
