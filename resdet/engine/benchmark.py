@@ -63,8 +63,9 @@ def benchmark(
             results["peak memory of a step, MiB"] = {name: side.ask("memory") for name, side in sides.items()}
             operations = sides["resdet"].ask("operations train")
             results["limit of the step"] = limit(operations, seconds["resdet"], device, config.train.amp)
-        if "inference" in sections:
+        if {"inference", "batch8"} & set(sections):
             results["detections"] = {name: side.ask("predict 1") for name, side in sides.items()}
+        if "inference" in sections:
             seconds = in_turn("predict 1")
             results["prediction at batch 1, ms an image"] = milliseconds(seconds)
             operations = sides["resdet"].ask("operations predict")
