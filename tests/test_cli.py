@@ -103,6 +103,7 @@ def test_visualize_predict(trained, tmp_path) -> None:
     Image.fromarray(textured(60, 80)).save(folder / "a.png")
     Image.fromarray(textured(60, 80)).save(folder / "sub" / "a.png")
     (folder / "broken.jpg").write_bytes(b"junk")
+    (folder / "sub" / "notes.txt").write_text("no picture")
     done = tool(
         "visualize", "predict", config, "--weights", run / "checkpoints" / "last.pt", folder, "device=cpu",
         "--output", tmp_path / "out", "--score", 0.01,
@@ -111,6 +112,7 @@ def test_visualize_predict(trained, tmp_path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "a_2.jpg", "sheet.jpg"}
     assert "passed over:" in done.stdout
     assert "broken.jpg" in done.stdout
+    assert "left out of folders: 1 file(s) without a picture's suffix (1 .txt)" in done.stdout
     assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
 
 

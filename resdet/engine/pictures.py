@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ import numpy as np
 
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, read_annotated
-from resdet.data.images import find_images, read_image
+from resdet.data.images import SUFFIXES, find_images, read_image
 from resdet.engine.auto import as_trained
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data, read_split
@@ -111,6 +112,12 @@ def draw_predictions(
             tiles.append((drawn, f"{file.name}: {len(found)}"))
     for problem in failed:
         console.print(f"passed over: {problem}")
+    inside = [path for folder in map(Path, inputs) if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+    if others := Counter(path.suffix for path in inside if path.suffix.lower() not in SUFFIXES):
+        kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in sorted(others.items()))
+        console.print(
+            f"left out of folders: {others.total()} file(s) without a picture's suffix ({kinds}); name them to try"
+        )
     if not tiles:
         raise UserError(f"none of the {len(files)} files could be read as a picture")
     _write_sheet(tiles, output, len(files) - len(failed))
