@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,16 @@ def keep_what_is_read(outputs: Iterable[Path], read: Iterable[Path]) -> None:
             f"{taken[0]}{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: would be written over, but is read here; "
             "choose another place for the output"
         )
+
+
+def made_folder(path: Path) -> None:
+    """Make a folder for results, and see that it can be written to: before the work, not after. Raises `UserError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be a folder for results ({error.strerror}); choose another place") from None
 
 
 @contextmanager

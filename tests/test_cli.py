@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,10 @@ import fuzzing
 import tiny
 from pictures import textured
 from resdet import cli
+from resdet.config_text import dump_config
+from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.engine.pictures import places
+from resdet.models.build import build_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -150,6 +154,49 @@ def test_what_is_read_is_never_written_over(shapes_root, tmp_path, capsys) -> No
         assert cli.main(list(map(str, arguments))) == 2
         assert "choose another place for the output" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "check", "CONFIG", "--output", "file"],
+        ["data", "check", "CONFIG", "--fix", "file/x.json"],
+        ["data", "stats", "CONFIG", "--output", "file"],
+        ["visualize", "data", "CONFIG", "--output", "file"],
+        ["visualize", "data", "CONFIG", "--augmented", "--output", "file"],
+        ["eval", "--results", "r.json", "--annotations", "gt.json", "--output", "file/x"],
+        ["eval", "CONFIG", "--weights", "WEIGHTS", "--output", "file"],
+        ["convert", "WEIGHTS", "file/x.safetensors"],
+        ["benchmark", "CONFIG", "--output", "file"],
+    ],
+)
+def test_a_place_that_takes_no_results_is_told_before_the_work(
+    shapes_root, tmp_path, monkeypatch, capsys, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("resdet.engine.score.predict_dataset", None)
+    (tmp_path / "file").touch()
+    (tmp_path / "gt.json").write_text(json.dumps(fuzzing.COCO))
+    (tmp_path / "r.json").write_text(json.dumps(fuzzing.RESULTS))
+    config = tiny.config(shapes_root, tmp_path)
+    content = Checkpoint(
+        build_model(config.model).state_dict(),
+        ["disk", "box", "triangle", "star"],
+        [10, 11, 13, 14],
+        dump_config(config),
+    )
+    save_checkpoint(content, tmp_path / "w.pt")
+    names = {"CONFIG": str(tiny.config_file(shapes_root, tmp_path)), "WEIGHTS": "w.pt"}
+    assert cli.main([names.get(word, word) for word in arguments]) == 2
+    assert re.search(
+        r"error: file\S*: cannot be a folder for results \((File exists|Not a directory)\)", capsys.readouterr().err
+    )
+
+
+def test_a_benchmark_of_the_loader_asks_for_its_data_first(tmp_path, capsys) -> None:
+    arguments = ["benchmark", "maskrcnn_r50", f"data.root={tmp_path}", "--sections", "all", "--output", str(tmp_path)]
+    assert cli.main(arguments) == 2
+    assert "The data are not there" in capsys.readouterr().err
 
 
 def test_drawings_do_not_replace_each_other_nor_the_overview(tmp_path) -> None:

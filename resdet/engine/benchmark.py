@@ -29,7 +29,7 @@ from resdet.engine.peers import InProcess, Load, Peer, made_batch, reference_sam
 from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.errors import UserError
 from resdet.models.build import build_model
-from resdet.writing import write_json
+from resdet.writing import made_folder, write_json
 
 Spread = dict[str, dict[str, float]]  # of each side: median, least and most
 
@@ -40,6 +40,11 @@ def benchmark(
     """Measure, print a table, write `output`/benchmark.json. Raises `UserError`."""
     if peer == "detectron2" and not find_spec(peer):
         raise UserError("--compare detectron2: it cannot be imported here")
+    if "loader" in sections:
+        make_synthetic(config)
+        if problems := missing_data(config, ["train"]):
+            raise UserError("\n\n".join(problems))
+    made_folder(output)
     config = prepared(config)
     results: dict[str, Any] = {"load": load._asdict(), "device": str(device), "threads": torch.get_num_threads()}
     models: dict[str, tuple[str, Config]] = {"resdet": ("resdet", config)}
@@ -193,10 +198,6 @@ def parts(config: Config, load: Load, device: torch.device) -> dict[str, float]:
 def loader_rates(config: Config, peer: Peer, images: int = 80) -> Spread:
     """Images a second of one core from the file to the network's input, masks included: through our loader and, beside
     torchvision, through the steps of its training reference, in turn. Ours leaves the normalisation to the model."""
-    make_synthetic(config)
-    problems = missing_data(config, ["train"])
-    if problems:
-        raise UserError("\n\n".join(problems))
     data = DetectionDataset(
         read_split(config, "train"), config.data, config.model.input, train=True,
         masks=config.model.mask is not None, seed=0,

@@ -22,7 +22,7 @@ from resdet.engine.examine import errors, report
 from resdet.engine.log import console
 from resdet.engine.setup import make_synthetic, missing_data
 from resdet.errors import UserError
-from resdet.writing import keep_what_is_read, write_json
+from resdet.writing import keep_what_is_read, made_folder, write_json
 
 Split = Literal["train", "val"]
 
@@ -39,6 +39,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     if fix:
         keep_what_is_read([fix], [source.path for source in sources.values()])
+        made_folder(fix.parent)
+    if output:
+        made_folder(output)
     sources |= unused(config.data, sources)
     findings = unusable(sources)
     contents: dict[str, dict[bytes, str]] = {}
@@ -65,7 +68,6 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     for line in advice:
         console.print(line)
     if output:
-        output.mkdir(parents=True, exist_ok=True)
         listed = [{k: v for k, v in asdict(finding).items() if k != "items"} for finding in findings]
         write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
         console.print(f"written: {output / 'findings.json'}")
@@ -128,10 +130,10 @@ def stats(config: Config, output: Path, split: Split) -> Path:
         raise UserError("\n\n".join(problems))
     source = open_split(config.data, split)
     read = parse_coco(source.content, source.images, source.path, source.origins)
+    made_folder(output)
     figure = Figure(figsize=(13, 8), layout="constrained")
     figure.suptitle(f"{read.source}: {read.summary()}", fontsize=10, wrap=True)
     _draw_stats(figure, read)
-    output.mkdir(parents=True, exist_ok=True)
     figure.savefig(output / "stats.png", dpi=110)
     console.print(f"{read.summary()}\nwritten: {output / 'stats.png'}")
     return output / "stats.png"

@@ -20,7 +20,7 @@ from resdet.errors import UserError
 from resdet.predict import Predictor
 from resdet.structures import MASK_UNKNOWN, Instances
 from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
-from resdet.writing import keep_what_is_read
+from resdet.writing import keep_what_is_read, made_folder
 
 SHEET = 36  # pictures on a contact sheet at most
 SHEET_NAME = "sheet.jpg"
@@ -69,6 +69,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []
+    made_folder(output)
     for index in map(int, chosen):
         info = annotations.images[index]
         truth = annotated_instances(info.objects, info.size)
@@ -124,7 +125,8 @@ def draw_predictions(
 
 
 def places(files: Sequence[Path], output: Path) -> list[Path]:
-    """Where each picture's drawing goes in `output`. Raises `UserError` if it, or the overview, would replace a picture."""
+    """Where each picture's drawing goes in `output`, which is made. Raises `UserError` if it, or the overview, would replace a
+    picture."""
     used = {SHEET_NAME}
     drawings = []
     for file in files:  # of equal name in different folders, they must not overwrite each other
@@ -132,6 +134,7 @@ def places(files: Sequence[Path], output: Path) -> list[Path]:
         drawings.append(output / next(name for name in names if name not in used))
         used.add(drawings[-1].name)
     keep_what_is_read([*drawings, output / SHEET_NAME], files)
+    made_folder(output)
     return drawings
 
 

@@ -19,6 +19,7 @@ from resdet.engine.setup import make_synthetic, missing_data, read_split
 from resdet.engine.train import write_evaluation
 from resdet.errors import UserError
 from resdet.predict import Predictor
+from resdet.writing import made_folder
 
 
 def score_model(config: Config, weights: Path, output: Path) -> Metrics:
@@ -35,6 +36,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
     entries: list[dict[str, Any]] = []
+    made_folder(output)
     steps = predict_dataset(
         predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),
         amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
@@ -77,6 +79,7 @@ def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
     """Score a COCO results JSON, write metrics.json and a copy of the entries into `output`."""
     evaluation = Evaluation(annotations)
     entries, kinds = read_results(results, evaluation)
+    made_folder(output)
     return _report(evaluation, entries, kinds, output)
 
 
