@@ -15,11 +15,9 @@ from resdet.errors import UserError
 
 
 def keep_what_is_read(outputs: Iterable[Path], read: Iterable[Path]) -> None:
-    """Raises `UserError` if a file that is to be written is there already and is, or lies in, what is read."""
+    """Raises `UserError` if a file that is to be written is one of those that are read."""
     sources = {path.resolve() for path in read}
-    taken = [
-        path for path in outputs if path.exists() and not sources.isdisjoint((path.resolve(), *path.resolve().parents))
-    ]
+    taken = [path for path in outputs if path.resolve() in sources]
     if taken:
         raise UserError(
             f"{taken[0]}{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: would be written over, but is read here; "

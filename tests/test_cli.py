@@ -141,19 +141,24 @@ def test_what_is_read_is_never_written_over(shapes_root, tmp_path, capsys) -> No
     pictures, file = root / "val2017", root / "annotations" / "instances_val2017.json"
     weights = tmp_path / "w.safetensors"
     save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, weights)
-    (root / "1.json").write_text(json.dumps(fuzzing.LABELME))
+    labelme = tmp_path / "labelme"
+    labelme.mkdir()
+    fuzzing.read_labelme_text(json.dumps(fuzzing.LABELME), labelme)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for arguments in (
         ["visualize", "predict", config, "--weights", weights, pictures, "--output", pictures],
         ["visualize", "data", config, "--output", pictures],
         ["data", "check", config, "--split", "val", "--fix", file],
         ["data", "convert", file, file],
-        ["data", "convert", root, root / "1.json", "--format", "labelme"],
+        ["data", "convert", labelme, labelme / "1.json"],
+        ["data", "check", config, "--fix", labelme / "1.json"],
         ["convert", weights, weights],
     ):
         assert cli.main(list(map(str, arguments))) == 2
         assert "choose another place for the output" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # what an earlier conversion wrote beside the pictures is no source
+        assert cli.main(["data", "convert", str(labelme), str(labelme / "coco.json")]) == 0
 
 
 @pytest.mark.parametrize(

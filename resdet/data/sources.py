@@ -69,7 +69,7 @@ def find_format(config: DataConfig, given: SplitConfig) -> Format:
         return "voc"
     if folder == root and _data_yaml(root).is_file():
         return "yolo"
-    if not (folder / "annotations").is_dir() and any(_is_labelme(path) for path in _first(folder, "*.json")):
+    if not (folder / "annotations").is_dir() and any(is_labelme(path) for path in _first(folder, "*.json")):
         return "labelme"
     return "coco"
 
@@ -105,7 +105,8 @@ def _first(folder: Path, pattern: str, count: int = 3) -> list[Path]:
     return sorted(folder.rglob(pattern))[:count] if folder.is_dir() else []
 
 
-def _is_labelme(path: Path) -> bool:
+def is_labelme(path: Path) -> bool:
+    """Whether a file is labelme's JSON of a picture."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -16,7 +16,7 @@ from resdet.data.formats.common import Source
 from resdet.data.formats.voc import read_voc
 from resdet.data.inspect_files import inspect_files, leaks
 from resdet.data.repair import repair
-from resdet.data.sources import find_format, open_split, read_source, subset
+from resdet.data.sources import find_format, is_labelme, open_split, read_source, subset
 from resdet.engine.auto import as_trained
 from resdet.engine.examine import errors, report
 from resdet.engine.log import console
@@ -38,7 +38,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
         raise UserError("\n\n".join(problems))
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     if fix:
-        keep_what_is_read([fix], [source.path for source in sources.values()])
+        keep_what_is_read([fix], [*(source.path for source in sources.values()), *labelled(fix)])
         made_folder(fix.parent)
     if output:
         made_folder(output)
@@ -91,7 +91,6 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
 
 def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     """Any known format at `source` -> one COCO JSON whose file names are relative to the source's folder."""
-    keep_what_is_read([output], [source])
     values: dict[str, Any] = {"format": kind, "train": {"split": split}}
     if source.is_dir():
         values["root"] = source
@@ -101,10 +100,16 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
         values["train"] |= {"annotations": source}
     data = DataConfig.model_validate(values)
     read = read_source(data, data.train, "train").whole()
+    keep_what_is_read([output], [read.path, *labelled(output)])
     write_json(output, read.content)
     describe(f"written: {output}", read)
     console.print(f"classes: {', '.join(str(c['name']) for c in read.content['categories'])}")
     console.print(f"file names are relative to {read.images}")
+
+
+def labelled(output: Path) -> list[Path]:
+    """A file that is in the way, if it is labelme's: a folder of them is read, and its own place does not tell which."""
+    return [output] if is_labelme(output) else []
 
 
 def describe(title: str, source: Source) -> None:
