@@ -78,6 +78,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "too-large": ("warning", "objects larger than the largest anchor reaches",
                   "lower data.min_size, or raise model.anchors.sizes"),
     "anchors": ("warning", "objects that no anchor overlaps by half", "see the advice on anchors below"),
+    "file-backslash": ("error", "file names with the backslashes of Windows", "write / instead, as --fix does"),
     "file-missing": ("error", "pictures that are not there", "correct file_name or the folder, or --fix drops the image"),
     "file-empty": ("error", "pictures of zero bytes", "copy them again, or --fix drops the image"),
     "file-unreadable": ("error", "files that are no readable picture", "replace them, or --fix drops the image"),

@@ -56,6 +56,11 @@ def inspect_files(
     return list(found.by_code.values()), digests
 
 
+def slashed(name: str) -> str:
+    """A file name of Windows as other systems, and Windows, read it."""
+    return name.replace("\\", "/")
+
+
 def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
     """Pictures of equal content in both splits."""
     found = Findings("both")
@@ -71,6 +76,8 @@ def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report
     try:
         data = path.read_bytes()
     except OSError as error:
+        if "\\" in entry["file_name"] and (root / slashed(entry["file_name"])).is_file():
+            return Report("file-backslash", f"image {identity}: {entry['file_name']}", identity, b"")
         return Report("file-missing", f"image {identity}: {path} ({error.strerror})", identity, b"")
     if not data:
         return Report("file-empty", f"image {identity}: {path}", identity, b"")

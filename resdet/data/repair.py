@@ -10,6 +10,7 @@ import numpy as np
 from resdet.data.defects import KINDS, Entry, Finding
 from resdet.data.doctor import rle_corners
 from resdet.data.formats.common import Source
+from resdet.data.inspect_files import slashed
 
 BY_NUMBER = ("image-unknown", "category-unknown")
 DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate")
@@ -33,6 +34,9 @@ def repair(source: Source, findings: list[Finding]) -> tuple[dict[str, Any], dic
         if entry.get("id") in sizes:
             done["file-size"] += 1
             entry = {**entry, "height": sizes[entry["id"]][0], "width": sizes[entry["id"]][1]}
+        if entry.get("id") in marked["file-backslash"]:
+            done["file-backslash"] += 1
+            entry = {**entry, "file_name": slashed(entry["file_name"])}
         images.append(entry)
     kept = {entry.get("id"): entry for entry in images}
     annotations = []

@@ -103,6 +103,13 @@ def cut_off(s: Source) -> None:
     file.write_bytes(file.read_bytes()[:-300])
 
 
+def within_a_folder(s: Source) -> None:
+    """Named as Windows' tools do."""
+    (s.images / "sub").mkdir()
+    (s.images / "1.jpg").rename(s.images / "sub/1.jpg")
+    s.content["images"][0]["file_name"] = "sub\\1.jpg"
+
+
 PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("unusable", lambda s: s.problems.extend(["a.xml: not readable as XML", "b.xml: object 1: has no bndbox"]), 2),
     ("image-id", one("images", 1, id="x"), 1),
@@ -125,6 +132,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("mask-empty", one("annotations", 20, segmentation={"size": [60, 80], "counts": [4800]}), 1),
     ("mask-malformed", one("annotations", 20, segmentation={"size": [1, 1], "counts": [1]}), 1),
     ("duplicate", lambda s: s.content["annotations"].append(dict(s.content["annotations"][0], id=99)), 1),
+    ("file-backslash", within_a_folder, 1),
     ("file-missing", lambda s: (s.images / "3.jpg").unlink(), 1),
     ("file-empty", lambda s: (s.images / "3.jpg").write_bytes(b""), 1),
     ("file-unreadable", lambda s: (s.images / "3.jpg").write_bytes(b"no picture"), 1),
