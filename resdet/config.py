@@ -264,7 +264,8 @@ def split_paths(config: DataConfig, split: Literal["train", "val"]) -> tuple[Pat
     """(image folder, annotation file) of a split."""
     given: SplitConfig = config.train if split == "train" else config.val
     root = data_root(config)
-    return (
-        given.images or root / f"{split}2017",
-        given.annotations or root / "annotations" / f"instances_{split}2017.json",
-    )
+    images, annotations = root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
+    exported = root / {"train": "train", "val": "valid"}[split]  # as Roboflow writes it
+    if (exported / "_annotations.coco.json").is_file():
+        images, annotations = exported, exported / "_annotations.coco.json"
+    return given.images or images, given.annotations or annotations

@@ -143,7 +143,8 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
     lines += [
         "  to fix:       get COCO 2017 (datasets/README.md has the commands), or point to a copy: data.root=/path/to/coco",
         "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val,",
-        "                or data.root=FOLDER of Pascal VOC, YOLO or labelme files",
+        "                or data.root=FOLDER of Pascal VOC, YOLO or labelme files, or of Roboflow's COCO export;",
+        "                without a validation split: data.split=0.2 holds out a fifth of train",
         "  without any:  python tools/train.py configs/quickstart.yaml generates its own and needs no download",
     ]
     return ["\n".join(lines)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -93,6 +94,23 @@ def test_the_same_objects_from_each_format(make, name: str, tmp_path) -> None:
     read = parse_coco(train.content, train.images, train.path, origins=train.origins)
     assert [i.size for i in read.images] == [(60, 80)] * 2
     assert all(i.file.is_file() for i in read.images)
+
+
+def test_coco_as_roboflow_writes_it(tmp_path, shapes_root) -> None:
+    for folder, split in (("train", "train"), ("valid", "val")):
+        shutil.copytree(shapes_root / f"{split}2017", tmp_path / folder)
+        file = shapes_root / "annotations" / f"instances_{split}2017.json"
+        shutil.copy(file, tmp_path / folder / "_annotations.coco.json")
+    for split in ("train", "val"):
+        expected = open_split(DataConfig(root=shapes_root), split)
+        read = open_split(DataConfig(root=tmp_path), split)
+        assert found(read) == found(expected)
+        assert all((read.images / entry["file_name"]).is_file() for entry in read.content["images"])
+    shutil.rmtree(tmp_path / "valid")
+    train, val = (found(open_split(DataConfig(root=tmp_path, split=0.25), split)) for split in ("train", "val"))
+    assert {**train, **val} == found(open_split(DataConfig(root=shapes_root), "train"))
+    assert 1 <= len(val) <= 4
+    assert len(train) + len(val) == 12
 
 
 def test_labelme_has_no_splits_so_one_is_made(tmp_path) -> None:
