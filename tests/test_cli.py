@@ -216,17 +216,19 @@ def test_drawings_do_not_replace_each_other_nor_the_overview(tmp_path) -> None:
         (["train", "configs/nothing.yaml"], "config not found"),
         (["train", "configs/quickstart.yaml", "train.lrr=3"], "did you mean train.lr?"),
         (["eval", "configs/quickstart.yaml", "--weights", "no.pt", "data.synthetic=null", "data.root=no"], "missing:"),
+        (["train", "configs/quickstart.yaml", "data.root=."], "missing:      train2017"),
         (["eval", "--results", "no.json", "--annotations", "no2.json"], "no2.json: cannot be read"),
         (["visualize", "predict", "configs/quickstart.yaml", "x.jpg", "--weights", "no.pt", "--output", "o"], "x.jpg"),
     ],
 )
 def test_mistakes_exit_with_2_and_no_traceback(arguments, message, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ")
-    assert not list(tmp_path.iterdir())
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine"}
 
 
 def test_missing_coco_and_weights_are_explained_together(capsys, tmp_path, monkeypatch) -> None:

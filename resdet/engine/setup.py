@@ -13,7 +13,7 @@ from resdet.data.advice import advise_anchors, resized_objects
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
-from resdet.data.shapes import ensure_shapes
+from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
 from resdet.engine.auto import choose
 from resdet.engine.examine import check_before_training
@@ -86,9 +86,11 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
 
 def make_synthetic(config: Config) -> None:
     """Generate the quickstart's dataset where a config asks for it and it is not there yet."""
-    if config.data.synthetic and ensure_shapes(data_root(config.data), config.data.synthetic):
-        spec = config.data.synthetic
-        console.print(f"generated {spec.num_train} + {spec.num_val} pictures in {data_root(config.data)}")
+    root, spec = data_root(config.data), config.data.synthetic
+    if spec and ensure_shapes(root, spec):
+        console.print(f"generated {spec.num_train} + {spec.num_val} pictures in {root}")
+    elif spec and not (root / NOTE).is_file():
+        console.print(f"{root} holds something else: data.synthetic generates nothing there")
 
 
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
