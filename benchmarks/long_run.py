@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from soak import config, start, written
+from soak import config, new, start, written
 
 MiB = 2**20
 
@@ -44,8 +43,7 @@ def tenths(values: list[tuple[int, float]], iterations: int) -> tuple[float, flo
 
 
 def main(iterations: int, folder: Path) -> int:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    new(folder)
     settings = config(folder, iterations)
     settings.output = folder / "run"
     settings.train.eval_every = max(1, iterations // 20)

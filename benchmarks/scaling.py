@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from soak import new
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +33,7 @@ def images_per_second(processes: int, iterations: int, folder: Path) -> float:
 
 
 def main(iterations: int, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    new(folder)
     one, two = (images_per_second(n, iterations, folder) for n in (1, 2))
     print(f"images/s: {one:.2f} with one process, {two:.2f} with two: efficiency {two / (2 * one):.2f}")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -80,9 +79,15 @@ def lines(output: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
 
 
+def new(folder: Path) -> None:
+    """Make a folder for results; nothing that is there is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty: remove it, or name another OUTPUT")
+
+
 def main(kills: int, folder: Path, seed: int) -> int:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    new(folder)
     iterations = 12 * kills
     chance = random.Random(seed)
     undisturbed = config(folder, iterations)
