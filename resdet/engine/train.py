@@ -63,7 +63,7 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
 
 def _train(config: Config, resume: bool, model: Detector | None, device: torch.device, processes: Processes) -> Result:
     output, checkpoints = config.output, config.output / "checkpoints"
-    if not resume and ((checkpoints / "last.pt").exists() or (output / "config.yaml").exists()):
+    if not resume and (any(checkpoints.glob("*.pt")) or (output / "config.yaml").exists()):
         raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
     require_equal_shares(config, processes)
     source = processes.broadcast(newest(checkpoints) if resume and processes.main else None)
@@ -85,6 +85,9 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
     if earlier and source:
         run.restore(earlier, source)
     if processes.main:
+        if not source and (checkpoints / "best.pt").exists():  # of a run that cannot be resumed
+            (checkpoints / "best.pt").replace(checkpoints / "best_before.pt")
+            console.print(f"starting afresh; the best weights of before are in {checkpoints / 'best_before.pt'}")
         write_text(output / "config.yaml", dump_config(config))
 
     t = config.train

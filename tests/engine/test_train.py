@@ -86,6 +86,22 @@ def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -
     assert not same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "d/checkpoints/last.pt")
 
 
+@pytest.mark.parametrize("name", ["best.pt", "00000100.pt"])
+def test_checkpoints_of_before_are_not_lost(shapes_root, tmp_path, capsys, name: str) -> None:
+    """Their run's other files are gone: a full disk was tidied up, say."""
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / name).write_bytes(b"weights")
+    config = tiny.config(shapes_root, tmp_path, max_iters=2)
+    with pytest.raises(UserError, match="holds a run already"):
+        train(config)
+    if name == "best.pt":
+        train(config, resume=True)
+        assert "best weights of before are in" in capsys.readouterr().out
+        assert (checkpoints / "best_before.pt").read_bytes() == b"weights"
+    assert (checkpoints / name).exists()
+
+
 def test_an_output_folder_is_not_overwritten_and_resume_may_start_afresh(shapes_root, tmp_path) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=0)
     assert train(config, resume=True).iteration == 1
