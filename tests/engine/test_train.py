@@ -254,6 +254,20 @@ def test_a_second_interrupt_stops_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal on this system")
+def test_what_is_ignored_stays_so() -> None:
+    """Under `nohup` a closed terminal means nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked()
+            signal.raise_signal(signal.SIGTERM)
+            assert asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 def test_resuming_with_other_workers_changes_nothing(shapes_root, tmp_path) -> None:
     for name, steps in (("whole", (4,)), ("resumed", (2, 4))):
