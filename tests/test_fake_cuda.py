@@ -117,7 +117,7 @@ MODELS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_predictions(gpu: OnDevice, name: str, amp: str) -> None:
     model, batch = gpu.model(small(**MODELS[name])), gpu.batch(make_batch([3, 5]))
@@ -168,7 +168,7 @@ def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> N
     assert {id(stream) for _, stream in used} == {id(streams["computing"])}
 
 
-@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["off", *(pytest.param(amp, marks=pytest.mark.slow) for amp in DTYPES)])
 def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch, amp: str) -> None:
     """All of it but the backward pass, whose engine wants a real GPU: every gradient is a made-up one."""
     config = tiny.config(

@@ -304,6 +304,7 @@ def test_compiling_in_a_mode(shapes_root, tmp_path, monkeypatch, how: bool | str
         tiny.config(shapes_root, tmp_path, compile="fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_gradients_of_a_cuda_graph_are_not_kept(shapes_root, tmp_path, monkeypatch, accumulate: int) -> None:
     """A graph's next run overwrites the gradients of the one before: here they are spoiled when it begins."""
