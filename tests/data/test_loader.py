@@ -227,6 +227,7 @@ def test_a_dead_worker_is_reported_with_the_picture_it_held(shapes) -> None:
         list(evaluation_loader(data, 1, 2))
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_does_not_disturb_what_is_under_way(shapes) -> None:
     others = active_children()
     loader = evaluation_loader(dataset(shapes, train=False), 1, 1)

@@ -121,6 +121,7 @@ def break_when_training_starts(monkeypatch, files) -> None:
     monkeypatch.setattr(module, "training_loader", start)
 
 
+@pytest.mark.slow
 def test_unreadable_pictures_cost_no_run_up_to_a_share(shapes_root, tmp_path, monkeypatch, capsys) -> None:
     train_file = sorted(p.name for p in (shapes_root / "train2017").iterdir())[0]
     val_file = sorted(p.name for p in (shapes_root / "val2017").iterdir())[0]
