@@ -198,11 +198,11 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         from resdet.checkpoints.export import save_own, save_torchvision
         from resdet.checkpoints.locate import find_weights
         from resdet.checkpoints.recognise import recognise
-        from resdet.writing import keep_what_is_read, made_folder
+        from resdet.writing import make_folder, refuse_overwriting
 
         source = find_weights(args.input)
-        keep_what_is_read([args.output], [source])
-        made_folder(args.output.parent)
+        refuse_overwriting([args.output], [source])
+        make_folder(args.output.parent)
         found = recognise(source)
         print(found.report())
         if args.to == "program":

@@ -261,7 +261,7 @@ def data_root(config: DataConfig) -> Path:
 
 
 def split_paths(config: DataConfig, split: Literal["train", "val"]) -> tuple[Path, Path]:
-    """(image folder, annotation file) of a split."""
+    """(image folder, annotation file) of a split: as given, or below `data.root` as COCO or Roboflow lays them out."""
     given: SplitConfig = config.train if split == "train" else config.val
     root = data_root(config)
     images, annotations = root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"

@@ -14,7 +14,7 @@ from typing import Any
 from resdet.errors import UserError
 
 
-def keep_what_is_read(outputs: Iterable[Path], read: Iterable[Path]) -> None:
+def refuse_overwriting(outputs: Iterable[Path], read: Iterable[Path]) -> None:
     """Raises `UserError` if a file that is to be written is one of those that are read."""
     sources = {path.resolve() for path in read}
     taken = [path for path in outputs if path.resolve() in sources]
@@ -25,7 +25,7 @@ def keep_what_is_read(outputs: Iterable[Path], read: Iterable[Path]) -> None:
         )
 
 
-def made_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Make a folder for results, and see that it can be written to: before the work, not after. Raises `UserError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -96,6 +98,12 @@ def find_images(inputs: list[str | Path]) -> list[Path]:
         else:
             raise UserError(f"{entry}: no such file or folder")
     return found
+
+
+def other_files(inputs: Sequence[str | Path]) -> Counter[str]:
+    """What `find_images` leaves out of folders, counted by suffix."""
+    inside = (path for folder in map(Path, inputs) if folder.is_dir() for path in folder.rglob("*"))
+    return Counter(path.suffix for path in inside if path.suffix.lower() not in SUFFIXES and path.is_file())
 
 
 def resized_size(

@@ -180,13 +180,12 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    waited_for = {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()  # not on macOS
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - waited_for)
+    if waited_for:
         Thread(target=_leave_when_told, daemon=True).start()
-    elif hasattr(signal, "pthread_sigmask"):  # macOS
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _leave_when_told() -> None:

@@ -21,8 +21,8 @@ from resdet.errors import UserError
 from resdet.masks import encode_bitmap
 
 CLASSES = ("disk", "box", "triangle", "star")
-NOTE = "synthetic.json"  # in the root of what was generated: the spec
 CATEGORY_IDS = (10, 11, 13, 14)  # neither from 0 nor from 1 on, and with one of COCO's gaps
+NOTE = "synthetic.json"  # in the root of what was generated: the spec
 
 
 def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
@@ -33,7 +33,8 @@ def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
     """
     root = root.resolve()
     there = _generated(root)
-    if there == spec or (there is None and root.exists() and not (root.is_dir() and not any(root.iterdir()))):
+    empty = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    if there == spec or not (there or empty):
         return False
     files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
     if there and (others := sorted(files - _files(there))):

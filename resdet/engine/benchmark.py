@@ -26,10 +26,10 @@ from resdet.engine.evaluate import Evaluation
 from resdet.engine.log import console
 from resdet.engine.optim import build_optimizer
 from resdet.engine.peers import InProcess, Load, Peer, made_batch, reference_samples, synchronize
-from resdet.engine.setup import make_synthetic, missing_data, read_split
+from resdet.engine.setup import read_split, require_data
 from resdet.errors import UserError
 from resdet.models.build import build_model
-from resdet.writing import made_folder, write_json
+from resdet.writing import make_folder, write_json
 
 Spread = dict[str, dict[str, float]]  # of each side: median, least and most
 
@@ -41,10 +41,8 @@ def benchmark(
     if peer == "detectron2" and not find_spec(peer):
         raise UserError("--compare detectron2: it cannot be imported here")
     if "loader" in sections:
-        make_synthetic(config)
-        if problems := missing_data(config, ["train"]):
-            raise UserError("\n\n".join(problems))
-    made_folder(output)
+        require_data(config, ["train"])
+    make_folder(output)
     config = prepared(config)
     results: dict[str, Any] = {"load": load._asdict(), "device": str(device), "threads": torch.get_num_threads()}
     models: dict[str, tuple[str, Config]] = {"resdet": ("resdet", config)}

@@ -20,9 +20,9 @@ from resdet.data.sources import find_format, is_labelme, open_split, read_source
 from resdet.engine.auto import as_trained
 from resdet.engine.examine import errors, report
 from resdet.engine.log import console
-from resdet.engine.setup import make_synthetic, missing_data
+from resdet.engine.setup import require_data
 from resdet.errors import UserError
-from resdet.writing import keep_what_is_read, made_folder, write_json
+from resdet.writing import make_folder, refuse_overwriting, write_json
 
 Split = Literal["train", "val"]
 
@@ -32,16 +32,13 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
 
     -> the number of errors
     """
-    make_synthetic(config)
-    problems = missing_data(config, ["train", "val"])
-    if problems:
-        raise UserError("\n\n".join(problems))
+    require_data(config, ["train", "val"])
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     if fix:
-        keep_what_is_read([fix], [*(source.path for source in sources.values()), *labelled(fix)])
-        made_folder(fix.parent)
+        refuse_sources(fix, list(sources.values()))
+        make_folder(fix.parent)
     if output:
-        made_folder(output)
+        make_folder(output)
     sources |= unused(config.data, sources)
     findings = unusable(sources)
     contents: dict[str, dict[bytes, str]] = {}
@@ -100,16 +97,18 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
         values["train"] |= {"annotations": source}
     data = DataConfig.model_validate(values)
     read = read_source(data, data.train, "train").whole()
-    keep_what_is_read([output], [read.path, *labelled(output)])
+    refuse_sources(output, [read])
     write_json(output, read.content)
     describe(f"written: {output}", read)
     console.print(f"classes: {', '.join(str(c['name']) for c in read.content['categories'])}")
     console.print(f"file names are relative to {read.images}")
 
 
-def labelled(output: Path) -> list[Path]:
-    """A file that is in the way, if it is labelme's: a folder of them is read, and its own place does not tell which."""
-    return [output] if is_labelme(output) else []
+def refuse_sources(output: Path, sources: list[Source]) -> None:
+    """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
+    none of these is written over."""
+    read = [source.path for source in sources]
+    refuse_overwriting([output], [*read, output] if is_labelme(output) else read)
 
 
 def describe(title: str, source: Source) -> None:
@@ -129,13 +128,10 @@ def stats(config: Config, output: Path, split: Split) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("drawing statistics needs the extra: pip install 'resdet[plots]'") from None
-    make_synthetic(config)
-    problems = missing_data(config, [split])
-    if problems:
-        raise UserError("\n\n".join(problems))
+    require_data(config, [split])
     source = open_split(config.data, split)
     read = parse_coco(source.content, source.images, source.path, source.origins)
-    made_folder(output)
+    make_folder(output)
     figure = Figure(figsize=(13, 8), layout="constrained")
     figure.suptitle(f"{read.source}: {read.summary()}", fontsize=10, wrap=True)
     _draw_stats(figure, read)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,15 +11,15 @@ import numpy as np
 
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, read_annotated
-from resdet.data.images import SUFFIXES, find_images, read_image
+from resdet.data.images import find_images, other_files, read_image
 from resdet.engine.auto import as_trained
 from resdet.engine.log import console
-from resdet.engine.setup import make_synthetic, missing_data, read_split
+from resdet.engine.setup import read_split, require_data
 from resdet.errors import UserError
 from resdet.predict import Predictor
 from resdet.structures import MASK_UNKNOWN, Instances
 from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
-from resdet.writing import keep_what_is_read, made_folder
+from resdet.writing import make_folder, refuse_overwriting
 
 SHEET = 36  # pictures on a contact sheet at most
 SHEET_NAME = "sheet.jpg"
@@ -31,10 +30,7 @@ def draw_split(
     weights: Path | None = None, score: float = 0.5,
 ) -> None:  # fmt: skip
     """Annotations of `count` pictures spread over a split; with `weights`, predictions beside them."""
-    make_synthetic(config)
-    problems = missing_data(config, [split])
-    if problems:
-        raise UserError("\n\n".join(problems))
+    require_data(config, [split])
     annotations = read_split(config, split)
     predictor = Predictor(config, weights, score_threshold=score) if weights else None
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
@@ -60,16 +56,13 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
 
     Boxes and masks come out of the training samples themselves, masks through the crops that become targets.
     """
-    make_synthetic(config)
-    problems = missing_data(config, ["train"])
-    if problems:
-        raise UserError("\n\n".join(problems))
+    require_data(config, ["train"])
     annotations = read_split(config, "train")
     config = as_trained(config, annotations)
     data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []
-    made_folder(output)
+    make_folder(output)
     for index in map(int, chosen):
         info = annotations.images[index]
         truth = annotated_instances(info.objects, info.size)
@@ -113,8 +106,7 @@ def draw_predictions(
             tiles.append((drawn, f"{file.name}: {len(found)}"))
     for problem in failed:
         console.print(f"passed over: {problem}")
-    inside = [path for folder in map(Path, inputs) if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
-    if others := Counter(path.suffix for path in inside if path.suffix.lower() not in SUFFIXES):
+    if others := other_files(inputs):
         kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in sorted(others.items()))
         console.print(
             f"left out of folders: {others.total()} file(s) without a picture's suffix ({kinds}); name them to try"
@@ -133,8 +125,8 @@ def places(files: Sequence[Path], output: Path) -> list[Path]:
         names = (f"{file.stem}{f'_{k}' if k > 1 else ''}.jpg" for k in itertools.count(1))
         drawings.append(output / next(name for name in names if name not in used))
         used.add(drawings[-1].name)
-    keep_what_is_read([*drawings, output / SHEET_NAME], files)
-    made_folder(output)
+    refuse_overwriting([*drawings, output / SHEET_NAME], files)
+    make_folder(output)
     return drawings
 
 

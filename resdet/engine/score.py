@@ -15,19 +15,16 @@ from resdet.engine.detect import predict_dataset
 from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, read_results
 from resdet.engine.faults import Unreadable
 from resdet.engine.log import console
-from resdet.engine.setup import make_synthetic, missing_data, read_split
+from resdet.engine.setup import read_split, require_data
 from resdet.engine.train import write_evaluation
 from resdet.errors import UserError
 from resdet.predict import Predictor
-from resdet.writing import made_folder
+from resdet.writing import make_folder
 
 
 def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     """Predict on the validation split, score, write metrics.json and detections.json into `output`."""
-    make_synthetic(config)
-    problems = missing_data(config, ["val"])
-    if problems:
-        raise UserError("\n\n".join(problems))
+    require_data(config, ["val"])
     predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
         console.print(predictor.source.report())
@@ -36,7 +33,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
     entries: list[dict[str, Any]] = []
-    made_folder(output)
+    make_folder(output)
     steps = predict_dataset(
         predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),
         amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
@@ -79,7 +76,7 @@ def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
     """Score a COCO results JSON, write metrics.json and a copy of the entries into `output`."""
     evaluation = Evaluation(annotations)
     entries, kinds = read_results(results, evaluation)
-    made_folder(output)
+    make_folder(output)
     return _report(evaluation, entries, kinds, output)
 
 

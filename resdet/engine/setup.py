@@ -93,6 +93,13 @@ def make_synthetic(config: Config) -> None:
         console.print(f"{root} holds something else: data.synthetic generates nothing there")
 
 
+def require_data(config: Config, splits: list[Literal["train", "val"]]) -> None:
+    """See that the data of these splits are there, the generated ones made if need be. Raises `UserError`."""
+    make_synthetic(config)
+    if problems := missing_data(config, splits):
+        raise UserError("\n\n".join(problems))
+
+
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
     """The checked annotations of a split, with one line about them."""
     return parse_split(split, open_split(config.data, split))

@@ -85,9 +85,10 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
     if earlier and source:
         run.restore(earlier, source)
     if processes.main:
-        if not source and (checkpoints / "best.pt").exists():  # of a run that cannot be resumed
-            (checkpoints / "best.pt").replace(checkpoints / "best_before.pt")
-            console.print(f"starting afresh; the best weights of before are in {checkpoints / 'best_before.pt'}")
+        best, kept = checkpoints / "best.pt", checkpoints / "best_before.pt"
+        if not source and best.exists() and not kept.exists():  # of a run that cannot be resumed
+            best.replace(kept)
+            console.print(f"starting afresh; the best weights of before are in {kept}")
         write_text(output / "config.yaml", dump_config(config))
 
     t = config.train

@@ -99,9 +99,11 @@ def fixed_affine(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tens
 def conv_norm(
     conv: nn.Module, norm: nn.Module, x: Tensor, *, shortcut: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """`norm(conv(x))`, plus a shortcut, rectified. Fixed statistics are folded into the convolution, in training too: a pass
-    over the activations less, forward and backward; unless `norm.fold` is off, for the last bit's sake. What follows may work
-    in place."""
+    """`norm(conv(x))`, plus a shortcut, rectified: x (B, C, H, W), shortcut and result (B, K, H', W').
+
+    Fixed statistics are folded into the convolution, in training too: a pass over the activations less, forward and backward;
+    unless `norm.fold` is off, for the last bit's sake. What follows may work in place.
+    """
     if isinstance(conv, nn.Conv2d):
         if isinstance(norm, nn.Identity):
             return convolve(x, conv, conv.weight, conv.bias, shortcut, relu)

@@ -98,6 +98,9 @@ def test_checkpoints_of_before_are_not_lost(shapes_root, tmp_path, capsys, name:
     if name == "best.pt":
         train(config, resume=True)
         assert "best weights of before are in" in capsys.readouterr().out
+        (checkpoints / "last.pt").unlink()  # and again, before it is saved for the first time
+        (checkpoints / "00000002.pt").unlink()
+        train(config, resume=True)
         assert (checkpoints / "best_before.pt").read_bytes() == b"weights"
     assert (checkpoints / name).exists()
 
@@ -213,6 +216,23 @@ def test_a_run_goes_on_when_nobody_reads_its_output_any_more(shapes_root, tmp_pa
     assert (run.wait(60), errors) == (0, "")
     assert [record["iteration"] for record in lines(out)] == [1, 2, 3]
     assert (out / "checkpoints/last.pt").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_a_run_goes_on_when_its_output_finds_the_disk_full(shapes_root, tmp_path) -> None:
+    config = tiny.config_file(shapes_root, tmp_path, max_iters=2, eval_every=0)
+    command = [
+        sys.executable,
+        str(Path(__file__).parents[2] / "tools/train.py"),
+        str(config),
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "take care: no more output can be written (No space left on device)\n")
+    assert (tmp_path / "run/checkpoints/last.pt").exists()
 
 
 @pytest.mark.slow
