@@ -28,9 +28,9 @@ from resdet.config import DataConfig
 from resdet.config_text import load_config
 from resdet.data.coco import parse_coco, read_coco
 from resdet.data.dataset import crop_masks
-from resdet.data.doctor import examine
 from resdet.data.images import read_image
-from resdet.data.inspect_files import inspect_files
+from resdet.data.quality.checks import examine
+from resdet.data.quality.files import inspect_files
 from resdet.data.sources import open_split
 from resdet.engine.evaluate import Evaluation, read_results
 from resdet.errors import UserError

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from rich.progress import Progress
 
 from resdet.config import Config, DataConfig, data_root
-from resdet.data.advice import examine_sizes
 from resdet.data.coco import Annotations, parse_coco
-from resdet.data.doctor import compare, examine, unusable
 from resdet.data.formats.common import Source
 from resdet.data.formats.voc import read_voc
-from resdet.data.inspect_files import inspect_files, leaks
-from resdet.data.repair import repair
+from resdet.data.quality.advice import examine_sizes
+from resdet.data.quality.checks import compare, examine, unusable
+from resdet.data.quality.files import inspect_files, leaks
+from resdet.data.quality.repair import repair
 from resdet.data.sources import find_format, is_labelme, open_split, read_source, subset
 from resdet.engine.auto import as_trained
 from resdet.engine.examine import errors, report

@@ -6,10 +6,10 @@ import textwrap
 
 from rich.table import Table
 
-from resdet.data.defects import Finding
-from resdet.data.doctor import compare, examine, unusable
 from resdet.data.formats.common import Source
-from resdet.data.inspect_files import inspect_files
+from resdet.data.quality.checks import compare, examine, unusable
+from resdet.data.quality.files import inspect_files
+from resdet.data.quality.report import Finding
 from resdet.engine.log import console
 from resdet.errors import UserError
 

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, SplitConfig, data_root, split_paths
-from resdet.data.advice import advise_anchors, resized_objects
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
+from resdet.data.quality.advice import advise_anchors, resized_objects
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
 from resdet.engine.auto import choose

@@ -16,13 +16,13 @@ from PIL import Image
 
 from pictures import textured
 from resdet.config import DataConfig, ModelConfig
-from resdet.data.advice import best_anchors, best_overlaps, examine_sizes
 from resdet.data.coco import parse_coco
-from resdet.data.defects import KINDS, Finding
-from resdet.data.doctor import compare, crossed_share, examine, unusable
 from resdet.data.formats.common import Source
-from resdet.data.inspect_files import inspect_files, leaks
-from resdet.data.repair import repair
+from resdet.data.quality.advice import best_anchors, best_overlaps, examine_sizes
+from resdet.data.quality.checks import compare, crossed_share, examine, unusable
+from resdet.data.quality.files import inspect_files, leaks
+from resdet.data.quality.repair import repair
+from resdet.data.quality.report import KINDS, Finding
 from resdet.data.sources import open_split
 
 Content = dict[str, Any]

@@ -8,7 +8,7 @@ import numpy as np
 
 from resdet.config import DataConfig, ModelConfig
 from resdet.data.coco import Annotations
-from resdet.data.defects import Finding, Findings
+from resdet.data.quality.report import Finding, Findings
 
 SMALL = 8  # pixels of a side after resizing: two cells of the finest level
 RECALLED = 0.5  # IoU

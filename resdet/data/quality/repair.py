@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from resdet.data.defects import KINDS, Entry, Finding
-from resdet.data.doctor import rle_corners
 from resdet.data.formats.common import Source
-from resdet.data.inspect_files import slashed
+from resdet.data.quality.checks import rle_corners
+from resdet.data.quality.files import slashed
+from resdet.data.quality.report import KINDS, Entry, Finding
 
 BY_NUMBER = ("image-unknown", "category-unknown")
 DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate")

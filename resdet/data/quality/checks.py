@@ -1,6 +1,6 @@
 """What is wrong with annotations: COCO's structure of each split -> `Finding`s, each with its number, examples and fix.
 
-Nothing raises here: a file with a hundred mistakes gets a list of them. The picture files are `inspect_files.py`'s business.
+Nothing raises here: a file with a hundred mistakes gets a list of them. The picture files are `files.py`'s business.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection
-from resdet.data.defects import FEW, Entry, Finding, Findings
 from resdet.data.formats.common import Source
+from resdet.data.quality.report import FEW, Entry, Finding, Findings
 from resdet.masks import rle_covers
 
 # Neighbours among the ids of COCO's 80 categories (cocodataset.org, instances_val2017.json) that are not consecutive.

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from resdet.data.defects import Finding, Findings
 from resdet.data.formats.common import Source
 from resdet.data.images import read_header
+from resdet.data.quality.report import Finding, Findings
 from resdet.errors import UserError
 
 
