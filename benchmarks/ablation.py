@@ -22,12 +22,12 @@ from torch import Tensor
 import resdet
 from resdet.config import Config
 from resdet.engine.benchmark import prepared
-from resdet.engine.device import keep_memory
 from resdet.engine.peers import Load, side_of
 from resdet.models import layers
 from resdet.models.mask_head import MaskHead
 from resdet.models.roi_pool import RoIPool
 from resdet.models.rpn import RPN
+from resdet.runtime.device import keep_memory
 
 
 def gradients_of_whole_maps() -> None:

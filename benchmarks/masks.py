@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from resdet.engine.benchmark import interleaved
-from resdet.engine.device import keep_memory
+from resdet.runtime.device import keep_memory
 from resdet.structures import Instances
 
 count = int(sys.argv[1]) if len(sys.argv) > 1 else 100

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 import resdet
+from resdet.checkpoints.checkpoint import checksum, read_checkpoint
 from resdet.config import Config
-from resdet.engine.checkpoint import checksum, read_checkpoint
 
 TIMES = ("images_per_s", "data_wait")  # of a line in metrics.jsonl: what differs from run to run
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resdet.config import Config as Config
     from resdet.config_text import load_config as load_config
-    from resdet.engine.train import train as train
     from resdet.errors import UserError as UserError
+    from resdet.export.program import export_prediction as export_prediction
+    from resdet.inference.predictor import Predictor as Predictor
     from resdet.models.build import build_model as build_model
-    from resdet.predict import Predictor as Predictor
-    from resdet.program import export_prediction as export_prediction
     from resdet.structures import Batch as Batch
     from resdet.structures import Detections as Detections
     from resdet.structures import Instances as Instances
     from resdet.structures import Targets as Targets
+    from resdet.training.loop import train as train
 
 try:
     __version__ = version("resdet")
@@ -33,11 +33,11 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _HOMES = {
     "Config": "config",
     "load_config": "config_text",
-    "train": "engine.train",
+    "train": "training.loop",
     "UserError": "errors",
     "build_model": "models.build",
-    "Predictor": "predict",
-    "export_prediction": "program",
+    "Predictor": "inference.predictor",
+    "export_prediction": "export.program",
     "Batch": "structures",
     "Targets": "structures",
     "Detections": "structures",

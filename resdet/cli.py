@@ -51,7 +51,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         config = _config(args, default_output=True)
-        from resdet.engine.train import train
+        from resdet.training.loop import train
 
         return 0 if train(config, resume=args.resume).finished else RESUMABLE
 
@@ -195,9 +195,9 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"OUT must end in {ending}")
 
     def run() -> int:
-        from resdet.checkpoints.export import save_own, save_torchvision
         from resdet.checkpoints.locate import find_weights
         from resdet.checkpoints.recognise import recognise
+        from resdet.export.torchvision import save_own, save_torchvision
         from resdet.writing import make_folder, refuse_overwriting
 
         source = find_weights(args.input)
@@ -208,8 +208,8 @@ def convert(arguments: Sequence[str] | None = None) -> int:
         if args.to == "program":
             import torch
 
-            from resdet.predict import Predictor
-            from resdet.program import export_prediction, save_program
+            from resdet.export.program import export_prediction, save_program
+            from resdet.inference.predictor import Predictor
 
             detector = Predictor.from_checkpoint(args.input, device="cpu").model
             rounds = found.model.input.resize != "torch"
@@ -247,8 +247,8 @@ def benchmark(arguments: Sequence[str] | None = None) -> int:
         output, args.output = args.output, None
         config = _config(args)
         from resdet.engine.benchmark import benchmark
-        from resdet.engine.device import choose_device
         from resdet.engine.peers import Load
+        from resdet.runtime.device import choose_device
 
         load = Load(tuple(args.size), args.batch, args.objects, args.repeats)
         benchmark(config, load, wanted, choose_device(config.device), args.compare, output, args.profile)

@@ -90,9 +90,9 @@ def prediction_sheet(
 ) -> Path:
     """Annotations and predictions of the first pictures side by side -> `config.output`/predictions.jpg."""
     from resdet.data.collate import collate, to_device
-    from resdet.engine.device import autocast
+    from resdet.inference.predictor import to_instances
     from resdet.models.detector import Detector
-    from resdet.predict import to_instances
+    from resdet.runtime.device import autocast
 
     assert isinstance(model, Detector)
     was_training = model.training

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 
 import resdet
+from resdet.checkpoints.checkpoint import Checkpoint
 from resdet.cli import _guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine import saver
-from resdet.engine.checkpoint import Checkpoint
-from resdet.engine.processes import distributed, joined
-from resdet.engine.run import Run
-from resdet.engine.setup import read_split
+from resdet.runtime.distributed import distributed, joined
+from resdet.training import saver
+from resdet.training.setup import read_split
+from resdet.training.step import Run
 
 RANK = int(os.environ.get("RANK", 0))
 

@@ -20,8 +20,8 @@ import fuzzing
 import tiny
 from pictures import textured
 from resdet import cli
+from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.config_text import dump_config
-from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.engine.pictures import places
 from resdet.models.build import build_model
 

@@ -9,11 +9,11 @@ import tiny
 from resdet.boxes import nms, soft_nms
 from resdet.config import Config
 from resdet.data.collate import LoadedBatch, mapped, to_device
-from resdet.engine.processes import Processes
-from resdet.engine.run import Run
-from resdet.engine.setup import prepare_inputs
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
+from resdet.runtime.distributed import Processes
+from resdet.training.setup import prepare_inputs
+from resdet.training.step import Run
 from tiny import SIZE, make_batch, small
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

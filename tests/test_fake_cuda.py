@@ -20,14 +20,14 @@ from torch.utils._pytree import tree_leaves
 import tiny
 from resdet.data import collate
 from resdet.data.collate import LoadedBatch
-from resdet.engine import run as run_module
-from resdet.engine.device import DTYPES, autocast
-from resdet.engine.processes import Processes
-from resdet.engine.run import Run
-from resdet.engine.setup import prepare_inputs
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
+from resdet.runtime.device import DTYPES, autocast
+from resdet.runtime.distributed import Processes
 from resdet.structures import Batch
+from resdet.training import step as run_module
+from resdet.training.setup import prepare_inputs
+from resdet.training.step import Run
 from tiny import SIZE, make_batch, small
 
 GPU = torch.device("cuda", 0)

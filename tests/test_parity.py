@@ -8,12 +8,12 @@ import torch
 
 from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_numerics
 from pictures import textured
+from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.config import Config
-from resdet.engine.checkpoint import Checkpoint, save_checkpoint
+from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.models.mask_head import mask_loss
-from resdet.predict import Predictor
 from resdet.structures import Batch, Targets
 
 NAMES = [f"{kind}rcnn_resnet50_fpn{version}" for kind in ("faster", "mask") for version in ("", "_v2")]

@@ -13,7 +13,7 @@ import tiny
 from resdet.config import Config
 from resdet.config_text import _keys
 from resdet.data.augment import Augmentations
-from resdet.predict import Predictor
+from resdet.inference.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

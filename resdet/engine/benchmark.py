@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine.device import DTYPES, autocast
-from resdet.engine.evaluate import Evaluation
-from resdet.engine.log import console
-from resdet.engine.optim import build_optimizer
 from resdet.engine.peers import InProcess, Load, Peer, made_batch, reference_samples, synchronize
-from resdet.engine.setup import read_split, require_data
 from resdet.errors import UserError
+from resdet.evaluation.coco import Evaluation
 from resdet.models.build import build_model
+from resdet.runtime.console import console
+from resdet.runtime.device import DTYPES, autocast
+from resdet.training.optim import build_optimizer
+from resdet.training.setup import read_split, require_data
 from resdet.writing import make_folder, write_json
 
 Spread = dict[str, dict[str, float]]  # of each side: median, least and most

@@ -19,9 +19,9 @@ from resdet.data.quality.repair import repair
 from resdet.data.sources import find_format, is_labelme, open_split, read_source, subset
 from resdet.engine.auto import as_trained
 from resdet.engine.examine import errors, report
-from resdet.engine.log import console
-from resdet.engine.setup import require_data
 from resdet.errors import UserError
+from resdet.runtime.console import console
+from resdet.training.setup import require_data
 from resdet.writing import make_folder, refuse_overwriting, write_json
 
 Split = Literal["train", "val"]

@@ -10,8 +10,8 @@ from resdet.data.formats.common import Source
 from resdet.data.quality.checks import compare, examine, unusable
 from resdet.data.quality.files import inspect_files
 from resdet.data.quality.report import Finding
-from resdet.engine.log import console
 from resdet.errors import UserError
+from resdet.runtime.console import console
 
 SHORT = 3000  # pictures up to which a training looks at every file before it starts
 

@@ -17,19 +17,19 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from resdet.checkpoints.export import to_torchvision
 from resdet.checkpoints.names import from_ours
 from resdet.config import Config
 from resdet.data.augment import to_bitmap
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.device import DTYPES, autocast, compiled, keep_memory
-from resdet.engine.optim import build_optimizer
 from resdet.errors import UserError
+from resdet.export.torchvision import to_torchvision
+from resdet.inference.predictor import to_instances
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.predict import to_instances
+from resdet.runtime.device import DTYPES, autocast, compiled, keep_memory
 from resdet.structures import Batch, Targets
+from resdet.training.optim import build_optimizer
 
 
 def _operations(x: list[int], weight: list[int], *others: Any, out_shape: list[int], **_: Any) -> int:

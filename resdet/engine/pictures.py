@@ -13,11 +13,11 @@ from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, read_annotated
 from resdet.data.images import find_images, other_files, read_image
 from resdet.engine.auto import as_trained
-from resdet.engine.log import console
-from resdet.engine.setup import read_split, require_data
 from resdet.errors import UserError
-from resdet.predict import Predictor
+from resdet.inference.predictor import Predictor
+from resdet.runtime.console import console
 from resdet.structures import MASK_UNKNOWN, Instances
+from resdet.training.setup import read_split, require_data
 from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
 from resdet.writing import make_folder, refuse_overwriting
 

@@ -11,14 +11,14 @@ from resdet.checkpoints.transfer import few, plain_name
 from resdet.config import Config
 from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.detect import predict_dataset
-from resdet.engine.evaluate import Evaluation, Metrics, evaluation_of, read_results
-from resdet.engine.faults import Unreadable
-from resdet.engine.log import console
-from resdet.engine.setup import read_split, require_data
-from resdet.engine.train import write_evaluation
 from resdet.errors import UserError
-from resdet.predict import Predictor
+from resdet.evaluation.coco import Evaluation, Metrics, evaluation_of, read_results
+from resdet.inference.dataset import predict_dataset
+from resdet.inference.predictor import Predictor
+from resdet.runtime.console import console
+from resdet.training.faults import Unreadable
+from resdet.training.loop import write_evaluation
+from resdet.training.setup import read_split, require_data
 from resdet.writing import make_folder
 
 

@@ -15,8 +15,8 @@ from pictures import textured
 from resdet.checkpoints.names import from_ours, to_ours
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.config_text import parse_config
+from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
-from resdet.predict import Predictor
 
 V1, V2 = "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 

@@ -14,8 +14,8 @@ import torch
 from pycocotools import mask as coco_mask
 
 from conftest import SHARED
+from resdet.inference.predictor import Predictor
 from resdet.masks import _placed
-from resdet.predict import Predictor
 from resdet.structures import Instances
 
 ZOO = SHARED.parent / "zoo"

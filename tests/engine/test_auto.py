@@ -17,7 +17,7 @@ from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
 from resdet.engine.auto import as_trained, choose
 from resdet.engine.datasets import check
-from resdet.engine.setup import read_split
+from resdet.training.setup import read_split
 
 
 def annotations(count: int, size: tuple[int, int] = (480, 640), side: float = 100.0, mask: bool = True) -> Annotations:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tiny
+from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.config_text import dump_config, parse_config
-from resdet.engine.checkpoint import Checkpoint, save_checkpoint
 from resdet.engine.score import score_model
 from resdet.errors import UserError
 from resdet.models.build import build_model

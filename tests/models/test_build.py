@@ -10,13 +10,13 @@ import torch
 import tiny
 from resdet.config import TrainConfig
 from resdet.config_text import parse_config
-from resdet.engine.optim import build_optimizer, learning_rate
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead, TwoFC
 from resdet.models.build import build_model
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.roi_pool import RoIPool
 from resdet.structures import Detections, Samples
+from resdet.training.optim import build_optimizer, learning_rate
 
 
 def built(**changed: dict):

@@ -12,9 +12,9 @@ from conftest import SHARED
 from resdet.cli import evaluate as eval_command
 from resdet.data.coco import read_coco
 from resdet.data.dataset import crop_masks
-from resdet.engine.evaluate import METRICS, Evaluation, read_results
 from resdet.errors import UserError
-from resdet.predict import to_coco
+from resdet.evaluation.coco import METRICS, Evaluation, read_results
+from resdet.inference.predictor import to_coco
 from resdet.structures import Instances
 
 
@@ -121,7 +121,7 @@ def test_both_backends_give_the_same_numbers(seed: int, tmp_path) -> None:
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_cocos_own_fixture(kind: str, installed: bool, tmp_path, monkeypatch) -> None:
     if not installed:
-        monkeypatch.setattr("resdet.engine.evaluate.find_spec", lambda name: None)
+        monkeypatch.setattr("resdet.evaluation.coco.find_spec", lambda name: None)
     folder = SHARED / "cocoapi_fake"
     if not folder.is_dir():
         pytest.skip(f"needs COCO's evaluation fixture in {folder}")

@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resdet.checkpoints.checkpoint import Checkpoint, load_weights
 from resdet.config import Config
 from resdet.config_text import dump_config, load_yaml, parse_config
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
-from resdet.engine.checkpoint import Checkpoint, load_weights
-from resdet.engine.device import autocast, compiled
-from resdet.engine.evaluate import Metrics, evaluation_of
-from resdet.engine.faults import BAD_STEPS, Later, Unreadable, dump_path, first_not_finite, memory_told
-from resdet.engine.log import console
-from resdet.engine.optim import WeightAverage, build_optimizer, learning_rate
-from resdet.engine.processes import Processes, distributed
-from resdet.engine.setup import Inputs
 from resdet.errors import UserError
+from resdet.evaluation.coco import Metrics, evaluation_of
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d
+from resdet.runtime.console import console
+from resdet.runtime.device import autocast, compiled
+from resdet.runtime.distributed import Processes, distributed
 from resdet.structures import Batch
+from resdet.training.faults import BAD_STEPS, Later, Unreadable, dump_path, first_not_finite, memory_told
+from resdet.training.optim import WeightAverage, build_optimizer, learning_rate
+from resdet.training.setup import Inputs
 from resdet.writing import written_whole
 
 

@@ -17,13 +17,13 @@ import tiny
 from oracle import torchvision_model
 from pictures import textured
 from resdet import cli
-from resdet.checkpoints.export import save_own, save_torchvision, to_torchvision
+from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.checkpoints.recognise import Recognised, open_checkpoint, recognise
 from resdet.config_text import dump_config, parse_config
-from resdet.engine.checkpoint import Checkpoint, save_checkpoint
+from resdet.export.program import Prediction
+from resdet.export.torchvision import save_own, save_torchvision, to_torchvision
+from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
-from resdet.predict import Predictor
-from resdet.program import Prediction
 
 V1, V2 = "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
 

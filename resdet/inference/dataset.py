@@ -10,11 +10,11 @@ import torch
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
-from resdet.engine.device import autocast
-from resdet.engine.faults import Later, out_of_memory
+from resdet.inference.predictor import to_coco, to_instances
 from resdet.models.detector import Detector
-from resdet.predict import to_coco, to_instances
+from resdet.runtime.device import autocast
 from resdet.structures import Batch, Detections
+from resdet.training.faults import Later, out_of_memory
 
 
 class Predicted(NamedTuple):

@@ -17,8 +17,8 @@ from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
 from resdet.engine.auto import choose
 from resdet.engine.examine import check_before_training
-from resdet.engine.log import console
 from resdet.errors import UserError
+from resdet.runtime.console import console
 
 
 class Inputs(NamedTuple):

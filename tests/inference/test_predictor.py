@@ -11,10 +11,10 @@ from pycocotools import mask as coco_mask
 import resdet
 import tiny
 from pictures import textured
-from resdet.engine.checkpoint import Checkpoint, save_checkpoint
+from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.errors import UserError
+from resdet.inference.predictor import Predictor, to_coco
 from resdet.models.build import build_model
-from resdet.predict import Predictor, to_coco
 from resdet.structures import Instances
 
 

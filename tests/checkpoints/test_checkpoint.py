@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from resdet.engine.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
+from resdet.checkpoints.checkpoint import Checkpoint, load_weights, read_checkpoint, save_checkpoint
 from resdet.errors import UserError
 
 

@@ -14,10 +14,10 @@ import torch
 
 import resdet
 import tiny
-from resdet.engine import saver as module
-from resdet.engine.checkpoint import Checkpoint, checksum, read_checkpoint, save_checkpoint
-from resdet.engine.saver import Saver, newest, numbered
+from resdet.checkpoints.checkpoint import Checkpoint, checksum, read_checkpoint, save_checkpoint
 from resdet.errors import UserError
+from resdet.training import saver as module
+from resdet.training.saver import Saver, newest, numbered
 
 
 def checkpoint(iteration: int, value: float | None = None) -> Checkpoint:

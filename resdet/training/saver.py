@@ -12,9 +12,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from resdet.engine.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from resdet.engine.log import console
+from resdet.checkpoints.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from resdet.errors import UserError
+from resdet.runtime.console import console
 from resdet.writing import written_whole
 
 WRITER = "checkpoint"  # the thread

@@ -7,11 +7,11 @@ import tiny
 from resdet.data.collate import split_batch
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
-from resdet.engine import detect
-from resdet.engine.detect import predict_dataset, predict_in_parts
-from resdet.engine.setup import read_split
+from resdet.inference import dataset as detect
+from resdet.inference.dataset import predict_dataset, predict_in_parts
 from resdet.models.build import build_model
 from resdet.structures import Batch
+from resdet.training.setup import read_split
 
 CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import tiny
-from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.log import RunLog
-from resdet.engine.run import Run
-from resdet.engine.train import train
+from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
+from resdet.training.loggers import RunLog
+from resdet.training.loop import train
+from resdet.training.step import Run
 
 
 def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
@@ -109,7 +109,7 @@ def broken_split(shapes_root, tmp_path, names: list[str]):
 
 
 def break_when_training_starts(monkeypatch, files) -> None:
-    import resdet.engine.train as module
+    import resdet.training.loop as module
 
     original = module.training_loader
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 import resdet
 import tiny
+from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.config_text import load_config
-from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.evaluate import METRICS
-from resdet.engine.train import stop_signals, train
 from resdet.errors import UserError
+from resdet.evaluation.coco import METRICS
 from resdet.structures import Batch
+from resdet.training.loop import stop_signals, train
 
 
 def lines(output) -> list[dict]:

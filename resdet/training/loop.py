@@ -13,24 +13,25 @@ from typing import Any
 
 import torch
 
+from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import disagreements, fill
 from resdet.config import Config
 from resdet.config_text import dump_config
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import STOP_SIGNALS, training_loader
-from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.detect import predict_dataset
-from resdet.engine.device import choose_device, keep_memory
-from resdet.engine.evaluate import Metrics
-from resdet.engine.log import RunLog, console, duration
-from resdet.engine.processes import Processes, joined, restarted
-from resdet.engine.run import Run
-from resdet.engine.saver import Saver, newest
-from resdet.engine.setup import prepare_inputs
 from resdet.errors import UserError, listed
+from resdet.evaluation.coco import Metrics
+from resdet.inference.dataset import predict_dataset
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
+from resdet.runtime.console import console
+from resdet.runtime.device import choose_device, keep_memory
+from resdet.runtime.distributed import Processes, joined, restarted
+from resdet.training.loggers import RunLog, duration
+from resdet.training.saver import Saver, newest
+from resdet.training.setup import prepare_inputs
+from resdet.training.step import Run
 from resdet.visualize import prediction_sheet
 from resdet.writing import write_json, write_text
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from resdet.config import Config
-from resdet.engine.log import console
 from resdet.errors import UserError
+from resdet.runtime.console import console
 from resdet.structures import Batch
 
 BAD_STEPS = 3  # in a row that are skipped; one more stops the run

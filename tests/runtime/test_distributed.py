@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 
 import tiny
-from resdet.engine.checkpoint import read_checkpoint
-from resdet.engine.device import choose_device
-from resdet.engine.processes import Processes, _lost, _name_of_start, joined
+from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.errors import UserError
+from resdet.runtime.device import choose_device
+from resdet.runtime.distributed import Processes, _lost, _name_of_start, joined
 
 SCRIPT = Path(__file__).parents[1] / "processes.py"
 
@@ -244,7 +244,7 @@ def test_alone_nothing_waits() -> None:
 
 
 def test_batches_that_cannot_be_shared_equally_are_refused(shapes_root, tmp_path) -> None:
-    from resdet.engine.train import require_equal_shares
+    from resdet.training.loop import require_equal_shares
 
     three = Processes()
     three.world = 3

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from resdet.engine.log import console
-from resdet.engine.saver import WRITER
 from resdet.errors import UserError
+from resdet.runtime.console import console
+from resdet.training.saver import WRITER
 
 T = TypeVar("T")
 FAILED = "failed"  # the key under which a process leaves its last words to the others

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resdet.errors import UserError
+from resdet.runtime.console import console
 from resdet.writing import write_text
-
-log = logging.getLogger("resdet")
-
-
-class _Console(Console):
-    def _check_buffer(self) -> None:
-        try:
-            super()._check_buffer()
-        except OSError as error:  # a terminal that was closed, a full disk
-            self.on_broken_pipe()
-            with contextlib.suppress(OSError):
-                print(f"take care: no more output can be written ({error.strerror})", file=sys.stderr, flush=True)
-
-    def on_broken_pipe(self) -> None:
-        """Nobody gets our output any more (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-console = _Console(highlight=False, soft_wrap=True)
 
 
 class RunLog:

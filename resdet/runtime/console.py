@@ -1,0 +1,27 @@
+"""The terminal that every message goes to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from rich.console import Console
+
+
+class _Console(Console):
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:  # a terminal that was closed, a full disk
+            self.on_broken_pipe()
+            with contextlib.suppress(OSError):
+                print(f"take care: no more output can be written ({error.strerror})", file=sys.stderr, flush=True)
+
+    def on_broken_pipe(self) -> None:
+        """Nobody gets our output any more (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+console = _Console(highlight=False, soft_wrap=True)
