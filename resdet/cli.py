@@ -268,8 +268,10 @@ def _is_override(word: str) -> bool:
 
 def _config(args: argparse.Namespace, default_output: bool = False) -> Config:
     from resdet.config_text import load_config
+    from resdet.runtime.device import tune_process
 
     config = load_config(args.config, args.overrides)
+    tune_process(config.device)
     if args.output:
         config.output = args.output
     elif default_output and "output" not in config.model_fields_set:

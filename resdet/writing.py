@@ -36,7 +36,7 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to; then content and name are synced to disk and it becomes `path`.
 
     Raises `UserError` if that fails, and `path` is what it was.
@@ -62,7 +62,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Raises `UserError`."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

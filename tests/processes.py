@@ -26,7 +26,7 @@ from resdet.cli import _guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.runtime.distributed import distributed, joined
+from resdet.runtime.distributed import data_parallel, joined
 from resdet.training import saver
 from resdet.training.setup import read_split
 from resdet.training.step import Run
@@ -71,7 +71,7 @@ def gradients_of(config: resdet.Config) -> None:
         )
         torch.manual_seed(0)
         model = resdet.build_model(config.model).train()
-        forward = distributed(model, processes, torch.device("cpu"))
+        forward = data_parallel(model, processes, torch.device("cpu"))
         loader = training_loader(data, 4, 0, rank=processes.rank, world=processes.world)
         batch = next(islice(loader, 1, None)).batch
         losses = forward(to_device(batch, torch.device("cpu")))

@@ -11,7 +11,7 @@ from resdet.config import Config
 from resdet.data.collate import LoadedBatch, mapped, to_device
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
-from resdet.runtime.distributed import Processes
+from resdet.runtime.distributed import Distributed
 from resdet.training.setup import prepare_inputs
 from resdet.training.step import Run
 from tiny import SIZE, make_batch, small
@@ -39,7 +39,7 @@ def prepared(config: Config) -> tuple[Run, LoadedBatch]:
     config, inputs = prepare_inputs(config, None)
     torch.manual_seed(0)
     device = torch.device("cuda", 0)
-    run = Run(config, inputs, build_model(config.model).to(device), device, Processes())
+    run = Run(config, inputs, build_model(config.model).to(device), device, Distributed())
     batch = to_device(make_batch([3, 5], slots=8), device)
     batch = batch._replace(targets=batch.targets._replace(labels=batch.targets.labels.clamp(max=3)))
     return run, LoadedBatch(batch, [0, 1], {})

@@ -23,7 +23,7 @@ from resdet.data.collate import LoadedBatch
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.runtime.device import DTYPES, autocast
-from resdet.runtime.distributed import Processes
+from resdet.runtime.distributed import Distributed
 from resdet.structures import Batch
 from resdet.training import step as run_module
 from resdet.training.setup import prepare_inputs
@@ -192,9 +192,9 @@ def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch, amp: str) -> 
 
     later: list[Tensor] = []
     monkeypatch.setattr(Tensor, "backward", backward)
-    monkeypatch.setattr(run_module, "Later", later.append)  # which starts a copy that nobody waits for
+    monkeypatch.setattr(run_module, "AsyncHostCopy", later.append)  # which starts a copy that nobody waits for
     with gpu.mode:
-        run = Run(config, inputs, model, GPU, Processes())
+        run = Run(config, inputs, model, GPU, Distributed())
     for run.iteration in (1, 2):
         run._previous = None  # it would be read now, when the next step is on its way
         with gpu.nothing_travels():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resdet.errors import UserError, listed
-from resdet.writing import written_whole
+from resdet.writing import atomic_write
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Checkpoint:
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """At any moment `path` is a whole file or none. Raises `UserError`."""
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save({**vars(checkpoint), "checksum": checksum(vars(checkpoint))}, temporary)
 
 

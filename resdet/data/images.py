@@ -16,8 +16,6 @@ from PIL import Image, UnidentifiedImageError
 
 from resdet.errors import UserError
 
-cv2.setNumThreads(0)  # the loader's workers are the parallelism; OpenCV's own threads would fight them
-
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 Resize = Literal["opencv", "pillow", "torch"]
 Rounding = Literal["nearest", "floor"]

@@ -14,6 +14,7 @@ from threading import Thread, current_thread, main_thread
 from types import FrameType
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -178,6 +179,7 @@ def _signals_held() -> Iterator[None]:
 def _start_worker(worker: int) -> None:
     """One thread each; signals that ask the main process to stop are its own business, whoever else is told."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     waited_for = {signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else set()  # not on macOS

@@ -27,7 +27,7 @@ def check_before_training(sources: dict[str, Source]) -> None:
         findings += compare(sources["train"], sources["val"])
     for finding in findings:
         if finding.severity == "warning" and finding.code not in ("class-rare", "class-unseen", "category-gap"):
-            console.print(f"take care: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
+            console.print(f"warning: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
     wrong = [f for f in findings if f.severity == "error"]
     if wrong:
         lines = [

@@ -65,7 +65,7 @@ def match_classes(predictor: Predictor, annotations: Annotations) -> list[int | 
             f"{few(predictor.class_names)}; the data have {few(annotations.class_names)}"
         )
     if unknown:
-        console.print(f"take care: the checkpoint does not know {len(unknown)} classes of the data: {few(unknown)}")
+        console.print(f"warning: the checkpoint does not know {len(unknown)} classes of the data: {few(unknown)}")
     if None in matched:
         others = [name for name, found in zip(predictor.class_names, matched, strict=True) if found is None]
         console.print(f"{len(others)} classes of the checkpoint are not in the data and are left out: {few(others)}")

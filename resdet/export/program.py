@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from resdet.models.detector import Detector
 from resdet.structures import Batch
-from resdet.writing import written_whole
+from resdet.writing import atomic_write
 
 MOST_IMAGES, LONGEST_SIDE = 64, 4096
 
@@ -49,5 +49,5 @@ def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> Expo
 
 def save_program(program: ExportedProgram, path: Path) -> None:
     """For `torch.export.load`, which needs `import resdet` before it for the operator."""
-    with written_whole(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.export.save(program, file)

@@ -15,7 +15,7 @@ from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
 from resdet.config import ModelConfig
 from resdet.errors import UserError, listed
-from resdet.writing import written_whole
+from resdet.writing import atomic_write
 
 EPS = 1e-5  # of the batch norms that torchvision's builders make
 
@@ -31,7 +31,7 @@ def save_own(found: Recognised, path: Path) -> None:
         "category_ids": json.dumps(found.category_ids),
     }
     weights = {name: value.contiguous().clone() for name, value in found.weights.items()}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(weights, temporary, metadata=metadata)
 
 
@@ -42,7 +42,7 @@ def save_torchvision(found: Recognised, path: Path) -> str:
     """
     builder = _builder(found)
     weights = to_torchvision(found.weights, found.model, found.path)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(weights, temporary)
     i = found.model.input
     mean, std = (list(v[::-1] if i.bgr else v) for v in (i.mean, i.std))

@@ -12,17 +12,16 @@ from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
 from resdet.inference.predictor import to_coco, to_instances
 from resdet.models.detector import Detector
-from resdet.runtime.device import autocast
+from resdet.runtime.device import AsyncHostCopy, autocast, out_of_memory
 from resdet.structures import Batch, Detections
-from resdet.training.faults import Later, out_of_memory
 
 
 class Predicted(NamedTuple):
     """Of a batch: what is on its way from the device; `Detections` without masks have a None."""
 
     loaded: LoadedBatch
-    detections: list[Later | None]
-    losses: dict[str, Later]
+    detections: list[AsyncHostCopy | None]
+    losses: dict[str, AsyncHostCopy]
 
 
 class Found(NamedTuple):
@@ -59,10 +58,10 @@ def predict_dataset(
         with torch.no_grad(), autocast(device, amp):
             detections = predict_in_parts(model, batch)
             values = model(batch) if losses else {}
-        later = [None if t is None else Later(t) for t in detections]
-        return Predicted(loaded, later, {name: Later(value) for name, value in values.items()})
+        later = [None if t is None else AsyncHostCopy(t) for t in detections]
+        return Predicted(loaded, later, {name: AsyncHostCopy(value) for name, value in values.items()})
 
-    def found(loaded: LoadedBatch, detections: list[Later | None], values: dict[str, Later]) -> Found:
+    def found(loaded: LoadedBatch, detections: list[AsyncHostCopy | None], values: dict[str, AsyncHostCopy]) -> Found:
         arrived = Detections(*(None if t is None else t.tensor() for t in detections))  # type: ignore[arg-type]
         instances = to_instances(arrived, [infos[i].size for i in loaded.indices], paste)
         entries = [

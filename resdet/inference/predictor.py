@@ -22,7 +22,7 @@ from resdet.errors import UserError
 from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.runtime.device import DTYPES, autocast, choose_device, compiled, keep_memory
+from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
 from resdet.structures import Batch, Detections, Instances
 
 Picture = str | Path | np.ndarray
@@ -61,8 +61,6 @@ class Predictor:
     ) -> None:
         config = config if isinstance(config, Config) else load_config(config)
         self.device = choose_device(device or config.device)
-        if self.device.type == "cpu":
-            keep_memory()
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]

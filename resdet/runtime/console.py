@@ -16,7 +16,7 @@ class _Console(Console):
         except OSError as error:  # a terminal that was closed, a full disk
             self.on_broken_pipe()
             with contextlib.suppress(OSError):
-                print(f"take care: no more output can be written ({error.strerror})", file=sys.stderr, flush=True)
+                print(f"warning: no more output can be written ({error.strerror})", file=sys.stderr, flush=True)
 
     def on_broken_pipe(self) -> None:
         """Nobody gets our output any more (`| head`, a `tee` that was closed): the work goes on, and its files tell of it."""

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import cv2
 import torch
+from torch import Tensor
 
 from resdet.errors import UserError
 
@@ -36,10 +38,23 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def tune_process(device: str) -> None:
+    """Settings of the whole process, for commands only: a library leaves its host's OpenCV and malloc alone.
+
+    device: as in the config. Loader workers are the parallelism, so OpenCV gets no threads of its own.
+    """
+    cv2.setNumThreads(0)
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        keep_memory()
+
+
 @functools.cache
 def keep_memory() -> None:
-    """Have glibc's malloc keep what is freed, for this process: a step on a CPU allocates the same gigabytes again and
-    again, and giving them back each time costs page faults. Elsewhere, and where MALLOC_* is set by hand, does nothing."""
+    """Make glibc's malloc keep freed memory for this whole process, so only commands call it, never the library.
+
+    A training step on a CPU allocates the same gigabytes again and again; returning them each time costs page faults. Does
+    nothing with another allocator, or where a MALLOC_* variable is set.
+    """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     try:
@@ -59,3 +74,29 @@ def compiled(function: Callable[..., Any], how: bool | str, **options: Any) -> A
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:
     """Mixed precision: "off", "bf16" or "fp16"."""
     return torch.autocast(device.type, dtype=DTYPES.get(amp), enabled=amp != "off")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means exhausted memory, on the GPU or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+class AsyncHostCopy:
+    """A copy of a device tensor to the host that does not block: reading it waits for the copy alone."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.event: Any = None
+        if value.is_cuda:
+            self.value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+            self.event = torch.cuda.current_stream(value.device).record_event()
+        else:
+            self.value = value
+
+    def tensor(self) -> Tensor:
+        """On the host."""
+        if self.event:
+            self.event.synchronize()
+        return self.value
+
+    def read(self) -> Any:
+        return self.tensor().tolist()

@@ -25,13 +25,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from resdet.errors import UserError
 from resdet.runtime.console import console
-from resdet.training.saver import WRITER
 
 T = TypeVar("T")
+WRITER = "checkpoint"  # the name of threads that a failing process waits for before it exits
 FAILED = "failed"  # the key under which a process leaves its last words to the others
 
 
-class Processes:
+class Distributed:
     """rank 0 ≤ r < world; the main one, rank 0, writes files and speaks.
 
     Objects and barriers travel over gloo on the host, whatever carries the gradients.
@@ -114,14 +114,14 @@ class Processes:
 
 
 @contextmanager
-def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
+def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed]:
     """Join the processes that `torchrun` started; alone if it did not. timeout: seconds to wait for one another.
 
     A process that raises leaves its reason to the others, which then end too, within a second or two.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield Processes()
+        yield Distributed()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # otherwise pinned memory would give every process a foot on the first GPU
@@ -133,7 +133,7 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Processes]:
     )  # fmt: skip
     quiet = console.quiet
     console.quiet = rank != 0
-    processes = Processes(rank, world, timeout)
+    processes = Distributed(rank, world, timeout)
     watch = _Watch(store, rank)
     watch.start()
     try:
@@ -224,7 +224,7 @@ class _Watch(threading.Thread):
                 writers[0].join(60)  # a whole checkpoint is worth the wait
 
 
-def distributed(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, processes: Distributed, device: torch.device) -> nn.Module:
     """The same forward, whose backward averages the gradients of all processes.
 
     Losses are divided by counts averaged over the processes (`layers.shared_count`), so that the mean of the gradients is

@@ -14,31 +14,11 @@ from torch import Tensor, nn
 from resdet.config import Config
 from resdet.errors import UserError
 from resdet.runtime.console import console
+from resdet.runtime.device import out_of_memory
 from resdet.structures import Batch
 
 BAD_STEPS = 3  # in a row that are skipped; one more stops the run
 DUMPS = 3  # that are kept of a run
-
-
-class Later:
-    """A tensor of the device that the host reads when it has arrived: taking it now makes nobody wait."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.event: Any = None
-        if value.is_cuda:
-            self.value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-            self.event = torch.cuda.current_stream(value.device).record_event()
-        else:
-            self.value = value
-
-    def tensor(self) -> Tensor:
-        """On the host."""
-        if self.event:
-            self.event.synchronize()
-        return self.value
-
-    def read(self) -> Any:
-        return self.tensor().tolist()
 
 
 def first_not_finite(
@@ -93,7 +73,7 @@ def _finite(value: Tensor) -> bool:
 
 
 @contextmanager
-def memory_told(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
+def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
     """Turns running out of memory into a `UserError` that names the batch and the settings to lower."""
     try:
         yield
@@ -111,11 +91,6 @@ def memory_told(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
         ) from None
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the host's allocators say it differently."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 class Unreadable:
     """Counts the pictures of a split that could not be read, names each once, and stops the run past a share of them."""
 
@@ -128,7 +103,7 @@ class Unreadable:
         for problem in (problem for several in problems.values() for problem in several):
             if problem not in self.known:
                 self.known.add(problem)
-                console.print(f"take care: {self.split}: {problem} ({instead})")
+                console.print(f"warning: {self.split}: {problem} ({instead})")
         if len(self.known) > self.share * self.images:
             shown = "\n".join(f"  - {problem}" for problem in sorted(self.known)[:10])
             raise UserError(

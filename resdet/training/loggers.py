@@ -45,7 +45,7 @@ class RunLog:
         with contextlib.suppress(OSError):  # what a full disk did not take has been told
             self.file.close()
         if self.lost:
-            console.print(f"take care: {self.lost} lines could not be written to {self.path}")
+            console.print(f"warning: {self.lost} lines could not be written to {self.path}")
         if self.board:
             self.board.close()
 
@@ -61,9 +61,7 @@ class RunLog:
         except OSError as error:
             self.lost += 1
             if self.lost == 1:
-                console.print(
-                    f"take care: {self.path} cannot be written ({error.strerror}); training goes on without it"
-                )
+                console.print(f"warning: {self.path} cannot be written ({error.strerror}); training goes on without it")
 
     def train_line(self, iteration: int, values: dict[str, float]) -> None:
         """Losses, learning rate, images/s, share of time waiting for data."""

@@ -26,8 +26,8 @@ from resdet.inference.dataset import predict_dataset
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.runtime.console import console
-from resdet.runtime.device import choose_device, keep_memory
-from resdet.runtime.distributed import Processes, joined, restarted
+from resdet.runtime.device import choose_device
+from resdet.runtime.distributed import Distributed, joined, restarted
 from resdet.training.loggers import RunLog, duration
 from resdet.training.saver import Saver, newest
 from resdet.training.setup import prepare_inputs
@@ -56,13 +56,13 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
     device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_memory()
     with joined(device, config.train.timeout) as processes:
         return _train(config, resume or restarted(), model, device, processes)
 
 
-def _train(config: Config, resume: bool, model: Detector | None, device: torch.device, processes: Processes) -> Result:
+def _train(
+    config: Config, resume: bool, model: Detector | None, device: torch.device, processes: Distributed
+) -> Result:
     output, checkpoints = config.output, config.output / "checkpoints"
     if not resume and (any(checkpoints.glob("*.pt")) or (output / "config.yaml").exists()):
         raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
@@ -81,7 +81,7 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
         console.print(inputs.start.report())
         console.print(fill(model, inputs.start, inputs.train.class_names, config.model))
         for line in disagreements(config.model, inputs.start):
-            console.print(f"  take care: {line}")
+            console.print(f"  warning: {line}")
     run = Run(config, inputs, model.to(device), device, processes)
     if earlier and source:
         run.restore(earlier, source)
@@ -102,7 +102,7 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
             run.train_set, t.batch_size, config.data.workers, start=run.iteration,
             rank=processes.rank, world=processes.world,
         )  # fmt: skip
-        pace = Pace(t.batch_size)
+        pace = ThroughputMeter(t.batch_size)
         done = run.iteration >= t.max_iters
         while not done and not processes.agree(asked()):
             run.iteration += 1
@@ -142,7 +142,7 @@ def _train(config: Config, resume: bool, model: Detector | None, device: torch.d
     return Result(output, done, run.iteration, run.metrics)
 
 
-def require_equal_shares(config: Config, processes: Processes) -> None:
+def require_equal_shares(config: Config, processes: Distributed) -> None:
     """Raises `UserError` where the global batch cannot be shared out equally."""
     batch, parts = config.train.batch_size, processes.world * config.train.accumulate
     if batch % parts:
@@ -204,7 +204,7 @@ def _score(
     try:
         write_evaluation(run.config.output / "eval", metrics, entries)
     except UserError as error:
-        console.print(f"take care: {error}; training goes on")
+        console.print(f"warning: {error}; training goes on")
     names = shares[0][1]
     val_losses = {f"val_{n}": round(sum(sums.get(n, 0.0) for _, sums, _ in shares) / images, 6) for n in names}
     if val_losses:
@@ -222,7 +222,7 @@ def write_evaluation(folder: Path, metrics: Metrics, entries: list[dict[str, Any
     write_json(folder / "detections.json", entries)
 
 
-class Pace:
+class ThroughputMeter:
     """Images a second and the share of time spent waiting for data, since last asked."""
 
     def __init__(self, batch_size: int) -> None:

@@ -15,9 +15,8 @@ from torch import Tensor
 from resdet.checkpoints.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from resdet.errors import UserError
 from resdet.runtime.console import console
-from resdet.writing import written_whole
-
-WRITER = "checkpoint"  # the thread
+from resdet.runtime.distributed import WRITER
+from resdet.writing import atomic_write
 
 
 class Saver:
@@ -66,7 +65,7 @@ class Saver:
         try:
             save_checkpoint(checkpoint, self.folder / "best.pt")
         except UserError as error:
-            console.print(f"take care: {error}")
+            console.print(f"warning: {error}")
 
     def _write_last(self, checkpoint: Checkpoint) -> None:
         path = self.folder / f"{checkpoint.iteration:08d}.pt"
@@ -76,7 +75,7 @@ class Saver:
             self.failure = None
         except UserError as error:
             self.failure = error
-            console.print(f"take care: {error}; training goes on, and what was saved before is whole")
+            console.print(f"warning: {error}; training goes on, and what was saved before is whole")
             return
         for old in numbered(self.folder)[self.keep :]:
             with contextlib.suppress(OSError):
@@ -110,7 +109,7 @@ def newest(folder: Path) -> Path | None:
 
 def link(path: Path, name: Path) -> None:
     """Make `name` mean `path`'s content, in one step; a copy where the file system has no links. Raises `UserError`."""
-    with written_whole(name) as temporary:
+    with atomic_write(name) as temporary:
         try:
             os.link(path, temporary)
         except OSError:

@@ -20,13 +20,13 @@ from resdet.evaluation.coco import Metrics, evaluation_of
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d
 from resdet.runtime.console import console
-from resdet.runtime.device import autocast, compiled
-from resdet.runtime.distributed import Processes, distributed
+from resdet.runtime.device import AsyncHostCopy, autocast, compiled
+from resdet.runtime.distributed import Distributed, data_parallel
 from resdet.structures import Batch
-from resdet.training.faults import BAD_STEPS, Later, Unreadable, dump_path, first_not_finite, memory_told
+from resdet.training.faults import BAD_STEPS, Unreadable, dump_path, explain_oom, first_not_finite
 from resdet.training.optim import WeightAverage, build_optimizer, learning_rate
 from resdet.training.setup import Inputs
-from resdet.writing import written_whole
+from resdet.writing import atomic_write
 
 
 class Done(NamedTuple):
@@ -35,14 +35,14 @@ class Done(NamedTuple):
     iteration: int
     loaded: LoadedBatch
     losses: dict[str, Tensor]
-    finite: Later
+    finite: AsyncHostCopy
 
 
 class Run:
     """Model, optimiser, averages and counters of one process."""
 
     def __init__(
-        self, config: Config, inputs: Inputs, model: Detector, device: torch.device, processes: Processes
+        self, config: Config, inputs: Inputs, model: Detector, device: torch.device, processes: Distributed
     ) -> None:
         t = config.train
         self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
@@ -64,7 +64,7 @@ class Run:
             model.to(memory_format=torch.channels_last)
         if t.compile:
             torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
-        self.forward = distributed(compiled(model, t.compile, fullgraph=True, dynamic=False), processes, device)
+        self.forward = data_parallel(compiled(model, t.compile, fullgraph=True, dynamic=False), processes, device)
         # A CUDA graph overwrites the gradients that it made when it runs again: parts of a batch add to others, which stay.
         self.gradients_stay = t.compile == "reduce-overhead" and t.accumulate > 1
         if self.gradients_stay:
@@ -88,7 +88,7 @@ class Run:
         If a loss or a gradient is not finite, the device leaves the weights alone; the next step reports it.
         """
         batch = to_device(loaded.batch, self.device)
-        with memory_told(batch, self.config, self.iteration):
+        with explain_oom(batch, self.config, self.iteration):
             self.rate = learning_rate(self.iteration, self.config.train)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * group["lr_scale"]
@@ -102,7 +102,7 @@ class Run:
                 buffer.copy_(torch.where(finite, buffer, before))
             if self.average:
                 self.average.update(self.model, self.iteration)
-        self._previous = Done(self.iteration, loaded, losses, Later(finite))
+        self._previous = Done(self.iteration, loaded, losses, AsyncHostCopy(finite))
         return losses
 
     def settle(self) -> None:
@@ -161,7 +161,7 @@ class Run:
         values = {name: float(value) for name, value in done.losses.items()}
         text = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
         kept = self._dump(done, values)
-        console.print(f"take care: iteration {done.iteration} was not finite ({text}) and was skipped; {kept}")
+        console.print(f"warning: iteration {done.iteration} was not finite ({text}) and was skipped; {kept}")
         if self.bad_steps > BAD_STEPS:
             last = self.config.output / "checkpoints" / "last.pt"
             raise UserError(
@@ -192,7 +192,7 @@ class Run:
             "batch": {**b._asdict(), "targets": b.targets and b.targets._asdict()},
         }  # fmt: skip
         try:
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 torch.save(content, temporary)
         except UserError as error:
             return f"first: {name}; {error}"
@@ -259,7 +259,7 @@ class Run:
             torch.cuda.set_rng_state_all(state["random_cuda"])
         console.print(f"resuming after iteration {self.iteration} from {source}")
         for line in self._changes(checkpoint):
-            console.print(f"  take care: {line}")
+            console.print(f"  warning: {line}")
 
     def _changes(self, checkpoint: Checkpoint) -> list[str]:
         """What going on with other settings than before does."""

@@ -19,7 +19,7 @@ import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.errors import UserError
 from resdet.runtime.device import choose_device
-from resdet.runtime.distributed import Processes, _lost, _name_of_start, joined
+from resdet.runtime.distributed import Distributed, _lost, _name_of_start, joined
 
 SCRIPT = Path(__file__).parents[1] / "processes.py"
 
@@ -236,7 +236,7 @@ def test_who_never_starts_is_named() -> None:
 
 
 def test_alone_nothing_waits() -> None:
-    alone = Processes()
+    alone = Distributed()
     alone.barrier("nothing")
     assert alone.broadcast(3) == 3
     assert alone.gather(3) == [3]
@@ -246,7 +246,7 @@ def test_alone_nothing_waits() -> None:
 def test_batches_that_cannot_be_shared_equally_are_refused(shapes_root, tmp_path) -> None:
     from resdet.training.loop import require_equal_shares
 
-    three = Processes()
+    three = Distributed()
     three.world = 3
     with pytest.raises(UserError, match=r"train\.batch_size \(4\) .*\(3 x 1\): set train\.batch_size=6"):
         require_equal_shares(tiny.config(shapes_root, tmp_path, batch_size=4), three)

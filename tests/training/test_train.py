@@ -231,7 +231,7 @@ def test_a_run_goes_on_when_its_output_finds_the_disk_full(shapes_root, tmp_path
     ]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "take care: no more output can be written (No space left on device)\n")
+    assert (done.returncode, done.stderr) == (0, "warning: no more output can be written (No space left on device)\n")
     assert (tmp_path / "run/checkpoints/last.pt").exists()
 
 
