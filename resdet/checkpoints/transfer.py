@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
+from resdet.class_names import few, match_classes
 from resdet.config import ModelConfig
 from resdet.config_text import parse_config
 from resdet.errors import UserError, listed
@@ -116,14 +116,14 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
 def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:
     """For each class its label in the checkpoint, by name; None for one that it does not know.
 
-    A file without class names is taken to have the same classes if it has as many.
+    A file without class names is taken to have the same classes if it has as many. Raises `UserError` for names that could be
+    several of the file's.
     """
     if not found.whole:
         return [None] * len(class_names)
     if not found.class_names and found.model.num_classes == len(class_names):
         return list(range(len(class_names)))
-    label_of = {plain_name(name): label for label, name in enumerate(found.class_names)}
-    return [label_of.get(plain_name(name)) for name in class_names]
+    return match_classes(class_names, found.class_names, "the data", str(found.path))
 
 
 def _with_rows(value: Tensor, given: Tensor, kept: list[int | None], rows: int) -> Tensor:
@@ -146,11 +146,6 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def plain_name(name: str) -> str:
-    """A class name without what people spell differently: case, underscores, spaces."""
-    return re.sub(r"[\s_-]+", " ", name.strip().casefold())
-
-
 def _by_part(names: list[str]) -> str:
     """ "heads.mask (12 tensors), …": parts rather than hundreds of names."""
     counts: dict[str, int] = {}
@@ -159,8 +154,3 @@ def _by_part(names: list[str]) -> str:
         part = ".".join(parts[:2] if parts[0] == "heads" else parts[:1])
         counts[part] = counts.get(part, 0) + 1
     return ", ".join(f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts.items())
-
-
-def few(names: Sequence[str], count: int = 10) -> str:
-    """The first names, and how many there are."""
-    return ", ".join(names[:count]) + (f", … {len(names)} in all" if len(names) > count else "")

@@ -9,7 +9,7 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,13 +27,14 @@ MAX_POINTS = 100_000  # of one object's outline
 
 @dataclass
 class Annotations:
-    """A dataset split. `category_ids[label]` is the JSON's id of a label; `skipped` counts what does not train, by reason;
+    """A dataset split. `category_ids[label]` is the JSON's id of a label, None where labels are a model's and the JSON does
+    not list that class (`relabel.for_classes`); `skipped` counts what does not train, by reason;
     `content` is COCO's structure, kept where it is evaluated against."""
 
     source: Path
     images: ImageList
     class_names: list[str]
-    category_ids: list[int]
+    category_ids: Sequence[int | None]
     skipped: Counter[str] = field(default_factory=Counter)
     content: dict[str, Any] | None = None
 

@@ -87,6 +87,20 @@ class ImageList(Sequence[ImageInfo]):
     def __iter__(self) -> Iterator[ImageInfo]:
         return (self[k] for k in range(len(self)))
 
+    def relabelled(self, new_labels: np.ndarray) -> ImageList:
+        """The same images with label k as new_labels[k], (K,) int; objects whose new label is negative are left out."""
+        labels = new_labels.astype(np.int32)[self.labels]
+        keep = labels >= 0
+        owners = np.repeat(np.arange(len(self)), self.counts)[keep]
+        lengths = np.diff(self.arrays["mask_ends"], prepend=0)
+        return ImageList(self.folder, self.arrays | {
+            "object_ends": np.cumsum(np.bincount(owners, minlength=len(self)), dtype=np.int64),
+            "boxes": self.boxes[keep],
+            "labels": labels[keep],
+            "masks": self.arrays["masks"][np.repeat(keep, lengths)],
+            "mask_ends": np.cumsum(lengths[keep], dtype=np.int64),
+        })  # fmt: skip
+
     def __getstate__(self) -> dict[str, Any]:
         """A mapped list travels to a spawned worker as the name of its folder, not as its content."""
         return {"folder": self.folder, "saved": self._saved, "arrays": None if self._saved else self.arrays}

@@ -13,6 +13,8 @@ from resdet.data.quality.report import Finding
 from resdet.errors import UserError
 from resdet.runtime.console import console
 
+# Warnings that are told elsewhere, or of no weight before a training.
+QUIET = ("class-rare", "class-unseen", "category-gap", "categories-differ")
 SHORT = 3000  # pictures up to which a training looks at every file before it starts
 
 
@@ -26,7 +28,7 @@ def check_before_training(sources: dict[str, Source]) -> None:
     if len(sources) == 2:
         findings += compare(sources["train"], sources["val"])
     for finding in findings:
-        if finding.severity == "warning" and finding.code not in ("class-rare", "class-unseen", "category-gap"):
+        if finding.severity == "warning" and finding.code not in QUIET:
             console.print(f"warning: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
     wrong = [f for f in findings if f.severity == "error"]
     if wrong:

@@ -7,11 +7,10 @@ from typing import Any
 
 from rich.progress import track
 
-from resdet.checkpoints.transfer import few, plain_name
 from resdet.config import Config
 from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
-from resdet.errors import UserError
+from resdet.data.relabel import for_classes
 from resdet.evaluation.coco import Evaluation, Metrics, evaluation_of, read_results
 from resdet.inference.dataset import predict_dataset
 from resdet.inference.predictor import Predictor
@@ -28,7 +27,9 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
         console.print(predictor.source.report())
-    annotations = read_split(config, "val")
+    annotations, notes = labelled_for(predictor, read_split(config, "val"))
+    for note in notes:
+        console.print(note, markup=False)
     model = predictor.model_config
     data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
@@ -37,7 +38,6 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     steps = predict_dataset(
         predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),
         amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
-        category_ids=match_classes(predictor, annotations),
     )  # fmt: skip
     unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
     for loaded, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
@@ -48,28 +48,14 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     return _report(evaluation, entries, kinds, output)
 
 
-def match_classes(predictor: Predictor, annotations: Annotations) -> list[int | None]:
-    """For each label of the model the dataset's category id of that name; None for a class the dataset does not have.
+def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annotations, list[str]]:
+    """The annotations in the predictor's label space (`for_classes`).
 
-    A checkpoint without class names is taken to have the dataset's if it has as many. Raises `UserError` if no class is
-    known to both.
+    A checkpoint without class names is taken to have the dataset's if it has as many.
     """
     if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
-        return list(annotations.category_ids)
-    id_of = dict(zip(map(plain_name, annotations.class_names), annotations.category_ids, strict=True))
-    matched = [id_of.get(plain_name(name)) for name in predictor.class_names]
-    unknown = [name for name in annotations.class_names if id_of[plain_name(name)] not in matched]
-    if len(unknown) == len(annotations.class_names):
-        raise UserError(
-            f"{predictor.source.path} and {annotations.source} have no class in common: the checkpoint knows "
-            f"{few(predictor.class_names)}; the data have {few(annotations.class_names)}"
-        )
-    if unknown:
-        console.print(f"warning: the checkpoint does not know {len(unknown)} classes of the data: {few(unknown)}")
-    if None in matched:
-        others = [name for name, found in zip(predictor.class_names, matched, strict=True) if found is None]
-        console.print(f"{len(others)} classes of the checkpoint are not in the data and are left out: {few(others)}")
-    return matched
+        return annotations, []
+    return for_classes(annotations, predictor.class_names, str(predictor.source.path), "the checkpoint")
 
 
 def score_file(results: Path, annotations: Path, output: Path) -> Metrics:

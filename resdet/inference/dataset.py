@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -41,17 +41,16 @@ def predict_dataset(
     amp: str = "off",
     losses: bool = False,
     paste: str = "resdet",
-    category_ids: Sequence[int | None] | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Found]:
     """Every batch of the dataset, in order.
 
     Process `rank` of `world` takes its share of the images. On CUDA a batch that does not fit is predicted in halves.
-    category_ids: label by label, where the model's classes are not the dataset's; None leaves a class out.
+    Detections of a class whose `annotations.category_ids` is None are left out.
     The model is in evaluation mode while this runs (no statistics of a batch norm move) and as before afterwards.
     """
-    infos, ids = dataset.annotations.images, category_ids or dataset.annotations.category_ids
+    infos, ids = dataset.annotations.images, dataset.annotations.category_ids
 
     def predicted(loaded: LoadedBatch) -> Predicted:
         batch = to_device(loaded.batch, device)

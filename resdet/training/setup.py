@@ -13,6 +13,7 @@ from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.quality.advice import advise_anchors, resized_objects
+from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
 from resdet.engine.auto import choose
@@ -64,9 +65,10 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")
     val = parse_split("val", sources["val"]) if "val" in sources else None
     del sources  # what a training needs of them is in `train` and `val`
-    if val and val.class_names != train.class_names:
-        both = [f"{train.source}: {train.class_names}", f"{val.source}: {val.class_names}"]
-        raise UserError("the categories of the training and the validation annotations differ:\n  " + "\n  ".join(both))
+    if val:
+        val, notes = for_classes(val, train.class_names, str(train.source), "the training set")
+        for note in notes:
+            console.print(note, markup=False)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:

@@ -233,7 +233,7 @@ class Run:
         return Checkpoint(
             model=self.average.weights if self.average else self.model.state_dict(),
             class_names=self.inputs.train.class_names,
-            category_ids=self.inputs.train.category_ids,
+            category_ids=list(self.inputs.train.category_ids),
             config=dump_config(self.config),
             iteration=self.iteration,
             metrics=self.metrics,

@@ -35,8 +35,11 @@ def test_classes_are_matched_by_name(shapes_root, tmp_path, capsys) -> None:
     ids = {"disk": 10, "box": 11, "star": 14}
     assert used == set(ids.values())
     said = capsys.readouterr().out
-    assert "the checkpoint does not know 1 classes of the data: triangle" in said
-    assert "2 classes of the checkpoint are not in the data and are left out: moon, N/A" in said
+    assert "the checkpoint does not have 1 of the 4 classes of " in said
+    assert "objects count as missed: triangle" in said
+    assert "2 of the 5 classes of the checkpoint are not in " in said
+    assert "detections of them are left out: moon, N/A" in said
+    assert "spelled differently: 'star' = 'Star'" in said
 
 
 def test_the_input_size_is_the_checkpoints_where_the_config_has_none(shapes_root, tmp_path) -> None:
@@ -59,7 +62,7 @@ def test_the_input_size_is_the_checkpoints_where_the_config_has_none(shapes_root
 
 def test_no_class_in_common_is_an_error(shapes_root, tmp_path) -> None:
     weights = checkpoint(tmp_path, ["cat", "dog"])
-    with pytest.raises(UserError, match=r"no class in common: the checkpoint knows cat, dog; the data have disk, box"):
+    with pytest.raises(UserError, match=r"no class in common: the checkpoint has cat, dog; the data have disk, box"):
         score_model(tiny.config(shapes_root, tmp_path / "x"), weights, tmp_path / "out")
 
 

@@ -408,7 +408,7 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
         ({"annotations": []}, r"none of its 12 images has an object"),
         ({"segmentation": None}, r"no object has a segmentation.*set model\.mask=null"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}, {"id": 7, "name": "c"}, {"id": 10, "name": "d"}]},
-         "the splits name different categories"),
+         "train and val have no category name in common"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_train_this_model_are_named(shapes_root, tmp_path, change: dict, message: str) -> None:

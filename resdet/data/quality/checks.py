@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection
+from resdet.class_names import few, find_matches
+from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection, read_categories
 from resdet.data.formats.common import Source
 from resdet.data.quality.report import FEW, Entry, Finding, Findings
 from resdet.masks import rle_covers
@@ -59,21 +60,25 @@ def unusable(sources: dict[str, Source]) -> list[Finding]:
 
 
 def compare(train: Source, val: Source) -> list[Finding]:
-    """What only shows between two splits."""
+    """What only shows between two splits, whose categories go together by name (`class_names`)."""
     found = Findings("both")
-    names = [{c.get("name") for c in s.content["categories"]} for s in (train, val)]
-    ids = [{(c.get("id"), c.get("name")) for c in s.content["categories"]} for s in (train, val)]
-    if ids[0] != ids[1]:
-        only = [sorted(map(str, names[k] - names[1 - k])) for k in (0, 1)]
-        text = (
-            f"only in train: {only[0]}, only in val: {only[1]}" if only[0] or only[1] else "the same names, other ids"
-        )
-        found.add("categories-differ", text)
-    counts = [Counter(a.get("category_id") for a in s.content["annotations"]) for s in (train, val)]
-    for category in train.content["categories"]:
-        identity = category.get("id")
-        if counts[1][identity] and not counts[0][identity]:
-            found.add("class-unseen", f"{category.get('name')}: {counts[1][identity]} in val")
+    categories = [read_categories(source.content["categories"], []) for source in (train, val)]
+    names = [list(by_id.values()) for by_id in categories]
+    labels, ambiguous = find_matches(names[1], names[0])
+    for name, options in ambiguous:
+        found.add("categories-ambiguous", f"{name!r} of val could be {' or '.join(map(repr, options))} of train")
+    only_train = [name for label, name in enumerate(names[0]) if label not in labels]
+    only_val = [name for name, label in zip(names[1], labels, strict=True) if label is None]
+    if len(only_train) == len(names[0]) and not ambiguous:
+        found.add("categories-disjoint", f"train has {few(names[0])}; val has {few(names[1])}")
+    elif only_train or only_val:
+        found.add("categories-differ", f"only in train: {only_train}, only in val: {only_val}")
+    used = [[a.get("category_id") for a in source.content["annotations"]] for source in (train, val)]
+    counts = [Counter(filter(is_id, ids)) for ids in used]
+    train_ids = list(categories[0])
+    for (identity, name), label in zip(categories[1].items(), labels, strict=True):
+        if counts[1][identity] and (label is None or not counts[0][train_ids[label]]):
+            found.add("class-unseen", f"{name}: {counts[1][identity]} in val")
     return list(found.by_code.values())
 
 

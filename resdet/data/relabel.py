@@ -1,0 +1,54 @@
+"""Annotations -> the same in the label space of a model, so that training and `eval` score one file in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from resdet.class_names import few, match_classes
+from resdet.data.coco import Annotations
+from resdet.errors import UserError
+
+
+def for_classes(
+    annotations: Annotations, class_names: Sequence[str], owner: str, owners_classes: str
+) -> tuple[Annotations, list[str]]:
+    """A split with a model's labels, matched by class name, and what a person should know about it.
+
+    Objects of classes that the model does not have are no targets any more, but stay in `content` and so count as missed.
+    `category_ids` gets a None for each class that the file does not list. owner, owners_classes: whose `class_names` are and
+    how messages call them, as in "train.json", "the training set". Raises `UserError` where no class is known to both or
+    a name could be several of the other's.
+    """
+    names = annotations.class_names
+    if list(class_names) == names:
+        return annotations, []
+    labels = match_classes(names, class_names, str(annotations.source), owner)
+    found = {label: k for k, label in enumerate(labels) if label is not None}
+    if not found:
+        raise UserError(
+            f"{owner} and {annotations.source} have no class in common: {owners_classes} has {few(class_names)}; "
+            f"the data have {few(names)}"
+        )
+    counts = np.bincount(annotations.images.labels, minlength=len(names))
+    notes = []
+    if strange := [k for k, label in enumerate(labels) if label is None]:
+        notes.append(
+            f"warning: {owners_classes} does not have {len(strange)} of the {len(names)} classes of {annotations.source}, so "
+            f"their {counts[strange].sum()} objects count as missed: {few([names[k] for k in strange])}"
+        )
+    if absent := [name for label, name in enumerate(class_names) if label not in found]:
+        notes.append(
+            f"{len(absent)} of the {len(class_names)} classes of {owners_classes} are not in {annotations.source}; "
+            f"detections of them are left out: {few(absent)}"
+        )
+    if other := [
+        f"{names[k]!r} = {class_names[label]!r}" for label, k in found.items() if names[k] != class_names[label]
+    ]:
+        notes.append(f"classes matched although they are spelled differently: {few(other)}")
+    new_labels = np.array([-1 if label is None else label for label in labels])
+    ids = [annotations.category_ids[found[label]] if label in found else None for label in range(len(class_names))]
+    images = annotations.images.relabelled(new_labels)
+    return replace(annotations, images=images, class_names=list(class_names), category_ids=ids), notes
