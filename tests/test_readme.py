@@ -1,4 +1,4 @@
-"""What the README shows works as shown."""
+"""What the README and the docs show works as shown."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from resdet.inference.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "datasets/README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+TEXT = {page: (ROOT / page).read_text() for page in PAGES}
 
 
 def block(language: str, containing: str) -> str:
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", "\n".join(TEXT.values()), re.DOTALL | re.MULTILINE)
     (found,) = [body for name, body in blocks if name == language and containing in body]
     return found
 
@@ -53,16 +55,17 @@ def test_the_augmentations_are_valid() -> None:
 
 
 def test_the_tree_names_every_file_and_no_other() -> None:
-    tree = block("", "resdet/\n  cli.py")
+    tree = block("", "configs/  tools/  datasets/")
     named = set(re.findall(r"\w+\.py", tree))
     there = {p.name for p in (ROOT / "resdet").rglob("*.py") if p.name != "__init__.py"}
     assert named == there
 
 
 def test_commands_name_configs_that_exist_and_the_gate_runs_them() -> None:
-    for name in re.findall(r"configs/(\w+)\.yaml", README):
+    text = "\n".join(TEXT.values())
+    for name in re.findall(r"configs/(\w+)\.yaml", text):
         assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
-    for name in re.findall(r"`((?:maskrcnn|fasterrcnn)_\w+)`", README):
+    for name in re.findall(r"`((?:maskrcnn|fasterrcnn)_\w+)`", text):
         assert (ROOT / "configs" / f"{name}.yaml").is_file(), name
     gate = (ROOT / ".ci" / "run").read_text()
     assert 'pip install -e ".[dev]" && pytest' in README
@@ -72,10 +75,29 @@ def test_commands_name_configs_that_exist_and_the_gate_runs_them() -> None:
 
 def test_config_keys_in_the_documents_exist() -> None:
     known = set(_keys(Config))
-    for file in ("README.md", "docs/migrating.md", "datasets/README.md"):
-        named = set(re.findall(r"\b((?:model|data|train)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)\b", (ROOT / file).read_text()))
-        wrong = {k for k in named - known if not k.endswith((".py", ".json", ".pkl", ".yaml"))}
+    for file, text in TEXT.items():
+        named = set(re.findall(r"\b((?:model|data|train)\.[a-z_0-9]+(?:\.[a-z_0-9]+)*)\b", text))
+        wrong = {k for k in named - known if not k.endswith((".py", ".json", ".pkl", ".yaml", ".md"))}
         assert wrong - {"model.fpn.channels", "model.heads", "model.predict"} == set(), file
+
+
+def test_links_lead_somewhere() -> None:
+    """To a file that is there, and to a heading of it."""
+    for page, text in TEXT.items():
+        for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\(([^)\s]+)\)", text)):
+            if target.startswith("http"):
+                continue
+            file = (ROOT / page).parent / target if target else ROOT / page
+            assert file.exists(), f"{page}: {target}"
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if anchor else []
+            assert not anchor or anchor in [h.lower().replace(" ", "-").replace(",", "") for h in headings], (
+                f"{page}: #{anchor}"
+            )
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+    assert max(len(cell) for cell in re.findall(r"\| ([^|\n]+) (?=\|)", README)) <= 120
 
 
 def test_no_module_is_longer_than_400_lines() -> None:
