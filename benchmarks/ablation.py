@@ -23,10 +23,10 @@ import resdet
 from resdet.config import Config
 from resdet.engine.benchmark import prepared
 from resdet.engine.peers import Load, side_of
-from resdet.models import layers
-from resdet.models.mask_head import MaskHead
-from resdet.models.roi_pool import RoIPool
-from resdet.models.rpn import RPN
+from resdet.kernels import convolution, winograd
+from resdet.models.heads.mask import MaskHead
+from resdet.models.heads.rpn import RPN
+from resdet.models.roi_align import RoIAlign
 from resdet.runtime.device import keep_memory
 
 
@@ -42,15 +42,15 @@ def gradients_of_whole_maps() -> None:
 
 
 def roi_align_by_operator() -> None:
-    RoIPool.by_gather = RoIPool.by_level  # type: ignore[method-assign]
+    RoIAlign.by_gather = RoIAlign.by_level  # type: ignore[method-assign]
 
 
 def convolutions_by_torch() -> None:
-    layers.pays = lambda x, weight: False  # type: ignore[attr-defined]
+    winograd.pays = lambda x, weight: False  # type: ignore[attr-defined]
 
 
 def nothing_fused() -> None:
-    layers._fuses = lambda x, weight, bias, shortcut: False  # type: ignore[attr-defined]
+    convolution.can_fuse = lambda x, weight, bias, shortcut: False  # type: ignore[attr-defined]
 
 
 def masks_of_all_classes() -> None:

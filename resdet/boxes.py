@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 
 import torch
-import torchvision
 from torch import Tensor
 
 # Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
-# So many candidates torchvision treats as it would more of them: class by class. Fewer it shifts apart, which rounds otherwise.
-ENOUGH = 1001
-TRITON = find_spec("triton") is not None
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -93,89 +88,3 @@ def big_enough(boxes: Tensor, min_size: float) -> Tensor:
     """(..., 4) -> (...) bool: both sides positive and at least `min_size` pixels (also False for nan)."""
     w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return (w > 0) & (h > 0) & (w >= min_size) & (h >= min_size)
-
-
-@torch.library.custom_op("resdet::place", mutates_args=())
-def place(scores: Tensor, valid: Tensor) -> Tensor:
-    """Minus the place of each score among the valid ones: (B, N), (B, N) bool -> (B, N) float32, -inf where not valid.
-
-    Equal scores take places as torch's unstable sort gives them, which is how mmdetection breaks its many ties among
-    saturated sigmoids. That depends on how many are sorted, so nothing padded takes part. One opaque op.
-    """
-    places = torch.full(scores.shape, -torch.inf, device=scores.device)
-    for b in range(len(scores)):
-        candidates = valid[b].nonzero().squeeze(1)
-        order = torch.sort(scores[b, candidates], descending=True).indices
-        places[b, candidates[order]] = -torch.arange(len(order), device=scores.device, dtype=places.dtype)
-    return places
-
-
-@place.register_fake
-def _(scores: Tensor, valid: Tensor) -> Tensor:
-    return torch.empty(scores.shape, device=scores.device)
-
-
-@torch.library.custom_op("resdet::nms", mutates_args=())
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int) -> Tensor:
-    """Non-maximum suppression with a fixed-size answer: a keep mask instead of a list of indices.
-
-    boxes (B, N, 4), scores (B, N), groups (B, N) int64 (classes, say: boxes suppress each other only within a group) or
-    None for one group, valid (B, N) bool -> keep (B, N) bool, the `count` best of those that are left.
-    One opaque op, so that the graph around it stays whole.
-    """
-    if boxes.is_cuda and TRITON:
-        from resdet.nms_kernel import keep_mask  # which never makes the host wait
-
-        with torch.cuda.device(boxes.device):  # Triton starts kernels on the current one
-            return keep_mask(boxes, scores, groups, valid, threshold, count)
-    keep = torch.zeros_like(valid)
-    for b in range(len(boxes)):
-        candidates = valid[b].nonzero().squeeze(1)
-        candidates = candidates[scores[b, candidates].argsort(descending=True, stable=True)]
-        best = candidates[: max(8 * count, ENOUGH)]  # which usually suffice
-        kept = _suppress(boxes[b], scores[b], None if groups is None else groups[b], best, threshold)
-        if len(kept) < count and len(best) < len(candidates):
-            kept = _suppress(boxes[b], scores[b], None if groups is None else groups[b], candidates, threshold)
-        keep[b, kept[:count]] = True
-    return keep
-
-
-def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor | None, rows: Tensor, threshold: float) -> Tensor:
-    """Of these rows those that torchvision keeps, by falling score."""
-    chosen = at_least_float32(boxes[rows]), at_least_float32(scores[rows])
-    if groups is None:
-        return rows[torchvision.ops.nms(*chosen, threshold)]
-    return rows[torchvision.ops.batched_nms(*chosen, groups[rows], threshold)]
-
-
-@nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int) -> Tensor:
-    return torch.empty_like(valid)
-
-
-@torch.library.custom_op("resdet::soft_nms", mutates_args=())
-def soft_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int
-) -> tuple[Tensor, Tensor]:
-    """Soft suppression (Bodla et al. 2017, arXiv:1704.04503): nothing is removed, but each box's score is multiplied by
-    exp(-IoU ** 2 / sigma) for every better box of its group, best first.
-
-    boxes (B, N, 4), scores (B, N), groups (B, N) int64, valid (B, N) bool -> the `count` best scores, falling, -inf where
-    no box is left, and the boxes (int64) they belong to, (B, count) each. One opaque op, as `nms`.
-    """
-    boxes, left = at_least_float32(boxes), torch.where(valid, at_least_float32(scores), -torch.inf)
-    found, index = [], []
-    for _ in range(count):
-        best, at = left.max(dim=1, keepdim=True)  # (B, 1): one an image, and none of them waited for
-        overlap = paired_iou(boxes, boxes.gather(1, at[..., None].expand(-1, -1, 4)))
-        decay = torch.where(groups == groups.gather(1, at), torch.exp(-overlap * overlap / sigma), 1.0)
-        left = torch.where(left > -torch.inf, left * decay, left).scatter(1, at, -torch.inf)
-        found.append(best)
-        index.append(at)
-    return torch.cat(found, dim=1), torch.cat(index, dim=1)
-
-
-@soft_nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
-    best = at_least_float32(scores).new_empty(scores.shape[0], count)
-    return best, torch.empty_like(best, dtype=torch.int64)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from resdet.boxes import area, big_enough, clip, decode, encode, iou, nms, paired_iou, place, soft_nms
+from resdet.boxes import area, big_enough, clip, decode, encode, iou, paired_iou
+from resdet.kernels.nms import nms, place, soft_nms
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tiny
-from resdet.boxes import nms, soft_nms
 from resdet.config import Config
 from resdet.data.collate import LoadedBatch, mapped, to_device
+from resdet.kernels.nms import nms, soft_nms
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.runtime.distributed import Distributed

@@ -13,7 +13,7 @@ from resdet.config import Config
 from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.models.mask_head import mask_loss
+from resdet.models.heads.mask import mask_loss
 from resdet.structures import Batch, Targets
 
 NAMES = [f"{kind}rcnn_resnet50_fpn{version}" for kind in ("faster", "mask") for version in ("", "_v2")]

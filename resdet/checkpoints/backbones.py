@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resdet.checkpoints.names import to_ours
-from resdet.models.resnet import RESNETS, Architecture
+from resdet.models.backbones.resnet import RESNETS, Architecture
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
 EPS = 1e-5

@@ -301,7 +301,7 @@ def _detectron2(ours: Detector, config: Config, load: Load, batch: Batch, device
     theirs.INPUT.MASK_FORMAT, theirs.MODEL.ROI_HEADS.SCORE_THRESH_TEST = "bitmask", 0.0
     model = build_theirs(theirs)
     names = {name: str(from_ours(name, "detectron2")) for name in ours.state_dict()}
-    if len(ours.rpn.convs) == 1:  # which is not counted there
+    if m.rpn.num_convs == 1:  # which is not counted there
         names = {name: their.replace(".conv.conv0.", ".conv.") for name, their in names.items()}
     weights = {names[name]: value for name, value in ours.state_dict().items()}
     if not_theirs := model.load_state_dict(weights, strict=False).unexpected_keys:

@@ -19,9 +19,10 @@ from resdet.config_text import load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
 from resdet.errors import UserError
-from resdet.models.box_head import BoxHead
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
+from resdet.models.heads.box import BoxHead
+from resdet.models.rcnn import RCNN
 from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
 from resdet.structures import Batch, Detections, Instances
 
@@ -68,6 +69,7 @@ class Predictor:
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int] = found.category_ids or list(range(1, count + 1))
         self.model = model or build_model(model_config)
+        assert isinstance(self.model, RCNN)
         box_head = self.model.heads["box"]
         assert isinstance(box_head, BoxHead)
         if score_threshold is not None:

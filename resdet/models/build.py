@@ -7,14 +7,14 @@ from torch import nn
 from resdet.config import ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
-from resdet.models.box_head import BoxHead, FourConvOneFC, TwoFC
-from resdet.models.detector import Detector
+from resdet.models.backbones.resnet import RESNETS, ResNet
 from resdet.models.fpn import FPN
+from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
+from resdet.models.heads.mask import MaskHead
+from resdet.models.heads.rpn import RPN, Limits
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
-from resdet.models.mask_head import MaskHead
-from resdet.models.resnet import RESNETS, ResNet
-from resdet.models.roi_pool import RoIPool
-from resdet.models.rpn import RPN, Limits
+from resdet.models.rcnn import RCNN
+from resdet.models.roi_align import RoIAlign
 
 
 def build_backbone(config: ModelConfig) -> ResNet:
@@ -33,7 +33,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
     )
 
 
-def build_model(config: ModelConfig) -> Detector:
+def build_model(config: ModelConfig) -> RCNN:
     """The detector with random weights; `pretrained.load_backbone` or a checkpoint fills it."""
     if config.num_classes is None:
         raise UserError("model.num_classes is not set, and there are no annotations here to count them from")
@@ -72,7 +72,7 @@ def build_model(config: ModelConfig) -> Detector:
             norm=config.mask.norm,
             max_rois=int(b.samples * b.positive_fraction),
         )
-    detector = Detector(
+    detector = RCNN(
         backbone,
         fpn,
         rpn,
@@ -122,5 +122,5 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
     )
 
 
-def _pool(config: ModelConfig, size: int) -> RoIPool:
-    return RoIPool(size, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)
+def _pool(config: ModelConfig, size: int) -> RoIAlign:
+    return RoIAlign(size, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)

@@ -1,37 +1,23 @@
-"""Faster R-CNN and Mask R-CNN: the architecture, in one file that reads like the papers."""
+"""What every detector here is: losses or detections from a batch. Nothing outside `models/` asks which detector it has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from resdet.models.backbones.resnet import ResNet
 from resdet.models.fpn import FPN
 from resdet.models.layers import ConvNorm, fold_for_good
-from resdet.models.matching import sample_rois
-from resdet.models.resnet import ResNet
-from resdet.models.rpn import RPN
-from resdet.structures import Batch, Detections, Samples
-
-
-class RoIHead(Protocol):
-    """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`."""
-
-    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Named scalar losses, from the pyramid p2..p6 and the sampled RoIs."""
-
-    def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
-        """The detections completed. Heads run in the order of the dict; the box head, the first, is given proposals."""
+from resdet.structures import Batch, Detections
 
 
 class Detector(nn.Module):
-    """Two-stage detector: backbone, pyramid, proposals, heads.
+    """Backbone, pyramid, and what a subclass builds on them.
 
-    heads: name -> `RoIHead`, run in order. num_classes: K, without background.
-    pixel_mean, pixel_std: of RGB (or BGR with `bgr`) values in 0..255.
-    samples, positive_fraction, iou_threshold, low_quality: the RoIs that train the heads (`matching.sample_rois`).
+    num_classes: K, without background. pixel_mean, pixel_std: of RGB (or BGR with `bgr`) values in 0..255.
     """
 
     pixel_mean: Tensor
@@ -41,67 +27,41 @@ class Detector(nn.Module):
         self,
         backbone: ResNet,
         fpn: FPN,
-        rpn: RPN,
-        heads: Mapping[str, nn.Module],
         *,
         num_classes: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         bgr: bool = False,
-        samples: int = 512,
-        positive_fraction: float = 0.25,
-        iou_threshold: float = 0.5,
-        low_quality: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.fpn, self.rpn, self.heads = backbone, fpn, rpn, nn.ModuleDict(heads)
-        self.num_classes, self.bgr = num_classes, bgr
-        self.samples, self.positive_fraction = samples, positive_fraction
-        self.iou_threshold, self.low_quality = iou_threshold, low_quality
+        self.backbone, self.fpn, self.num_classes, self.bgr = backbone, fpn, num_classes, bgr
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses: rpn_objectness, rpn_box, box_class, box_reg, and mask. In training and in evaluation mode alike."""
-        assert batch.targets is not None, "losses need targets"
-        features = self.features(batch)
-        with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
-            scores = self.rpn(features, _size(batch.images))
-        losses: dict[str, Tensor] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
-        boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
-        samples = sample_rois(
-            boxes, valid, batch.targets, batch.keys + 1,
-            count=self.samples, positive_fraction=self.positive_fraction, iou_threshold=self.iou_threshold,
-            low_quality=self.low_quality, num_classes=self.num_classes,
-        )  # fmt: skip
-        for head in self.heads.values():
-            losses = losses | head.loss(features, samples)  # type: ignore[operator]
-        return losses
+        """The losses by name, in training and in evaluation mode alike."""
+        raise NotImplementedError
 
-    @torch.no_grad()
     def predict(self, batch: Batch) -> Detections:
-        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
-        features = self.features(batch)
-        scores = self.rpn(features, _size(batch.images))
-        boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
-        labels = torch.zeros_like(valid, dtype=torch.int64)
-        detections = Detections(boxes, objectness, labels, valid, batch.image_sizes)
-        for head in self.heads.values():
-            detections = head.predict(features, detections)  # type: ignore[operator]
-        return detections
+        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not used."""
+        raise NotImplementedError
 
-    def only_predict(self, dtype: torch.dtype | None = None) -> Detector:
+    def only_predict(self, dtype: torch.dtype | None = None) -> Self:
         """Itself, made ready to predict and nothing else: in evaluation mode, with fixed norms folded into their convolutions
         for good and, to run under autocast with that dtype, the weights below the heads cast for good. Detections stay the
         same; a GPU starts a third fewer kernels for them."""
         self.eval()
         for module in (*self.backbone.modules(), *(m for m in self.modules() if isinstance(m, ConvNorm))):
             fold_for_good(module)
-        for part in (self.backbone, self.fpn, self.rpn):  # a head of your own may want its weights as they are
+        for part in self.below_heads():  # a head of your own may want its weights as they are
             for module in part.modules():
                 if dtype and isinstance(module, nn.Conv2d):
                     module.to(dtype)
         return self
+
+    def below_heads(self) -> list[nn.Module]:
+        """The parts that compute feature maps, which may run in half precision as a whole."""
+        return [self.backbone, self.fpn]
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Images (B, 3, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}."""
@@ -116,7 +76,3 @@ class Detector(nn.Module):
         rows = torch.arange(images.shape[2], device=images.device) < h
         columns = torch.arange(images.shape[3], device=images.device) < w
         return images * (rows[:, None, :, None] & columns[:, None, None, :])
-
-
-def _size(images: Tensor) -> tuple[int, int]:
-    return images.shape[2], images.shape[3]

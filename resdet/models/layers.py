@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from resdet.models.winograd import autocast_dtype, conv3x3, pays
+from resdet.kernels.convolution import add_relu, convolve
 
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
@@ -109,12 +109,7 @@ def conv_norm(
             return convolve(x, conv, conv.weight, conv.bias, shortcut, relu)
         if (isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, BatchNorm2d) and not norm.training)) and norm.fold:
             return convolve(x, conv, *folded(conv, norm), shortcut, relu)
-    return _finished(norm(conv(x)), shortcut, relu)
-
-
-def _finished(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    y = y if shortcut is None else y.add_(shortcut)
-    return F.relu(y, inplace=True) if relu else y
+    return add_relu(norm(conv(x)), shortcut, relu)
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -134,65 +129,6 @@ def fold_for_good(module: nn.Module) -> None:
             weight, bias = folded(conv, norm)
             conv.weight, conv.bias = nn.Parameter(weight, False), nn.Parameter(bias, False)
             setattr(module, name, nn.Identity())
-
-
-def convolve(
-    x: Tensor,
-    conv: nn.Conv2d,
-    weight: Tensor,
-    bias: Tensor | None,
-    shortcut: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """`conv(x)` with this weight and bias in the place of its own, plus a shortcut, rectified, the fastest way."""
-    if conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.groups == 1 and pays(x, weight):
-        return _finished(conv3x3(x, weight, bias), shortcut, relu)
-    if _fuses(x, weight, bias, shortcut) and (relu if shortcut is None else _adds(conv, weight, shortcut)):
-        return _fused(x, conv, weight, bias, shortcut, relu)
-    y = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return _finished(y, shortcut, relu)
-
-
-def _fuses(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None) -> bool:
-    """Whether oneDNN can add and rectify what it convolves while that is in the cache: without gradients, on an x86 CPU."""
-    given = [x, weight] if shortcut is None else [x, weight, shortcut]
-    dtype = autocast_dtype(x)
-    return (
-        x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*given, bias)))
-        and all(t.is_contiguous(memory_format=torch.channels_last) for t in given)
-        and (torch.is_autocast_enabled("cpu") or all(t.dtype == dtype for t in given))
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-    )
-
-
-def _adds(conv: nn.Conv2d, weight: Tensor, shortcut: Tensor) -> bool:
-    """Whether it adds at all. To grouped convolutions torch adds itself, which it cannot in bfloat16; to maps of a single pixel
-    or channel torch 2.11 can add nothing."""
-    return conv.groups == 1 and min(weight.shape[:2]) > 1 and shortcut.shape[2:] != (1, 1)
-
-
-def _fused(
-    x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, relu: bool
-) -> Tensor:
-    """By the operators that torch's own compiler puts in the place of a convolution and what follows it."""
-    dtype = autocast_dtype(x)
-    x, (_, c, h, w) = x.to(dtype), weight.shape
-    # Strides of 1 x 1 kernels are ambiguous; taken for another layout, the sum would not be fused.
-    weight = weight.to(dtype).as_strided(weight.shape, (c * h * w, 1, w * c, c))
-    parameters = weight, bias if bias is None else bias.to(dtype), conv.padding, conv.stride, conv.dilation, conv.groups
-    after = "relu" if relu else None
-    y: Tensor
-    if shortcut is None:
-        y = torch.ops.mkldnn._convolution_pointwise(x, *parameters, after or "none", [], "")
-    else:
-        y = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, shortcut.to(dtype), *parameters, "add", 1.0, after, [], None
-        )
-    return y
 
 
 class Conv2d(nn.Conv2d):

@@ -16,8 +16,8 @@ from torch import Tensor
 from resdet.checkpoints.recognise import open_backbone, open_checkpoint, recognise
 from resdet.config_text import parse_config
 from resdet.errors import UserError
+from resdet.models.backbones.resnet import ResNet
 from resdet.models.build import build_backbone
-from resdet.models.resnet import ResNet
 
 
 def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

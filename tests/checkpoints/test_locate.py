@@ -12,7 +12,7 @@ import torchvision
 import resdet.checkpoints.locate as locate
 from resdet.checkpoints.locate import find_weights
 from resdet.errors import UserError
-from resdet.models.resnet import RESNETS
+from resdet.models.backbones.resnet import RESNETS
 
 
 @pytest.fixture

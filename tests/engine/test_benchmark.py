@@ -18,7 +18,7 @@ from resdet.config_text import parse_config
 from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
 from resdet.engine.peers import FUSED, Load, made_batch, side_of
 from resdet.errors import UserError
-from resdet.models import layers
+from resdet.kernels import convolution
 from resdet.models.build import build_model
 from tiny import make_batch, small
 
@@ -221,8 +221,8 @@ def test_evaluation_backends_agree_on_made_up_detections() -> None:
 def test_fused_convolutions_are_counted(monkeypatch) -> None:
     model = small(backbone={"name": "resnet50", "weights": "none"}).only_predict().to(memory_format=torch.channels_last)
     counts = []
-    for fuses in (layers._fuses, lambda *_: False):
-        monkeypatch.setattr(layers, "_fuses", fuses)
+    for fuses in (convolution.can_fuse, lambda *_: False):
+        monkeypatch.setattr(convolution, "can_fuse", fuses)
         with FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
             model.predict(make_batch([1, 1]))
         counts.append(counter.get_total_flops())

@@ -11,10 +11,10 @@ import tiny
 from resdet.config import TrainConfig
 from resdet.config_text import parse_config
 from resdet.errors import UserError
-from resdet.models.box_head import BoxHead, TwoFC
 from resdet.models.build import build_model
+from resdet.models.heads.box import BoxHead, TwoFC
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
-from resdet.models.roi_pool import RoIPool
+from resdet.models.roi_align import RoIAlign
 from resdet.structures import Detections, Samples
 from resdet.training.optim import build_optimizer, learning_rate
 
@@ -79,7 +79,7 @@ def test_delta_weights_scale_the_boxes_that_are_learned() -> None:
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, **options: object) -> float:
     """The box head's classification loss with these logits of two classes and the background."""
-    head = BoxHead(RoIPool(7), TwoFC(4, 7, 8), 2, **options)
+    head = BoxHead(RoIAlign(7), TwoFC(4, 7, 8), 2, **options)
     b, r = labels.shape
     head.forward = lambda *_: (logits, torch.zeros(b, r, 2, 4))  # type: ignore[method-assign]
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(b, r, 4)

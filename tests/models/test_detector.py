@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from resdet.models.anchors import Anchors
 from resdet.models.detector import Detector
+from resdet.models.heads.rpn import RPN
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
-from resdet.models.rpn import RPN
 from resdet.structures import Batch, Detections, Targets
 from tiny import SIZE, make_batch, small
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d as TheirFrozen
 
-from resdet.models import layers
+from resdet.kernels import convolution
 from resdet.models.layers import BatchNorm2d, ConvNorm, FrozenBatchNorm2d, conv_norm, make_norm
 
 
@@ -153,7 +153,7 @@ def test_what_follows_a_convolution_is_fused_without_gradients(
     assert fused.count == (groups == 1 or not shortcut)
     assert found.dtype == dtype
     assert all(map(torch.equal, given, copies))
-    monkeypatch.setattr(layers, "_fuses", lambda *_: False)
+    monkeypatch.setattr(convolution, "can_fuse", lambda *_: False)
     if dtype == torch.float32:
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found, computed(), rtol=1e-6, atol=1e-6)

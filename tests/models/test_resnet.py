@@ -6,9 +6,9 @@ import torchvision
 from torch import nn
 
 from resdet.config_text import parse_config
+from resdet.models.backbones.resnet import RESNETS, ResNet
 from resdet.models.build import build_backbone
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
-from resdet.models.resnet import RESNETS, ResNet
 
 ALL = [n if n in ("resnet18", "resnet50") else pytest.param(n, marks=pytest.mark.slow) for n in RESNETS]
 

@@ -10,7 +10,7 @@ import torch
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.errors import UserError
-from resdet.models.box_head import BoxHead
+from resdet.models.heads.box import BoxHead
 from resdet.training.loggers import RunLog
 from resdet.training.loop import train
 from resdet.training.step import Run

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from resdet.boxes import at_least_float32
 from resdet.masks import targets_in_rois
 from resdet.models.layers import ConvNorm, Norm, shared_count
-from resdet.models.roi_pool import RoIPool, flatten_rois, occupied
+from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import MASK_UNKNOWN, Detections, Samples
 
 
@@ -21,7 +21,7 @@ class MaskHead(nn.Module):
 
     def __init__(
         self,
-        pool: RoIPool,
+        pool: RoIAlign,
         channels: int,
         num_classes: int,
         *,

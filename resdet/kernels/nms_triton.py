@@ -89,7 +89,7 @@ def _walk(bits, removed, counts, n, words: tl.constexpr, enough, CHUNK: tl.const
 def keep_mask(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, threshold: float, count: int
 ) -> Tensor:
-    """What `boxes.nms` says: (B, N, 4), (B, N), (B, N) int64 or None, (B, N) bool -> (B, N) bool."""
+    """What `nms.nms` says: (B, N, 4), (B, N), (B, N) int64 or None, (B, N) bool -> (B, N) bool."""
     b, n = valid.shape
     groups = torch.zeros_like(valid, dtype=torch.int64) if groups is None else groups
     keep = torch.zeros_like(valid)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, soft_nms
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
+from resdet.kernels.nms import nms, soft_nms
+from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm, shared_count
 from resdet.models.matching import take
-from resdet.models.roi_pool import RoIPool, flatten_rois
-from resdet.models.rpn import box_distance
+from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.structures import Detections, Samples
 
 # Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
@@ -78,7 +79,7 @@ class BoxHead(nn.Module):
 
     def __init__(
         self,
-        pool: RoIPool,
+        pool: RoIAlign,
         trunk: TwoFC | FourConvOneFC,
         num_classes: int,
         *,

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from resdet.boxes import area, at_least_float32
+from resdet.kernels import FAST_CPU
 
 NOWHERE = -1e6  # a coordinate beyond every map's border
 
 
-class RoIPool(nn.Module):
+class RoIAlign(nn.Module):
     """{"p2": (B, C, H/4, W/4), …} and boxes -> (P, C, size, size), each box on the level of its size.
 
     size:           output side. levels: how many levels, from p2 on, are used.
@@ -29,7 +30,7 @@ class RoIPool(nn.Module):
         boxes = at_least_float32(boxes)
         maps = list(features.values())[: self.levels]
         level = levels_of(boxes, self.levels)
-        if self.sampling_ratio and not boxes.is_cuda:
+        if FAST_CPU and self.sampling_ratio and not boxes.is_cuda:
             return self.by_gather(maps, boxes, image, level)
         return self.by_level(maps, boxes, image, level)
 

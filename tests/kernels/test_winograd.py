@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import tiny
-from resdet.models import layers, winograd
+from resdet.kernels import convolution, winograd
+from resdet.kernels.winograd import conv3x3, pays
 from resdet.models.layers import Conv2d
-from resdet.models.winograd import conv3x3, pays
 
 
 def made(*shape: int) -> torch.Tensor:
@@ -145,14 +145,14 @@ def test_only_where_it_pays(monkeypatch) -> None:
     "options", [{"padding": 0}, {"padding": 1, "stride": 2}, {"padding": 1, "groups": 2}, {"padding": 2, "dilation": 2}]
 )
 def test_other_convolutions_are_torchs(options: dict, monkeypatch) -> None:
-    monkeypatch.setattr(layers, "pays", lambda x, weight: True)
+    monkeypatch.setattr(winograd, "pays", lambda x, weight: True)
     conv, x = Conv2d(4, 4, 3, **options), made(1, 4, 9, 9)
     assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, **options))
 
 
 def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) -> None:
     used = []
-    monkeypatch.setattr(layers, "conv3x3", lambda *given: used.append(len(given)) or conv3x3(*given))
+    monkeypatch.setattr(winograd, "conv3x3", lambda *given: used.append(len(given)) or conv3x3(*given))
     batch = tiny.make_batch([3, 5])
     results = []
     for always in (False, True):
@@ -192,3 +192,13 @@ def test_a_detectors_features_are_hardly_less_precise_in_bfloat16(monkeypatch) -
             errors.append([error(found[name], precise[name].double()) for name in precise])
     for plain, ours in zip(*errors, strict=True):
         assert plain < ours < 2 * plain  # otherwise it was not used
+
+
+def test_the_switch_turns_every_faster_way_off(monkeypatch) -> None:
+    conv = Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last)
+    x = made(1, 256, 64, 64)
+    monkeypatch.setattr(winograd, "pays", lambda *_: pytest.fail("Winograd was asked"))
+    monkeypatch.setattr(convolution, "can_fuse", lambda *_: pytest.fail("oneDNN was asked"))
+    monkeypatch.setattr(convolution, "FAST_CPU", False)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=0, atol=0)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode, nms, place
+from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
+from resdet.kernels.nms import nms, place
 from resdet.models.anchors import Anchors
 from resdet.models.layers import Conv2d, shared_count
 from resdet.models.matching import match, sample, take

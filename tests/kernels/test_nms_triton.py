@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 # A process of its own: Triton asks when it is imported whether to interpret.
 AGREE = """
 import torch, torchvision
-from resdet.nms_kernel import keep_mask
+from resdet.kernels.nms_triton import keep_mask
 
 def boxes(b, n):
     corner = torch.rand(b, n, 2) * 60
@@ -47,7 +47,7 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from resdet.nms_kernel import CHUNK, ROWS, _overlap_bits, _walk
+from resdet.kernels.nms_triton import CHUNK, ROWS, _overlap_bits, _walk
 
 common = dict(counts="*i64", bits="*i32", n="i32", words="constexpr")
 overlap = dict(boxes="*fp32", groups="*i64", threshold="fp32", ROWS="constexpr", **common)

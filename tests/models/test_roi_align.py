@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from resdet.models import roi_pool
-from resdet.models.roi_pool import RoIPool, flatten_rois, levels_of, occupied
+from resdet.models import roi_align as roi_align_module
+from resdet.models.roi_align import RoIAlign, flatten_rois, levels_of, occupied
 
 
 def pyramid() -> dict[str, torch.Tensor]:
@@ -26,7 +26,7 @@ def some_boxes() -> torch.Tensor:
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_gather_equals_the_operator_with_its_gradient(aligned: bool) -> None:
-    pool = RoIPool(7, sampling_ratio=2, aligned=aligned)
+    pool = RoIAlign(7, sampling_ratio=2, aligned=aligned)
     boxes, image = flatten_rois(some_boxes())
     grads = []
     for way in (pool.by_gather, pool.by_level):
@@ -45,8 +45,8 @@ def test_the_operator_reads_nothing_where_a_box_does_not_belong(monkeypatch, rat
     ones = [torch.ones_like(m) for m in list(pyramid().values())[:4]]
     boxes, image = flatten_rois(some_boxes())
     seen = []
-    monkeypatch.setattr(roi_pool, "roi_align", lambda *given: seen.append(roi_align(*given)) or seen[-1])
-    RoIPool(7, sampling_ratio=ratio).by_level(ones, boxes, image, levels_of(boxes))
+    monkeypatch.setattr(roi_align_module, "roi_align", lambda *given: seen.append(roi_align(*given)) or seen[-1])
+    RoIAlign(7, sampling_ratio=ratio).by_level(ones, boxes, image, levels_of(boxes))
     for k, values in enumerate(seen):
         here = levels_of(boxes) == k
         assert values[here].any()
@@ -57,7 +57,7 @@ def test_the_operator_reads_nothing_where_a_box_does_not_belong(monkeypatch, rat
 def test_bfloat16_maps_are_weighted_in_float32_to_learn_and_as_they_are_to_predict(learning: bool) -> None:
     torch.manual_seed(0)
     maps = [m.bfloat16().requires_grad_() for m in list(pyramid().values())[:4]]
-    pool, (boxes, image) = RoIPool(7), flatten_rois(some_boxes().float())
+    pool, (boxes, image) = RoIAlign(7), flatten_rois(some_boxes().float())
     wanted = pool.by_gather([m.detach().double() for m in maps], boxes.double(), image, levels_of(boxes))
     with torch.set_grad_enabled(learning):
         found = pool.by_gather(maps, boxes, image, levels_of(boxes))
@@ -71,7 +71,7 @@ def test_levels_and_scales_are_torchvisions(ratio: int) -> None:
     features, boxes = pyramid(), some_boxes()
     theirs = MultiScaleRoIAlign(["p2", "p3", "p4", "p5"], output_size=7, sampling_ratio=ratio)
     expected = theirs(features, list(boxes), [(256, 320), (256, 320)])
-    found = RoIPool(7, sampling_ratio=ratio, aligned=False)(features, *flatten_rois(boxes))
+    found = RoIAlign(7, sampling_ratio=ratio, aligned=False)(features, *flatten_rois(boxes))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert levels_of(boxes.flatten(0, 1)).unique().tolist() == [0, 1, 2, 3]
 

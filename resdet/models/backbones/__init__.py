@@ -1,0 +1,1 @@
+"""Backbones: images -> feature maps, fine to coarse."""

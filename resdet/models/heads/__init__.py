@@ -1,0 +1,1 @@
+"""Heads: the parts of a detector that carry losses."""

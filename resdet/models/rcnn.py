@@ -1,0 +1,91 @@
+"""Faster R-CNN and Mask R-CNN: the architecture, in one file that reads like the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from resdet.models.backbones.resnet import ResNet
+from resdet.models.detector import Detector
+from resdet.models.fpn import FPN
+from resdet.models.heads.rpn import RPN
+from resdet.models.matching import sample_rois
+from resdet.structures import Batch, Detections, Samples
+
+
+class RoIHead(Protocol):
+    """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`."""
+
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+        """Named scalar losses, from the pyramid p2..p6 and the sampled RoIs."""
+
+    def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
+        """The detections completed. Heads run in the order of the dict; the box head, the first, is given proposals."""
+
+
+class RCNN(Detector):
+    """Two-stage detector: backbone, pyramid, proposals, heads.
+
+    heads: name -> `RoIHead`, run in order.
+    samples, positive_fraction, iou_threshold, low_quality: the RoIs that train the heads (`matching.sample_rois`).
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        fpn: FPN,
+        rpn: RPN,
+        heads: Mapping[str, nn.Module],
+        *,
+        num_classes: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        bgr: bool = False,
+        samples: int = 512,
+        positive_fraction: float = 0.25,
+        iou_threshold: float = 0.5,
+        low_quality: bool = False,
+    ) -> None:
+        super().__init__(backbone, fpn, num_classes=num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr)
+        self.rpn, self.heads = rpn, nn.ModuleDict(heads)
+        self.samples, self.positive_fraction = samples, positive_fraction
+        self.iou_threshold, self.low_quality = iou_threshold, low_quality
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses: rpn_objectness, rpn_box, box_class, box_reg, and mask. In training and in evaluation mode alike."""
+        assert batch.targets is not None, "losses need targets"
+        features = self.features(batch)
+        with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
+            scores = self.rpn(features, _size(batch.images))
+        losses: dict[str, Tensor] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
+        boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
+        samples = sample_rois(
+            boxes, valid, batch.targets, batch.keys + 1,
+            count=self.samples, positive_fraction=self.positive_fraction, iou_threshold=self.iou_threshold,
+            low_quality=self.low_quality, num_classes=self.num_classes,
+        )  # fmt: skip
+        for head in self.heads.values():
+            losses = losses | head.loss(features, samples)  # type: ignore[operator]
+        return losses
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Detections:
+        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
+        features = self.features(batch)
+        scores = self.rpn(features, _size(batch.images))
+        boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
+        labels = torch.zeros_like(valid, dtype=torch.int64)
+        detections = Detections(boxes, objectness, labels, valid, batch.image_sizes)
+        for head in self.heads.values():
+            detections = head.predict(features, detections)  # type: ignore[operator]
+        return detections
+
+    def below_heads(self) -> list[nn.Module]:
+        return [*super().below_heads(), self.rpn]
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    return images.shape[2], images.shape[3]
