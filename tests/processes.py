@@ -29,24 +29,25 @@ from resdet.data.loader import training_loader
 from resdet.runtime.distributed import data_parallel, joined
 from resdet.training import saver
 from resdet.training.setup import read_split
-from resdet.training.step import Run
+from resdet.training.step import TrainingStep
 
 RANK = int(os.environ.get("RANK", 0))
 
 
 def disturb(mode: str) -> None:
-    step = Run.step
+    step = TrainingStep.__call__
 
-    def disturbed(run: Run, loaded: object) -> object:
+    def disturbed(this: TrainingStep, loaded: object) -> object:
+        run = this.run
         if RANK == 1 and run.iteration == 3 and mode == "fail":
             raise ValueError("the third step of rank 1 is cursed")
         if RANK == 1 and run.iteration == 3 and mode == "kill" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         if RANK == 1 and run.iteration == 2 and mode == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(run, loaded)
+        return step(this, loaded)
 
-    Run.step = disturbed
+    TrainingStep.__call__ = disturbed
     save = saver.save_checkpoint
 
     def slow(checkpoint: Checkpoint, path: Path) -> None:

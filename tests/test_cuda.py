@@ -13,7 +13,8 @@ from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.runtime.distributed import Distributed
 from resdet.training.setup import prepare_inputs
-from resdet.training.step import Run
+from resdet.training.state import Run
+from resdet.training.step import TrainingStep
 from tiny import SIZE, make_batch, small
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -49,10 +50,11 @@ def prepared(config: Config) -> tuple[Run, LoadedBatch]:
 def test_a_step_does_not_wait_for_the_device(shapes_root, tmp_path, no_waiting, amp: str) -> None:
     config = tiny.config(shapes_root, tmp_path, amp=amp, clip_grad_norm=5, ema_decay=0.9, max_iters=100)
     run, loaded = prepared(config)
+    step = TrainingStep(run)
     for run.iteration in (1, 2, 3):
         if run.iteration == 2:
             no_waiting()
-        run.step(loaded)
+        step(loaded)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -62,10 +64,11 @@ def test_steps_in_cuda_graphs_are_those_without(shapes_root, tmp_path, float32, 
         run, loaded = prepared(
             tiny.config(shapes_root, tmp_path, accumulate=accumulate, max_iters=100, compile=compile)
         )
+        step = TrainingStep(run)
         for run.iteration in range(1, 7):  # the first one warms up, the second is recorded
-            found.append({name: float(loss) for name, loss in run.step(loaded).items()})
-        run.settle()
-        assert not run.bad_steps
+            found.append({name: float(loss) for name, loss in step(loaded).items()})
+        step.settle()
+        assert not step.bad_steps
     for plain, replayed in zip(*losses.values(), strict=True):
         assert replayed == pytest.approx(plain, rel=1e-2)
 

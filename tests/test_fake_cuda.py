@@ -25,9 +25,10 @@ from resdet.models.build import build_model
 from resdet.runtime.device import DTYPES, autocast
 from resdet.runtime.distributed import Distributed
 from resdet.structures import Batch
-from resdet.training import step as run_module
+from resdet.training import step as step_module
 from resdet.training.setup import prepare_inputs
-from resdet.training.step import Run
+from resdet.training.state import Run
+from resdet.training.step import TrainingStep
 from tiny import SIZE, make_batch, small
 
 GPU = torch.device("cuda", 0)
@@ -192,11 +193,12 @@ def test_a_step(gpu: OnDevice, shapes_root, tmp_path, monkeypatch, amp: str) -> 
 
     later: list[Tensor] = []
     monkeypatch.setattr(Tensor, "backward", backward)
-    monkeypatch.setattr(run_module, "AsyncHostCopy", later.append)  # which starts a copy that nobody waits for
+    monkeypatch.setattr(step_module, "AsyncHostCopy", later.append)  # which starts a copy that nobody waits for
     with gpu.mode:
         run = Run(config, inputs, model, GPU, Distributed())
+    step = TrainingStep(run)
     for run.iteration in (1, 2):
-        run._previous = None  # it would be read now, when the next step is on its way
+        step._previous = None  # it would be read now, when the next step is on its way
         with gpu.nothing_travels():
-            losses = run.step(LoadedBatch(batch, [0, 1], {}))
+            losses = step(LoadedBatch(batch, [0, 1], {}))
     assert {tensor.device for tensor in (*losses.values(), *later)} == {GPU}

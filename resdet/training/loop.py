@@ -29,9 +29,11 @@ from resdet.runtime.console import console
 from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, joined, restarted
 from resdet.training.loggers import RunLog, duration
+from resdet.training.resume import refuse_unresumable
 from resdet.training.saver import Saver, newest
 from resdet.training.setup import prepare_inputs
-from resdet.training.step import Run
+from resdet.training.state import Run
+from resdet.training.step import TrainingStep
 from resdet.visualize import prediction_sheet
 from resdet.writing import write_json, write_text
 
@@ -56,22 +58,24 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
     device = choose_device(config.device)
-    with joined(device, config.train.timeout) as processes:
-        return _train(config, resume or restarted(), model, device, processes)
+    with joined(device, config.train.timeout) as distributed:
+        return _train(config, resume or restarted(), model, device, distributed)
 
 
 def _train(
-    config: Config, resume: bool, model: Detector | None, device: torch.device, processes: Distributed
+    config: Config, resume: bool, model: Detector | None, device: torch.device, distributed: Distributed
 ) -> Result:
     output, checkpoints = config.output, config.output / "checkpoints"
     if not resume and (any(checkpoints.glob("*.pt")) or (output / "config.yaml").exists()):
         raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
-    require_equal_shares(config, processes)
-    source = processes.broadcast(newest(checkpoints) if resume and processes.main else None)
+    require_equal_shares(config, distributed)
+    source = distributed.broadcast(newest(checkpoints) if resume and distributed.main else None)
     earlier = read_checkpoint(source) if source else None
     given = config.model
-    with processes.main_first("the data"):
-        config, inputs = prepare_inputs(config, open_checkpoint(source) if source else None, check=processes.main)
+    with distributed.main_first("the data"):
+        config, inputs = prepare_inputs(config, open_checkpoint(source) if source else None, check=distributed.main)
+    if earlier and source:
+        refuse_unresumable(earlier, config, source)
     torch.manual_seed(config.seed)
     if model is None:
         model = build_model(config.model)
@@ -82,10 +86,10 @@ def _train(
         console.print(fill(model, inputs.start, inputs.train.class_names, config.model))
         for line in disagreements(config.model, inputs.start):
             console.print(f"  warning: {line}")
-    run = Run(config, inputs, model.to(device), device, processes)
+    run = Run(config, inputs, model.to(device), device, distributed)
     if earlier and source:
         run.restore(earlier, source)
-    if processes.main:
+    if distributed.main:
         best, kept = checkpoints / "best.pt", checkpoints / "best_before.pt"
         if not source and best.exists() and not kept.exists():  # of a run that cannot be resumed
             best.replace(kept)
@@ -94,23 +98,24 @@ def _train(
 
     t = config.train
     with (
-        RunLog(output, run.iteration, t.max_iters, t.tensorboard, processes.main) as log,
+        RunLog(output, run.iteration, t.max_iters, t.tensorboard, distributed.main) as log,
         stop_signals() as asked,
-        Saver(checkpoints, t.keep if processes.main else None) as saver,
+        Saver(checkpoints, t.keep if distributed.main else None) as saver,
     ):
         batches = training_loader(
             run.train_set, t.batch_size, config.data.workers, start=run.iteration,
-            rank=processes.rank, world=processes.world,
+            rank=distributed.rank, world=distributed.world,
         )  # fmt: skip
         pace = ThroughputMeter(t.batch_size)
+        step = TrainingStep(run)
         done = run.iteration >= t.max_iters
-        while not done and not processes.agree(asked()):
+        while not done and not distributed.agree(asked()):
             run.iteration += 1
             loaded = pace.waiting_for(lambda: next(batches))
             run.unreadable.note(loaded.problems, "another took its place")
-            losses = run.step(loaded)
+            losses = step(loaded)
             if run.iteration % t.log_every == 0 or run.iteration == t.max_iters:
-                log.train_line(run.iteration, numbers(processes.mean(losses)) | {"lr": run.rate} | pace.since_last())
+                log.train_line(run.iteration, numbers(distributed.mean(losses)) | {"lr": step.rate} | pace.since_last())
             done = run.iteration == t.max_iters
             if t.eval_every and (done or run.iteration % t.eval_every == 0):
                 saver.wait()
@@ -122,11 +127,11 @@ def _train(
                     console.print(f"no better AP in {t.patience} evaluations: stopping early")
                     done = True
             if done or run.iteration % t.checkpoint_every == 0:
-                run.settle()
-                if done or not run.bad_steps:  # weights that make bad steps are not worth going back to
+                step.settle()
+                if done or not step.bad_steps:  # weights that make bad steps are not worth going back to
                     saver.save(run.checkpoint())
         if not done:
-            run.settle()
+            step.settle()
             saver.save(run.checkpoint())
         saver.wait()
         if saver.failure:
@@ -136,19 +141,19 @@ def _train(
         elapsed = time.perf_counter() - log.began
     if done:
         console.print(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {output}")
-        if run.val_set and processes.main:
+        if run.val_set and distributed.main:
             sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config, device)
             console.print(f"look at {sheet}")
     return Result(output, done, run.iteration, run.metrics)
 
 
-def require_equal_shares(config: Config, processes: Distributed) -> None:
+def require_equal_shares(config: Config, distributed: Distributed) -> None:
     """Raises `UserError` where the global batch cannot be shared out equally."""
-    batch, parts = config.train.batch_size, processes.world * config.train.accumulate
+    batch, parts = config.train.batch_size, distributed.world * config.train.accumulate
     if batch % parts:
         raise UserError(
             f"train.batch_size ({batch}) is that of all processes together and must be a multiple of their number times "
-            f"train.accumulate ({processes.world} x {config.train.accumulate}): set train.batch_size="
+            f"train.accumulate ({distributed.world} x {config.train.accumulate}): set train.batch_size="
             f"{-(-batch // parts) * parts}"
         )
 
@@ -166,26 +171,26 @@ def evaluate(run: Run, log: RunLog) -> bool:
     """
     assert run.val_set
     assert run.evaluation
-    config, processes = run.config, run.processes
-    processes.barrier("an evaluation")
+    config, distributed = run.config, run.distributed
+    distributed.barrier("an evaluation")
     entries: list[dict[str, Any]] = []
     sums: dict[str, float] = {}
     images = 0
     for loaded, found, losses in predict_dataset(
         run.evaluated_model(), run.val_set, device=run.device, batch_size=min(4, config.train.batch_size),
         amp=config.train.amp, losses=config.train.val_loss, paste=config.model.mask.paste if config.model.mask else "resdet",
-        rank=processes.rank, world=processes.world,
+        rank=distributed.rank, world=distributed.world,
     ):  # fmt: skip
         run.unreadable_val.note(loaded.problems, "it counts as without detections")
         entries += found
         images += len(loaded.indices)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value * len(loaded.indices)
-    shares = processes.gather((entries, sums, images))
+    shares = distributed.gather((entries, sums, images))
     outcome: tuple[Metrics, bool] = {}, False
-    if processes.main:
+    if distributed.main:
         outcome = _score(run, log, shares)
-    run.metrics, improved = processes.broadcast(outcome)
+    run.metrics, improved = distributed.broadcast(outcome)
     kind = list(run.metrics)[-1]
     run.best = max(run.best, run.metrics[kind]["AP"] or 0.0)
     run.evaluations_without_gain = 0 if improved else run.evaluations_without_gain + 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resdet.config import TrainConfig
+from resdet.errors import UserError
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
@@ -34,6 +36,23 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             for parameter in group["params"]:  # zeros mean the same as none, but torch leaves none unset if it skips
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def restore_optimizer(new: torch.optim.Optimizer, old: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give `new` the momenta that `state` holds, and leave it its own rates, decays and groups.
+
+    old: an optimizer of the same parameters, in groups as when `state` was saved. Raises `UserError` where the parameters are
+    others.
+    """
+    try:
+        old.load_state_dict(state)
+    except ValueError as error:
+        raise UserError(
+            f"the optimizer's state is of other parameters than those that are trained now ({error}): resume with the "
+            "model and the config of before, or start a new run from the weights"
+        ) from None
+    for parameter, kept in old.state.items():
+        new.state[parameter] |= kept
 
 
 def rate_scale(name: str, config: TrainConfig) -> float:

@@ -13,12 +13,12 @@ from resdet.errors import UserError
 from resdet.models.heads.box import BoxHead
 from resdet.training.loggers import RunLog
 from resdet.training.loop import train
-from resdet.training.step import Run
+from resdet.training.step import TrainingStep
 
 
 def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
     """In these iterations the box head's loss, or only its gradient, is not finite; keeps what the steps left behind."""
-    original, step = BoxHead.loss, Run.step
+    original, step = BoxHead.loss, TrainingStep.__call__
     seen: dict[str, object] = {}
     now = {"iteration": 0}
 
@@ -29,16 +29,17 @@ def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
             losses["box_reg"] = value * float("nan") if how == "loss" else torch.sqrt(value * 0)  # slope 0 * infinity
         return losses
 
-    def watched(run, loaded):
+    def watched(this, loaded):
+        run = this.run
         now["iteration"] = run.iteration
         before = {k: v.clone() for k, v in run.model.state_dict().items()}
-        losses = step(run, loaded)
+        losses = step(this, loaded)
         after = run.model.state_dict()
         seen[run.iteration] = all(torch.equal(before[k], after[k]) for k in after if "num_batches" not in k)
         return losses
 
     monkeypatch.setattr(BoxHead, "loss", loss)
-    monkeypatch.setattr(Run, "step", watched)
+    monkeypatch.setattr(TrainingStep, "__call__", watched)
     return seen
 
 
@@ -65,14 +66,14 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_kept(
 
 def test_the_first_tensor_that_is_not_finite_is_named(shapes_root, tmp_path, monkeypatch) -> None:
     out = tmp_path / "run"
-    step = Run.step
+    step = TrainingStep.__call__
 
-    def poisoned(run, loaded):
+    def poisoned(this, loaded):
         with torch.no_grad():
-            run.model.fpn.lateral[1].conv.weight[0, 0] = float("inf")
-        return step(run, loaded)
+            this.run.model.fpn.lateral[1].conv.weight[0, 0] = float("inf")
+        return step(this, loaded)
 
-    monkeypatch.setattr(Run, "step", poisoned)
+    monkeypatch.setattr(TrainingStep, "__call__", poisoned)
     with pytest.raises(
         UserError, match=r"not finite at iteration 4, the 4th in a row .*first: weight fpn\.lateral\.1\.conv"
     ):
@@ -94,7 +95,7 @@ def test_running_out_of_memory_names_the_batch_and_the_settings(shapes_root, tmp
     def greedy(run, batch):
         raise torch.OutOfMemoryError("CUDA out of memory") if message is None else RuntimeError(message)
 
-    monkeypatch.setattr(Run, "_backward", greedy)
+    monkeypatch.setattr(TrainingStep, "_backward", greedy)
     with pytest.raises(UserError, match=r"iteration 1, with 2 pictures of \d+ x \d+ .*train\.batch_size \(now 2\)"):
         train(tiny.config(shapes_root, tmp_path / "run"))
 
@@ -167,4 +168,4 @@ def test_going_on_with_another_batch_size_says_what_that_does(shapes_root, tmp_p
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=0, batch_size=4), resume=True)
     said = capsys.readouterr().out
     assert "train.batch_size is 4, was 2: iterations are counted on" in said
-    assert "the schedule is another one" in said
+    assert "train.max_iters is 3, was 2: the schedule counts from iteration 1" in said

@@ -1,0 +1,127 @@
+"""All of a run that changes while it trains, to a checkpoint and back."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resdet.checkpoints.checkpoint import Checkpoint, load_weights
+from resdet.config import Config
+from resdet.config_text import dump_config
+from resdet.data.dataset import DetectionDataset
+from resdet.errors import UserError
+from resdet.evaluation.coco import Metrics, evaluation_of
+from resdet.models.detector import Detector
+from resdet.runtime.console import console
+from resdet.runtime.device import compiled
+from resdet.runtime.distributed import Distributed, data_parallel
+from resdet.training.faults import Unreadable
+from resdet.training.optim import WeightAverage, build_optimizer, restore_optimizer
+from resdet.training.resume import changes, config_of
+from resdet.training.setup import Inputs
+
+
+class Run:
+    """Model, optimizer, averages and counters of one process."""
+
+    def __init__(
+        self, config: Config, inputs: Inputs, model: Detector, device: torch.device, distributed: Distributed
+    ) -> None:
+        t = config.train
+        self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
+        self.distributed = distributed
+        masks = config.model.mask is not None
+        self.train_set = DetectionDataset(
+            inputs.train, config.data, config.model.input, train=True, masks=masks, seed=config.seed
+        )
+        self.val_set, self.evaluation = None, None
+        if inputs.val:
+            self.val_set = DetectionDataset(
+                inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
+            )
+            self.evaluation = evaluation_of(inputs.val)
+        share = config.data.max_unreadable / distributed.world
+        self.unreadable = Unreadable("train", len(inputs.train.images), share)
+        self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)
+        if t.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if t.compile:
+            torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
+        self.forward = data_parallel(compiled(model, t.compile, fullgraph=True, dynamic=False), distributed, device)
+        # A CUDA graph overwrites the gradients that it made when it runs again: parts of a batch add to others, which stay.
+        self.gradients_stay = t.compile == "reduce-overhead" and t.accumulate > 1
+        if self.gradients_stay:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer = build_optimizer(model, t)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=t.amp == "fp16")
+        self.average = WeightAverage(model, t.ema_decay) if t.ema_decay else None
+        self.iteration, self.best, self.evaluations_without_gain = 0, -1.0, 0
+        self.metrics: Metrics = {}
+
+    def evaluated_model(self, alone: bool = False) -> Detector:
+        """The model that evaluation sees: with averaged weights where these are on (a copy), else the trained one.
+
+        Under several processes all of them must ask, and get the main one's, unless each is `alone`.
+        """
+        if not alone:
+            averaged_ones = list(self.average.weights.values()) if self.average else []
+            self.distributed.share_buffers([*self.model.buffers(), *averaged_ones])
+        if not self.average:
+            return self.model
+        # Deep-copied rather than built anew: the model may have heads that no config knows.
+        averaged = copy.deepcopy(self.model)
+        averaged.load_state_dict(self.average.weights)
+        return averaged
+
+    def checkpoint(self, resumable: bool = True) -> Checkpoint:
+        """A snapshot; `resumable` adds all that going on needs."""
+        training: dict[str, Any] = {}
+        if resumable:
+            training = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "weights": self.model.state_dict() if self.average else {},
+                "best": self.best,
+                "evaluations_without_gain": self.evaluations_without_gain,
+                "random": torch.get_rng_state(),  # for heads that draw from torch's generators; resdet's own do not
+                "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "world": self.distributed.world,
+            }
+        return Checkpoint(
+            model=self.average.weights if self.average else self.model.state_dict(),
+            class_names=self.inputs.train.class_names,
+            category_ids=list(self.inputs.train.category_ids),
+            config=dump_config(self.config),
+            iteration=self.iteration,
+            metrics=self.metrics,
+            training=training,
+        )
+
+    def restore(self, checkpoint: Checkpoint, source: Path) -> None:
+        """Go on where `checkpoint` was made. Raises `UserError` if it fits another model or other classes."""
+        state = checkpoint.training
+        if not state:
+            raise UserError(f"{source}: holds weights only and cannot be resumed")
+        if checkpoint.class_names != self.inputs.train.class_names:
+            raise UserError(f"{source}: was trained on the classes {checkpoint.class_names}; the data now have others")
+        load_weights(self.model, state["weights"] or checkpoint.model, source)
+        if self.average:
+            self.average.weights = {k: v.to(self.device) for k, v in checkpoint.model.items()}
+        before = config_of(checkpoint)
+        restore_optimizer(
+            self.optimizer, build_optimizer(self.model, (before or self.config).train), state["optimizer"]
+        )
+        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 before
+            self.scaler.load_state_dict(state["scaler"])
+        self.best, self.evaluations_without_gain = state["best"], state["evaluations_without_gain"]
+        self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and len(state["random_cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+        console.print(f"resuming after iteration {self.iteration} from {source}")
+        for line in changes(checkpoint, self.config, self.distributed.world):
+            console.print(f"  warning: {line}")
