@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import resdet
+from benchmark import prepared
+from peers import Load, side_of
 from resdet.config import Config
-from resdet.engine.benchmark import prepared
-from resdet.engine.peers import Load, side_of
 from resdet.kernels import convolution, winograd
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.rpn import RPN

@@ -14,7 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from resdet.engine.benchmark import interleaved
+from benchmark import interleaved
 from resdet.runtime.device import keep_memory
 from resdet.structures import Instances
 

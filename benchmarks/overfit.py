@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import resdet
-from resdet.config_text import parse_config
+from resdet.config import parse_config
 
 root, iterations = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 400
 train = {"images": root / "train2017", "annotations": root / "annotations" / "instances_train2017.json"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resdet.config import Config as Config
-    from resdet.config_text import load_config as load_config
+    from resdet.config import load_config as load_config
     from resdet.errors import UserError as UserError
     from resdet.export.program import export_prediction as export_prediction
     from resdet.inference.predictor import Predictor as Predictor
@@ -32,7 +32,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 # Imported on first use: `import resdet` and `--help` should not wait for torch.
 _HOMES = {
     "Config": "config",
-    "load_config": "config_text",
+    "load_config": "config",
     "train": "training.loop",
     "UserError": "errors",
     "build_model": "models.build",

@@ -24,8 +24,7 @@ from safetensors.torch import save
 
 from resdet.checkpoints.files import read_file
 from resdet.checkpoints.recognise import open_backbone, open_checkpoint
-from resdet.config import DataConfig
-from resdet.config_text import load_config
+from resdet.config import DataConfig, load_config
 from resdet.data.coco import parse_coco, read_coco
 from resdet.data.dataset import crop_masks
 from resdet.data.images import read_image

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import detection
 
 from resdet.checkpoints.names import to_ours
-from resdet.config import ModelConfig
-from resdet.config_text import parse_config
+from resdet.config import ModelConfig, parse_config
 
 CLASSES = 20  # torchvision counts the background: 21
 

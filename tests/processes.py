@@ -22,7 +22,7 @@ import torch
 
 import resdet
 from resdet.checkpoints.checkpoint import Checkpoint
-from resdet.cli import _guarded
+from resdet.commands.common import guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
@@ -97,7 +97,7 @@ if __name__ == "__main__":
     config.output = Path(output)
     if mode in ("gradients", "late"):
         run = {"gradients": gradients, "late": late}[mode]
-        sys.exit(_guarded(lambda: run(config) or 0))
+        sys.exit(guarded(lambda: run(config) or 0))
     disturb(mode)
     torch.compile = partial(torch.compile, backend="aot_eager")  # inductor takes minutes
-    sys.exit(_guarded(lambda: 0 if resdet.train(config).finished else 75))
+    sys.exit(guarded(lambda: 0 if resdet.train(config).finished else 75))

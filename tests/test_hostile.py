@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fuzzing
-from resdet.config_text import load_config
+from resdet.config import load_config
 from resdet.data.images import read_image
 from resdet.errors import UserError
 
@@ -131,8 +131,8 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused(tmp_path) -> None:
 
 def test_nothing_is_written_outside_the_output_folder(tmp_path) -> None:
     """Names in the annotations lead elsewhere; drawings must not follow them."""
-    from resdet.config_text import parse_config
-    from resdet.engine.pictures import draw_split
+    from resdet.commands.visualize import draw_split
+    from resdet.config import parse_config
 
     elsewhere, inside = tmp_path / "elsewhere", tmp_path / "data"
     for folder in (elsewhere, inside):

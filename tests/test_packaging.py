@@ -32,7 +32,7 @@ def test_the_built_wheel_trains_outside_the_checkout(shapes_root, tmp_path) -> N
     assert str(tmp_path / "site") in where
     command = str(tmp_path / "site" / "bin" / "resdet")
     assert "maskrcnn_r50" in run(
-        sys.executable, "-c", "import resdet.config_text as c; print(c.find_config('configs/maskrcnn_r50.yaml'))"
+        sys.executable, "-c", "import resdet.config as c; print(c.find_config('configs/maskrcnn_r50.yaml'))"
     )
     overrides = [
         f"data.root={shapes_root}",

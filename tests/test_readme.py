@@ -11,7 +11,7 @@ import yaml
 import resdet
 import tiny
 from resdet.config import Config
-from resdet.config_text import _keys
+from resdet.config.io import _keys
 from resdet.data.augment import Augmentations
 from resdet.inference.predictor import Predictor
 

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from resdet.config import Config
-from resdet.config_text import parse_config
+from resdet.config import Config, parse_config
 from resdet.data import index
 from resdet.data.index import ImageInfo, ImageList
 from resdet.models.build import build_model

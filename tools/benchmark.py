@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import benchmark
+from resdet.commands.benchmark import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(benchmark())
+    sys.exit(main())

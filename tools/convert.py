@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import convert
+from resdet.commands.convert import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(convert())
+    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import data
+from resdet.commands.data import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(data())
+    sys.exit(main())

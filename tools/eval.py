@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import evaluate
+from resdet.commands.eval import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(evaluate())
+    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import train
+from resdet.commands.train import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(train())
+    sys.exit(main())

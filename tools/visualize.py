@@ -2,7 +2,7 @@
 
 import sys
 
-from resdet.cli import visualize
+from resdet.commands.visualize import main
 
 if __name__ == "__main__":  # a spawned worker imports this file again
-    sys.exit(visualize())
+    sys.exit(main())

@@ -16,8 +16,7 @@ from resdet.checkpoints.backbones import architecture, recognise_backbone
 from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names
-from resdet.config import ModelConfig
-from resdet.config_text import find_config, load_yaml, parse_config
+from resdet.config import ModelConfig, find_config, load_yaml, parse_config
 from resdet.errors import UserError
 
 

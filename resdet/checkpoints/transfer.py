@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
 from resdet.class_names import few, match_classes
-from resdet.config import ModelConfig
-from resdet.config_text import parse_config
+from resdet.config import ModelConfig, parse_config
 from resdet.errors import UserError, listed
 
 # Layers with rows for every class, and how many rows a class has in them.

@@ -14,8 +14,7 @@ from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
 from resdet.checkpoints.transfer import completed
-from resdet.config import Config, ModelConfig
-from resdet.config_text import load_config
+from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import read_image, resize_image, resized_size
 from resdet.errors import UserError

@@ -16,8 +16,7 @@ import torch
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import disagreements, fill
-from resdet.config import Config
-from resdet.config_text import dump_config
+from resdet.config import Config, dump_config
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import STOP_SIGNALS, training_loader
 from resdet.errors import UserError, listed

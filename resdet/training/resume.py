@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resdet.checkpoints.checkpoint import Checkpoint
-from resdet.config import Config
-from resdet.config_text import dump_config, load_yaml, parse_config
+from resdet.config import Config, dump_config, load_yaml, parse_config
 from resdet.errors import UserError, listed
 
 # Settings of the model that hold no weights and change none of their meaning: a resumed run may have others. Every other

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.config import Config, SplitConfig, data_root, split_paths
+from resdet.config.auto import choose
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
@@ -16,7 +17,6 @@ from resdet.data.quality.advice import advise_anchors, resized_objects
 from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
-from resdet.engine.auto import choose
 from resdet.engine.examine import check_before_training
 from resdet.errors import UserError
 from resdet.runtime.console import console

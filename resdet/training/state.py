@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from resdet.checkpoints.checkpoint import Checkpoint, load_weights
-from resdet.config import Config
-from resdet.config_text import dump_config
+from resdet.config import Config, dump_config
 from resdet.data.dataset import DetectionDataset
 from resdet.errors import UserError
 from resdet.evaluation.coco import Metrics, evaluation_of

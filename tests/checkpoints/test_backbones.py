@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resdet.checkpoints.recognise import open_backbone, open_checkpoint, recognise
-from resdet.config_text import parse_config
+from resdet.config import parse_config
 from resdet.errors import UserError
 from resdet.models.backbones.resnet import ResNet
 from resdet.models.build import build_backbone

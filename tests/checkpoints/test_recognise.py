@@ -14,7 +14,7 @@ from oracle import CLASSES, from_torchvision, torchvision_model, torchvision_num
 from pictures import textured
 from resdet.checkpoints.names import from_ours, to_ours
 from resdet.checkpoints.recognise import open_checkpoint
-from resdet.config_text import parse_config
+from resdet.config import parse_config
 from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
 

@@ -13,7 +13,7 @@ import tiny
 from resdet.checkpoints.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from resdet.checkpoints.recognise import Recognised, recognise
 from resdet.checkpoints.transfer import completed, disagreements, fill, rows_of, starting_point
-from resdet.config_text import dump_config, load_yaml, parse_config
+from resdet.config import dump_config, load_yaml, parse_config
 from resdet.errors import UserError
 from resdet.models.build import build_model
 

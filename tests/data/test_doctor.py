@@ -264,7 +264,7 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
         for what, file in (("images", k), ("annotations", f"{k}.json"))
     ]
     command = ["check", "maskrcnn_r18", *keys, "--output", str(tmp_path / "out"), "--fix", str(tmp_path / "fixed.json")]
-    assert cli.data(command) == 0
+    assert cli.main(["data", *command]) == 0
     said = capsys.readouterr().out
     assert "boxes without area" in said
     assert "train with these mended: 1 box-degenerate" in said
@@ -274,7 +274,7 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     ]
     assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
     (train.images / "1.jpg").unlink()
-    assert cli.data(command[:-2]) == 2  # an error
+    assert cli.main(["data", *command[:-2]]) == 2  # an error
     assert "pictures that are not there" in capsys.readouterr().out
 
 
@@ -296,7 +296,7 @@ def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, 
     (root / "JPEGImages/1.jpg").unlink()
     command = ["finetune", f"data.root={root}", "data.split=0.4", "model.weights=null", "model.backbone.weights=none"]
     fixed, out = tmp_path / "fixed.json", tmp_path / "out"
-    assert cli.data(["check", *command, "--output", str(out), "--fix", str(fixed)]) == 2
+    assert cli.main(["data", "check", *command, "--output", str(out), "--fix", str(fixed)]) == 2
     findings = json.loads((out / "findings.json").read_text())["findings"]
     (unread,) = [f for f in findings if f["code"] == "unusable"]
     assert unread["count"] == 3
@@ -307,7 +307,7 @@ def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, 
     assert "3 unusable" in capsys.readouterr().out
     names = {e["file_name"] for e in json.loads(fixed.read_text())["images"]}
     assert not names & {"JPEGImages/0.jpg", "JPEGImages/1.jpg"}  # not negatives: nobody has said that they are empty
-    assert cli.train([*command, "--output", str(tmp_path / "run")]) == 2
+    assert cli.main(["train", *command, "--output", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
     assert "0.xml: not readable" in said
     assert "3.jpg is 60 x 80" in said

@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 import fuzzing
 from conftest import SHARED
-from resdet.cli import evaluate as eval_command
+from resdet.commands.eval import main as eval_command
 from resdet.data.coco import read_coco
 from resdet.data.dataset import crop_masks
 from resdet.errors import UserError

@@ -19,7 +19,7 @@ from pictures import textured
 from resdet import cli
 from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from resdet.checkpoints.recognise import Recognised, open_checkpoint, recognise
-from resdet.config_text import dump_config, parse_config
+from resdet.config import dump_config, parse_config
 from resdet.export.program import Prediction
 from resdet.export.torchvision import save_own, save_torchvision, to_torchvision
 from resdet.inference.predictor import Predictor
@@ -111,7 +111,7 @@ def small(tmp_path: Path, **box: object) -> Path:
 
 def test_our_own_format_predicts_the_same_and_carries_no_paths(tmp_path, capsys) -> None:
     path = small(tmp_path)
-    assert cli.convert([str(path), str(tmp_path / "model.safetensors")]) == 0
+    assert cli.main(["convert", str(path), str(tmp_path / "model.safetensors")]) == 0
     assert "resdet, Mask R-CNN, resnet18, 4 classes" in capsys.readouterr().out
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
@@ -132,7 +132,7 @@ def test_our_own_format_predicts_the_same_and_carries_no_paths(tmp_path, capsys)
 @pytest.mark.parametrize("box", [{}, {"soft_sigma": 0.5, "objectness": True}])
 def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path, box) -> None:
     path = small(tmp_path, **box)
-    assert cli.convert([str(path), str(tmp_path / "model.pt2"), "--to", "program"]) == 0
+    assert cli.main(["convert", str(path), str(tmp_path / "model.pt2"), "--to", "program"]) == 0
     program = torch.export.load(tmp_path / "model.pt2").module()
     ours = Prediction(Predictor.from_checkpoint(path, device="cpu").model)
     for count, height, width in ((1, 96, 96), (3, 128, 224), (2, 192, 96)):
@@ -146,7 +146,7 @@ def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_a
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs)
     with pytest.raises(SystemExit):
-        cli.convert([str(path), str(tmp_path / "model.pth"), "--to", "program"])
+        cli.main(["convert", str(path), str(tmp_path / "model.pth"), "--to", "program"])
 
 
 def test_a_converted_backbone_keeps_its_numerics(tmp_path) -> None:
@@ -163,7 +163,7 @@ def test_a_converted_backbone_keeps_its_numerics(tmp_path) -> None:
 
 def test_what_torchvision_cannot_build_is_listed_at_once(tmp_path, capsys) -> None:
     path = small(tmp_path)
-    assert cli.convert([str(path), str(tmp_path / "out.pth"), "--to", "torchvision"]) == 2
+    assert cli.main(["convert", str(path), str(tmp_path / "out.pth"), "--to", "torchvision"]) == 2
     said = capsys.readouterr().err
     assert "torchvision cannot build this model" in said
     assert "model.fpn.channels is 16, torchvision's builder has 256" in said

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import tiny
-from resdet.config import TrainConfig
-from resdet.config_text import parse_config
+from resdet.config import TrainConfig, parse_config
 from resdet.errors import UserError
 from resdet.models.build import build_model
 from resdet.models.heads.box import BoxHead, TwoFC

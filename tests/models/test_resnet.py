@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from resdet.config_text import parse_config
+from resdet.config import parse_config
 from resdet.models.backbones.resnet import RESNETS, ResNet
 from resdet.models.build import build_backbone
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from resdet.config_text import dump_config, parse_config
+from resdet.config import dump_config, parse_config
 from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
 from resdet.runtime import device

@@ -7,8 +7,7 @@ from torch import nn
 import resdet
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
-from resdet.config import TrainConfig
-from resdet.config_text import parse_config
+from resdet.config import TrainConfig, parse_config
 from resdet.models.build import build_model
 from resdet.models.layers import BatchNorm2d
 from resdet.training.optim import WeightAverage, build_optimizer, learning_rate

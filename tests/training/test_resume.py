@@ -12,7 +12,7 @@ from torch import nn
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.config import Config, TrainConfig
-from resdet.config_text import _keys
+from resdet.config.io import _keys
 from resdet.errors import UserError
 from resdet.training.loop import train
 from resdet.training.optim import build_optimizer, restore_optimizer

@@ -18,7 +18,7 @@ from torch import Tensor
 import resdet
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
-from resdet.config_text import load_config
+from resdet.config import load_config
 from resdet.errors import UserError
 from resdet.evaluation.coco import METRICS
 from resdet.structures import Batch
@@ -195,7 +195,7 @@ def test_signals_finish_the_step_and_save(shapes_root, tmp_path, number: int) ->
 
 
 def started(config: Path, *arguments: str, **options: bool) -> subprocess.Popen[str]:
-    code = "import sys; from resdet.cli import train; sys.exit(train())"
+    code = "import sys; from resdet.commands.train import main; sys.exit(main())"
     command = [sys.executable, "-c", code, str(config), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
@@ -256,7 +256,7 @@ def test_a_run_whose_terminal_is_closed_saves(shapes_root, tmp_path) -> None:
     config = tiny.config_file(shapes_root, tmp_path, max_iters=5000, eval_every=0, checkpoint_every=5000, log_every=1)
     keyboard, terminal = os.openpty()
     code = "import os, sys; [os.dup2(os.open(sys.argv[1], os.O_RDWR), k) for k in range(3)]; del sys.argv[1]\n"
-    code += "from resdet.cli import train; sys.exit(train())"
+    code += "from resdet.commands.train import main; sys.exit(main())"
     command = [sys.executable, "-c", code, os.ttyname(terminal), str(config), "--output", str(out)]
     job = subprocess.Popen(command, start_new_session=True)  # the first terminal that it opens is its own
     until_first_step(job, out)

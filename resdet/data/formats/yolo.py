@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from resdet.config_text import load_yaml
+from resdet.config import load_yaml
 from resdet.data.formats.common import Builder, Source, picture_sizes, polygon_box, read_list
 from resdet.data.images import SUFFIXES
 from resdet.errors import UserError

@@ -18,10 +18,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from peers import InProcess, Load, Peer, made_batch, reference_samples, synchronize
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
-from resdet.engine.peers import InProcess, Load, Peer, made_batch, reference_samples, synchronize
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.models.build import build_model

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
+from benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
+from peers import FUSED, Load, made_batch, side_of
 from resdet.cli import main
-from resdet.config_text import parse_config
-from resdet.engine.benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
-from resdet.engine.peers import FUSED, Load, made_batch, side_of
+from resdet.config import parse_config
 from resdet.errors import UserError
 from resdet.kernels import convolution
 from resdet.models.build import build_model

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel
 
-from resdet.config import Config
+from resdet.config.schema import Config
 from resdet.data.coco import Annotations
 
 FEWEST_SEEN = 24_000  # pictures, counted each time, that a fine-tuning sees at least

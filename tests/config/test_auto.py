@@ -11,12 +11,11 @@ import pytest
 
 import resdet
 import tiny
-from resdet.config import Config
-from resdet.config_text import load_yaml, parse_config
+from resdet.commands.data import check
+from resdet.config import Config, load_yaml, parse_config
+from resdet.config.auto import as_trained, choose
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
-from resdet.engine.auto import as_trained, choose
-from resdet.engine.datasets import check
 from resdet.training.setup import read_split
 
 

@@ -11,14 +11,16 @@ import pytest
 import resdet
 import tiny
 from resdet import cli
-from resdet.config_text import parse_config
+from resdet.config import parse_config
 from resdet.errors import UserError
 from resdet.training.setup import missing_data
 
 
 @pytest.mark.slow
 def test_bccd_is_checked_straight_from_its_xml(bccd, tmp_path, capsys) -> None:
-    assert cli.data(["check", "configs/examples/bccd.yaml", f"data.root={bccd}", "--output", str(tmp_path)]) == 0
+    assert (
+        cli.main(["data", "check", "configs/examples/bccd.yaml", f"data.root={bccd}", "--output", str(tmp_path)]) == 0
+    )
     listed = json.loads((tmp_path / "findings.json").read_text())["findings"]
     boxes = [f for f in listed if f["code"] == "box-degenerate"]
     assert sum(f["count"] for f in boxes) == 2  # one in train, one in val, which this config does not use
@@ -29,20 +31,20 @@ def test_bccd_is_checked_straight_from_its_xml(bccd, tmp_path, capsys) -> None:
 
 @pytest.mark.slow
 def test_real_coco_has_no_errors(coco_open, tmp_path) -> None:
-    assert cli.data(["check", "maskrcnn_r50", f"data.root={coco_open}", "--output", str(tmp_path)]) == 0
+    assert cli.main(["data", "check", "maskrcnn_r50", f"data.root={coco_open}", "--output", str(tmp_path)]) == 0
     codes = {f["code"] for f in json.loads((tmp_path / "findings.json").read_text())["findings"]}
     assert codes <= {"class-rare", "class-unseen"}  # 92 pictures are few for 80 classes
 
 
 def test_conversion_keeps_the_objects(bccd, tmp_path, capsys) -> None:
-    assert cli.data(["convert", str(bccd), str(tmp_path / "test.json"), "--split", "test"]) == 0
+    assert cli.main(["data", "convert", str(bccd), str(tmp_path / "test.json"), "--split", "test"]) == 0
     content = json.loads((tmp_path / "test.json").read_text())
     assert (len(content["images"]), len(content["annotations"])) == (72, 945)
     assert [c["name"] for c in content["categories"]] == ["Platelets", "RBC", "WBC"]
     assert (bccd / content["images"][0]["file_name"]).is_file()
-    assert cli.data(["convert", str(tmp_path / "test.json"), str(tmp_path / "again.json")]) == 0
+    assert cli.main(["data", "convert", str(tmp_path / "test.json"), str(tmp_path / "again.json")]) == 0
     assert json.loads((tmp_path / "again.json").read_text()) == content
-    assert cli.data(["convert", str(tmp_path / "none"), str(tmp_path / "x.json")]) == 2
+    assert cli.main(["data", "convert", str(tmp_path / "none"), str(tmp_path / "x.json")]) == 2
     assert not (tmp_path / "x.json").exists()
 
 
@@ -50,7 +52,7 @@ def test_conversion_keeps_the_objects(bccd, tmp_path, capsys) -> None:
 def test_statistics_are_drawn(shapes_root, tmp_path, capsys) -> None:
     pytest.importorskip("matplotlib")
     config = tiny.config_file(shapes_root, tmp_path)
-    assert cli.data(["stats", str(config), "--output", str(tmp_path)]) == 0
+    assert cli.main(["data", "stats", str(config), "--output", str(tmp_path)]) == 0
     picture = cv2.imread(str(tmp_path / "stats.png"))
     assert picture.shape[0] > 500
     assert picture.std() > 10
@@ -60,7 +62,7 @@ def test_statistics_are_drawn(shapes_root, tmp_path, capsys) -> None:
 def test_augmented_samples_are_drawn(shapes_root, tmp_path) -> None:
     config = tiny.config_file(shapes_root, tmp_path)
     command = ["data", str(config), "--augmented", "--count", "2", "data.flip=1", "--output", str(tmp_path / "look")]
-    assert cli.visualize(command) == 0
+    assert cli.main(["visualize", *command]) == 0
     sheet = cv2.imread(str(tmp_path / "look/sheet.jpg"))
     assert sheet.std() > 10
 

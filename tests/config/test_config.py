@@ -4,12 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from resdet.config import Config, DataConfig, data_root, split_paths
-from resdet.config_text import dump_config, find_config, load_config, parse_config
+from resdet.config import (
+    Config,
+    DataConfig,
+    data_root,
+    dump_config,
+    find_config,
+    load_config,
+    parse_config,
+    split_paths,
+)
 from resdet.errors import UserError
 from resdet.models.build import build_model
 
-SHIPPED_FOLDER = Path(__file__).parents[1] / "configs"
+SHIPPED_FOLDER = Path(__file__).parents[2] / "configs"
 SHIPPED = sorted(SHIPPED_FOLDER.rglob("*.yaml"))
 
 

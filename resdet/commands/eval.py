@@ -1,28 +1,59 @@
-"""`tools/eval.py`: the COCO numbers of a model on its validation data, or of a results file."""
+"""`resdet eval`: the COCO numbers of a model on its validation data, or of a results file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.progress import track
-
-from resdet.config import Config
-from resdet.data.coco import Annotations
-from resdet.data.dataset import DetectionDataset
-from resdet.data.relabel import for_classes
-from resdet.evaluation.coco import Evaluation, Metrics, evaluation_of, read_results
-from resdet.inference.dataset import predict_dataset
-from resdet.inference.predictor import Predictor
-from resdet.runtime.console import console
-from resdet.training.faults import Unreadable
-from resdet.training.loop import write_evaluation
-from resdet.training.setup import read_split, require_data
+from resdet.commands.common import config_of, guarded, parser_of
 from resdet.writing import make_folder
+
+if TYPE_CHECKING:
+    from resdet.config import Config
+    from resdet.data.coco import Annotations
+    from resdet.evaluation.coco import Evaluation, Metrics
+    from resdet.inference.predictor import Predictor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """COCO numbers of a model on a dataset, or of a results file."""
+    parser = parser_of("eval", "COCO box and mask AP, of a model on its validation data or of any COCO results file.")
+    parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    parser.add_argument("--weights", type=Path, help="a checkpoint")
+    parser.add_argument("--results", type=Path, help="a COCO results JSON to score instead of a model")
+    parser.add_argument("--annotations", type=Path, help="the COCO annotations to score --results against")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json and detections.json (default: eval)")
+    args = parser.parse_intermixed_args(arguments)
+    if args.results and (not args.annotations or args.config):
+        parser.error("--results needs --annotations and no config")
+    if not args.results and (not args.config or not args.weights):
+        parser.error("give CONFIG and --weights, or --results and --annotations")
+
+    def run() -> int:
+        output = args.output or Path("eval")
+        if args.results:
+            score_file(args.results, args.annotations, output)
+        else:
+            score_model(config_of(args), args.weights, output)
+        return 0
+
+    return guarded(run)
 
 
 def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     """Predict on the validation split, score, write metrics.json and detections.json into `output`."""
+    from rich.progress import track
+
+    from resdet.data.dataset import DetectionDataset
+    from resdet.evaluation.coco import evaluation_of
+    from resdet.inference.dataset import predict_dataset
+    from resdet.inference.predictor import Predictor
+    from resdet.runtime.console import console
+    from resdet.training.faults import Unreadable
+    from resdet.training.setup import read_split, require_data
+
     require_data(config, ["val"])
     predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
@@ -53,6 +84,8 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
 
     A checkpoint without class names is taken to have the dataset's if it has as many.
     """
+    from resdet.data.relabel import for_classes
+
     if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
         return annotations, []
     return for_classes(annotations, predictor.class_names, str(predictor.source.path), "the checkpoint")
@@ -60,6 +93,8 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
 
 def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
     """Score a COCO results JSON, write metrics.json and a copy of the entries into `output`."""
+    from resdet.evaluation.coco import Evaluation, read_results
+
     evaluation = Evaluation(annotations)
     entries, kinds = read_results(results, evaluation)
     make_folder(output)
@@ -67,6 +102,9 @@ def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
 
 
 def _report(evaluation: Evaluation, entries: list[dict[str, Any]], kinds: tuple[str, ...], output: Path) -> Metrics:
+    from resdet.runtime.console import console
+    from resdet.training.loop import write_evaluation
+
     metrics, tables = evaluation.score(entries, kinds)
     write_evaluation(output, metrics, entries)
     console.print(f"{len(evaluation.image_sizes)} images, {len(entries)} detections\n\n{tables}")

@@ -21,11 +21,11 @@ import tiny
 from pictures import textured
 from resdet import cli
 from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from resdet.config_text import dump_config
-from resdet.engine.pictures import places
+from resdet.commands.visualize import places
+from resdet.config import dump_config
 from resdet.models.build import build_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def tool(name: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -126,7 +126,7 @@ def test_visualize_a_split(trained, tmp_path, kind: str) -> None:
     config, run = trained
     weights = ["--weights", str(run / "checkpoints" / "last.pt")] if kind == "compare" else []
     arguments = [kind, str(config), "data.limit=3", *weights, "--output", str(tmp_path), "--color-by", "instance"]
-    assert cli.visualize(arguments) == 0
+    assert cli.main(["visualize", *arguments]) == 0
     assert len(list(tmp_path.glob("0*.jpg"))) == 3
     width = {"data": 1, "compare": 2}[kind]
     picture = Image.open(next(tmp_path.glob("0*.jpg")))
@@ -179,7 +179,7 @@ def test_a_place_that_takes_no_results_is_told_before_the_work(
     shapes_root, tmp_path, monkeypatch, capsys, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("resdet.engine.score.predict_dataset", None)
+    monkeypatch.setattr("resdet.inference.dataset.predict_dataset", None)
     (tmp_path / "file").touch()
     (tmp_path / "gt.json").write_text(json.dumps(fuzzing.COCO))
     (tmp_path / "r.json").write_text(json.dumps(fuzzing.RESULTS))
@@ -243,7 +243,7 @@ def test_missing_coco_and_weights_are_explained_together(capsys, tmp_path, monke
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.delenv("RESDET_DATASETS", raising=False)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
-    assert cli.train(["configs/maskrcnn_r50.yaml"]) == 2
+    assert cli.main(["train", "configs/maskrcnn_r50.yaml"]) == 2
     error = capsys.readouterr().err
     for text in ("datasets/coco/train2017", "instances_val2017.json", "data.root=/path/to/coco", "quickstart.yaml",
                  "resnet50-0676ba61.pth", "model.backbone.weights=none"):  # fmt: skip
@@ -252,11 +252,21 @@ def test_missing_coco_and_weights_are_explained_together(capsys, tmp_path, monke
 
 
 def test_help_and_version_are_quick_and_do_not_import_torch() -> None:
-    code = "import sys; from resdet.cli import main; main(['--version']); assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = (
+        "import contextlib, sys\n"
+        "from resdet.cli import VERBS, main\n"
+        "for words in (['--version'], *([verb, '--help'] for verb in VERBS)):\n"
+        "    with contextlib.suppress(SystemExit): main(words)\n"
+        "assert not {'torch', 'numpy', 'cv2'} & set(sys.modules), set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("resdet 0.")
+    assert done.stdout.startswith("resdet 0")
+    assert all(f"usage: resdet {verb} " in done.stdout for verb in cli.VERBS)
     assert cli.main([]) == 2
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["train", "--help"])
-    assert caught.value.code == 0
+
+
+def test_the_benchmark_says_where_it_is_when_the_package_alone_is_installed(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setattr("resdet.commands.benchmark.BENCHMARKS", tmp_path / "benchmarks")
+    assert cli.main(["benchmark", "maskrcnn_r50", "--output", str(tmp_path / "out")]) == 2
+    assert "benchmarks/benchmark.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The typed configuration: the only place with defaults. A YAML file holds what differs from them (`config_text`)."""
+"""The typed configuration: the only place with defaults. A YAML file holds what differs from them (`config/io.py`)."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class Config(Section):
     seed: Count = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     output: Path = Path("outputs")  # `--output` on the command line
-    auto: bool = False  # what is not set is chosen from the data (`engine/auto.py`), and told
+    auto: bool = False  # what is not set is chosen from the data (`config/auto.py`), and told
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

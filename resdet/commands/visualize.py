@@ -1,28 +1,73 @@
-"""`tools/visualize.py`: single pictures and a contact sheet of annotations, predictions, or both."""
+"""`resdet visualize`: single pictures and a contact sheet of annotations, predictions, or both."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from resdet.config import Config
-from resdet.data.dataset import DetectionDataset, read_annotated
-from resdet.data.images import find_images, other_files, read_image
-from resdet.engine.auto import as_trained
+from resdet.commands.common import config_of, guarded, is_override, parser_of
 from resdet.errors import UserError
-from resdet.inference.predictor import Predictor
-from resdet.runtime.console import console
-from resdet.structures import MASK_UNKNOWN, Instances
-from resdet.training.setup import read_split, require_data
-from resdet.visualize import ColorBy, annotated_instances, contact_sheet, draw, save_image
 from resdet.writing import make_folder, refuse_overwriting
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from resdet.config import Config
+    from resdet.visualize import ColorBy
 
 SHEET = 36  # pictures on a contact sheet at most
 SHEET_NAME = "sheet.jpg"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Pictures of a dataset, of predictions, or of both."""
+    parser = parser_of("visualize", "Draw a dataset's annotations, a model's predictions, or both side by side.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{data,predict,compare}")
+    texts = {
+        "data": "the validation split's annotations",
+        "predict": "predictions on any pictures",
+        "compare": "annotations and predictions of the validation split, side by side",
+    }
+    for kind, text in texts.items():
+        sub = kinds.add_parser(kind, help=text, description=text)
+        sub.add_argument("config")
+        if kind == "predict":
+            sub.add_argument("rest", nargs="+", metavar="INPUT", help="pictures, folders, or key.sub=value")
+        else:
+            sub.add_argument("rest", nargs="*", metavar="key.sub=value")
+            sub.add_argument("--split", choices=("train", "val"), default="val")
+            sub.add_argument("--count", type=int, default=16, help="how many pictures, spread over the split")
+        if kind == "data":
+            sub.add_argument("--augmented", action="store_true", help="as training sees them, several times each")
+        if kind != "data":
+            sub.add_argument("--weights", type=Path, required=True)
+            sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
+        sub.add_argument("--color-by", choices=("class", "instance"), default="class")
+        sub.add_argument("--output", type=Path, required=True, help="folder for the pictures and sheet.jpg")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args, extra = parser.parse_known_args(arguments)  # intermixed parsing does not know subcommands
+    if any(word.startswith("-") for word in extra):
+        parser.error(f"unknown option: {' '.join(extra)}")
+    args.rest += extra
+
+    def run() -> int:
+        args.overrides = [word for word in args.rest if is_override(word)]
+        config = config_of(args)
+        if args.kind == "predict":
+            inputs = [word for word in args.rest if not is_override(word)]
+            draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by)
+        else:
+            weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
+            if getattr(args, "augmented", False):
+                draw_augmented(config, args.count, args.output, args.color_by)
+                return 0
+            draw_split(config, args.split, args.count, args.output, args.color_by, weights, score)
+        return 0
+
+    return guarded(run)
 
 
 def draw_split(
@@ -30,6 +75,13 @@ def draw_split(
     weights: Path | None = None, score: float = 0.5,
 ) -> None:  # fmt: skip
     """Annotations of `count` pictures spread over a split; with `weights`, predictions beside them."""
+    import numpy as np
+
+    from resdet.data.dataset import read_annotated
+    from resdet.inference.predictor import Predictor
+    from resdet.training.setup import read_split, require_data
+    from resdet.visualize import annotated_instances, draw, save_image
+
     require_data(config, [split])
     annotations = read_split(config, split)
     predictor = Predictor(config, weights, score_threshold=score) if weights else None
@@ -56,6 +108,14 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
 
     Boxes and masks come out of the training samples themselves, masks through the crops that become targets.
     """
+    import numpy as np
+
+    from resdet.config.auto import as_trained
+    from resdet.data.dataset import DetectionDataset, read_annotated
+    from resdet.structures import MASK_UNKNOWN, Instances
+    from resdet.training.setup import read_split, require_data
+    from resdet.visualize import annotated_instances, draw
+
     require_data(config, ["train"])
     annotations = read_split(config, "train")
     config = as_trained(config, annotations)
@@ -88,6 +148,11 @@ def draw_predictions(
     config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
 ) -> None:
     """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
+    from resdet.data.images import find_images, other_files, read_image
+    from resdet.inference.predictor import Predictor
+    from resdet.runtime.console import console
+    from resdet.visualize import draw, save_image
+
     files = find_images(list(inputs))
     drawings = places(files, output)
     predictor = Predictor(config, weights, score_threshold=score)
@@ -131,5 +196,8 @@ def places(files: Sequence[Path], output: Path) -> list[Path]:
 
 
 def _write_sheet(tiles: list[tuple[np.ndarray, str]], output: Path, count: int, columns: int | None = None) -> None:
+    from resdet.runtime.console import console
+    from resdet.visualize import contact_sheet, save_image
+
     save_image(contact_sheet(tiles[:SHEET], columns), output / SHEET_NAME)
     console.print(f"{count} picture(s) in {output}; overview: {output / SHEET_NAME}")

@@ -1,30 +1,63 @@
-"""`tools/data.py`: check a dataset, convert it to COCO's format, draw its statistics."""
+"""`resdet data`: check a dataset, convert it to COCO's format, draw its statistics."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.progress import Progress
-
+from resdet.commands.common import config_of, guarded, parser_of
 from resdet.config import Config, DataConfig, data_root
-from resdet.data.coco import Annotations, parse_coco
-from resdet.data.formats.common import Source
-from resdet.data.formats.voc import read_voc
-from resdet.data.quality.advice import examine_sizes
-from resdet.data.quality.checks import compare, examine, unusable
-from resdet.data.quality.files import inspect_files, leaks
-from resdet.data.quality.repair import repair
-from resdet.data.sources import find_format, is_labelme, open_split, read_source, subset
-from resdet.engine.auto import as_trained
-from resdet.engine.examine import errors, report
 from resdet.errors import UserError
-from resdet.runtime.console import console
-from resdet.training.setup import require_data
 from resdet.writing import make_folder, refuse_overwriting, write_json
 
+if TYPE_CHECKING:
+    from resdet.data.coco import Annotations
+    from resdet.data.formats.common import Source
+
 Split = Literal["train", "val"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check a dataset, convert it, draw its statistics."""
+    parser = parser_of("data", "Find what is wrong with a dataset, convert it to COCO's format, draw its statistics.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{check,convert,stats}")
+    look = kinds.add_parser("check", help="what is wrong with the data, with examples and fixes")
+    draw = kinds.add_parser("stats", help="class counts, sizes, positions, picture shapes as one picture")
+    for sub in (look, draw):
+        sub.add_argument("config")
+        sub.add_argument("rest", nargs="*", metavar="key.sub=value")
+        sub.add_argument("--split", choices=("train", "val"), default="train", help="that --fix mends, or stats draws")
+    look.add_argument("--output", type=Path, help="folder for findings.json")
+    look.add_argument("--fix", type=Path, metavar="OUT.json", help="write the split with what can be mended")
+    draw.add_argument("--output", type=Path, required=True, help="folder for stats.png")
+    to_coco = kinds.add_parser("convert", help="Pascal VOC, YOLO, labelme or COCO to one COCO JSON")
+    to_coco.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, or a COCO JSON")
+    to_coco.add_argument("target", metavar="OUT.json", type=Path)
+    to_coco.add_argument("--format", choices=("auto", "coco", "voc", "yolo", "labelme"), default="auto")
+    to_coco.add_argument(
+        "--split", help="one of the source's splits (VOC: ImageSets/Main/NAME.txt; YOLO: a key of data.yaml)"
+    )
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args, extra = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in extra) or (extra and args.kind == "convert"):
+        parser.error(f"unknown option: {' '.join(extra)}")
+
+    def run() -> int:
+        if args.kind == "convert":
+            convert(args.source, args.target, args.format, args.split)
+            return 0
+        args.overrides, output = args.rest + extra, args.output
+        args.output = None
+        config = config_of(args)
+        if args.kind == "stats":
+            stats(config, output, args.split)
+            return 0
+        return 2 if check(config, output, args.fix, args.split) else 0
+
+    return guarded(run)
 
 
 def check(config: Config, output: Path | None, fix: Path | None, split: Split) -> int:
@@ -32,6 +65,19 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
 
     -> the number of errors
     """
+    from rich.progress import Progress
+
+    from resdet.config.auto import as_trained
+    from resdet.data.coco import parse_coco
+    from resdet.data.quality.advice import examine_sizes
+    from resdet.data.quality.checks import compare, examine, unusable
+    from resdet.data.quality.files import inspect_files, leaks
+    from resdet.data.quality.repair import repair
+    from resdet.data.sources import open_split
+    from resdet.engine.examine import errors, report
+    from resdet.runtime.console import console
+    from resdet.training.setup import require_data
+
     require_data(config, ["train", "val"])
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     if fix:
@@ -78,6 +124,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
     """The images of a Pascal VOC folder that neither split takes, for they may become training data some day."""
+    from resdet.data.formats.voc import read_voc
+    from resdet.data.sources import find_format, subset
+
     if data.split or find_format(data, data.train) != "voc":
         return {}
     whole = read_voc(data.train.annotations or data_root(data), None)
@@ -88,6 +137,9 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
 
 def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     """Any known format at `source` -> one COCO JSON whose file names are relative to the source's folder."""
+    from resdet.data.sources import read_source
+    from resdet.runtime.console import console
+
     values: dict[str, Any] = {"format": kind, "train": {"split": split}}
     if source.is_dir():
         values["root"] = source
@@ -107,12 +159,16 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
 def refuse_sources(output: Path, sources: list[Source]) -> None:
     """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
     none of these is written over."""
+    from resdet.data.sources import is_labelme
+
     read = [source.path for source in sources]
     refuse_overwriting([output], [*read, output] if is_labelme(output) else read)
 
 
 def describe(title: str, source: Source) -> None:
     """How much is in annotations, and what was left out of them."""
+    from resdet.runtime.console import console
+
     content = source.content
     console.print(
         f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
@@ -124,6 +180,11 @@ def describe(title: str, source: Source) -> None:
 
 def stats(config: Config, output: Path, split: Split) -> Path:
     """Class counts, object sizes and positions, picture shapes of a split, as one picture `stats.png`."""
+    from resdet.data.coco import parse_coco
+    from resdet.data.sources import open_split
+    from resdet.runtime.console import console
+    from resdet.training.setup import require_data
+
     try:
         from matplotlib.figure import Figure
     except ImportError:

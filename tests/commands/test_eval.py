@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from resdet.config_text import dump_config, parse_config
-from resdet.engine.score import score_model
+from resdet.commands.eval import score_model
+from resdet.config import dump_config, parse_config
 from resdet.errors import UserError
 from resdet.models.build import build_model
 

@@ -1,0 +1,26 @@
+"""`resdet train`: train a detector, evaluate it, keep its best and its last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from resdet.commands.common import RESUMABLE, config_of, guarded, parser_of
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a detector."""
+    parser = parser_of("train", "Train a detector, evaluate it, keep its best and its last checkpoint.")
+    parser.add_argument("config", help="a YAML file, for example configs/maskrcnn_r50.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=0.01 data.root=DIR")
+    parser.add_argument("--output", type=Path, help="folder of the run (default: outputs/CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or start afresh")
+    args = parser.parse_intermixed_args(arguments)
+
+    def run() -> int:
+        config = config_of(args, default_output=True)
+        from resdet.training.loop import train
+
+        return 0 if train(config, resume=args.resume).finished else RESUMABLE
+
+    return guarded(run, when_interrupted=RESUMABLE)

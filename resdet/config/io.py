@@ -1,0 +1,155 @@
+"""YAML text and `key.sub=value` overrides -> `Config`, and back. Every mistake is listed at once, with a suggestion."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from resdet.config.schema import Config
+from resdet.errors import UserError, listed
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: 1e-4 is a number, and only true and false are booleans."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf)$|^\.(?:nan|NaN)$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key.sub=value` overrides (values are YAML too) and check everything.
+
+    `path` may also name a shipped config: `configs/maskrcnn_r50.yaml` or `maskrcnn_r50`. Raises `UserError`.
+    """
+    file = find_config(path)
+    try:
+        values = load_yaml(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: must hold `key: value` pairs, not a {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, source=str(path))
+
+
+def load_yaml(text: str) -> Any:
+    """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`."""
+    value = yaml.load(text, Loader=_Loader)
+    if _expanded_size(value, {}) > 1_000_000:
+        raise yaml.YAMLError("its aliases stand for more than a million values")
+    return value
+
+
+def _expanded_size(value: Any, known: dict[int, float]) -> float:
+    """How many values it stands for, an alias counted each time; infinite where one contains itself."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # while its own content is being counted
+        entries = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_expanded_size(entry, known) for entry in entries)
+    return known[id(value)]
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Nested values -> `Config`; raises one `UserError` that lists every mistake."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise listed(f"{source}: {error.error_count()} mistake(s):", [_explain(e) for e in error.errors()]) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def find_config(path: str | Path) -> Path:
+    """The file at `path`, or the shipped config of that name. Raises `UserError` with near names."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    here = Path(__file__).parents[1]
+    shipped = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    relative = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    for candidate in (shipped / relative, shipped / f"{relative}.yaml"):
+        if not path.is_absolute() and candidate.is_file():
+            return candidate
+    names = sorted(str(p.relative_to(shipped)) for p in shipped.rglob("*.yaml"))
+    near = difflib.get_close_matches(f"{path.stem}.yaml", names, n=1)
+    hint = f"; did you mean configs/{near[0]}?" if near else ""
+    raise UserError(f"config not found: {path}{hint}\nshipped: {', '.join(names)}")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"override {override!r}: write it as key.sub=value, for example train.lr=0.01")
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value cannot be read: {error}") from None
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node.get(parent)
+        if not isinstance(child, dict):
+            child = node[parent] = {}
+        node = child
+    node[last] = value
+
+
+def _explain(error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_did_you_mean(path)}"
+    given = error.get("input")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    if error["type"] == "literal_error":
+        near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{path}: {message} (given: {_shortened(given)})"
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _did_you_mean(path: str) -> str:
+    known = list(_keys(Config))
+    parent, _, last = path.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    near = difflib.get_close_matches(last, siblings, n=1)
+    if near:
+        return f"; did you mean {siblings[near[0]]}?"
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last] or difflib.get_close_matches(path, known, n=1)
+    return f"; did you mean {' or '.join(elsewhere[:2])}?" if elsewhere else ""
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from _keys(inner, f"{prefix}{name}.")
