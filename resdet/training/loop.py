@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import disagreements, fill
 from resdet.config import Config, dump_config
 from resdet.data.collate import LoadedBatch
-from resdet.data.loader import STOP_SIGNALS, training_loader
+from resdet.data.loader import training_loader
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import Metrics
 from resdet.inference.dataset import predict_dataset
@@ -27,6 +24,8 @@ from resdet.models.detector import Detector
 from resdet.runtime.console import console
 from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, joined, restarted
+from resdet.runtime.signals import stop_signals
+from resdet.runtime.workers import refuse_unguarded_script
 from resdet.training.loggers import RunLog, duration
 from resdet.training.resume import refuse_unresumable
 from resdet.training.saver import Saver, newest
@@ -56,6 +55,7 @@ def train(config: Config, *, resume: bool = False, model: Detector | None = None
             `model.weights` or `model.backbone.weights` all the same.
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
+    refuse_unguarded_script()
     device = choose_device(config.device)
     with joined(device, config.train.timeout) as distributed:
         return _train(config, resume or restarted(), model, device, distributed)
@@ -248,29 +248,3 @@ class ThroughputMeter:
         values = {"images_per_s": self.batches * self.batch_size / elapsed, "data_wait": self.waited / elapsed}
         self.reset()
         return values
-
-
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """While open, `STOP_SIGNALS` ask the loop to stop after its step, but for those that were ignored already, as `nohup` has
-    it; a second SIGINT stops at once."""
-    received: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = {
-            number: signal.signal(number, on_signal)
-            for number in STOP_SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-    except ValueError:  # not the main thread: the caller's signals stay the caller's
-        before = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

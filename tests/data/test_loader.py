@@ -26,8 +26,9 @@ from resdet.data.coco import Annotations
 from resdet.data.collate import OBJECT_LADDER, Sample, collate, split_batch
 from resdet.data.dataset import DetectionDataset, repeat_factors
 from resdet.data.index import ImageInfo, Objects
-from resdet.data.loader import _start_worker, evaluation_loader, evaluation_order, training_loader, training_order
+from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
+from resdet.runtime.workers import start_worker
 
 SIZES = {"min_size": [96, 112, 128], "max_size": 200}
 
@@ -243,7 +244,7 @@ def test_a_worker_that_dies_does_not_disturb_what_is_under_way(shapes) -> None:
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no such call on this system")
 def test_a_worker_leaves_when_its_parent_says_so_and_nobody_else() -> None:
     def work() -> None:
-        _start_worker(0)
+        start_worker(0)
         ready.set()
         time.sleep(60)
 
@@ -266,9 +267,9 @@ def test_a_worker_leaves_when_its_parent_says_so_and_nobody_else() -> None:
 def test_nor_while_it_starts(shapes, monkeypatch, name: str) -> None:
     def told_first(worker: int) -> None:
         subprocess.run(["kill", f"-{name}", str(os.getpid())], check=True)
-        _start_worker(worker)
+        start_worker(worker)
 
-    monkeypatch.setattr(loader, "_start_worker", told_first)
+    monkeypatch.setattr(loader, "start_worker", told_first)
     loaded = evaluation_loader(dataset(shapes, train=False), 4, 2, context="fork")
     assert sorted(row for batch in loaded for row in batch.indices) == list(range(12))
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

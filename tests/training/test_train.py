@@ -21,8 +21,9 @@ from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.config import load_config
 from resdet.errors import UserError
 from resdet.evaluation.coco import METRICS
+from resdet.runtime.signals import stop_signals
 from resdet.structures import Batch
-from resdet.training.loop import stop_signals, train
+from resdet.training.loop import train
 
 
 def lines(output) -> list[dict]:
