@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from resdet.checkpoints.names import from_ours
 from resdet.config import Config
-from resdet.data.augment import to_bitmap
 from resdet.data.dataset import DetectionDataset
+from resdet.data.patch import patch_of
 from resdet.errors import UserError
 from resdet.export.torchvision import to_torchvision
 from resdet.inference.predictor import to_instances
@@ -349,7 +349,8 @@ def reference_samples(dataset: DetectionDataset) -> Iterator[Any]:
         with Image.open(info.file) as file:
             image = pil_to_tensor(file.convert("RGB")).float() / 255
         objects = info.objects
-        masks = [to_bitmap(objects, g, info.size) for g in range(len(objects.labels))] if dataset.masks else []
+        both = zip(objects.segmentations, objects.boxes, strict=True) if dataset.masks else ()
+        masks = [patch_of(mask, box, info.size).whole(info.size) for mask, box in both]
         target = {"boxes": torch.from_numpy(objects.boxes), "labels": torch.from_numpy(objects.labels)}
         if dataset.masks:
             bitmaps = np.stack(masks) if masks else np.zeros((0, *info.size), np.uint8)

@@ -54,20 +54,33 @@ def rle_covers(counts: object, pixels: int) -> bool:
         return all(type(c) is int and 0 <= c <= pixels for c in counts) and sum(counts) == pixels
     if not isinstance(counts, str | bytes):
         return False
+    runs = _decompress(counts)
+    return runs is not None and bool(runs.min() >= 0 and runs.sum() == pixels)
+
+
+def rle_runs(counts: object) -> np.ndarray:
+    """COCO run lengths, compressed or a list, known to be whole -> (N,) int64: of zeros, of ones, of zeros, …"""
+    runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts)  # type: ignore[arg-type]
+    assert runs is not None
+    return runs
+
+
+def _decompress(counts: str | bytes) -> np.ndarray | None:
+    """COCO's compressed run lengths -> (N,) int64, or None if they are none."""
     text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
     chars = np.frombuffer(text, np.uint8).astype(np.int64) - 48  # five bits each, and whether more follow
     if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
-        return False
+        return None
     last = np.flatnonzero((chars & 32) == 0)
     first = np.r_[0, last[:-1] + 1]
     lengths = last - first + 1
     if lengths.max() > 8:
-        return False
+        return None
     place = np.arange(len(chars)) - np.repeat(first, lengths)
-    runs = np.add.reduceat((chars & 31) << (5 * place), first)
+    runs: np.ndarray = np.add.reduceat((chars & 31) << (5 * place), first)
     runs -= np.where(chars[last] & 16, np.int64(1) << (5 * lengths), 0)  # signed, and from the third on
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # differences to the last but one
-    return bool(runs.min() >= 0 and runs.sum() == pixels)
+    return runs
 
 
 def decode_rle(segmentation: Rle, height: int, width: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
     """Ground truth of a picture of `size` (H, W) as `Instances` with score 1, for drawing."""
     crops = None
     if masks and any(s is not None for s in objects.segmentations):
-        crops = crop_masks(objects, size, side=224).astype(np.float32)
+        crops = crop_masks(objects, 224).astype(np.float32)
         crops[crops == MASK_UNKNOWN] = 2.0  # no mask to draw
     return Instances(objects.boxes, np.ones(len(objects.labels), np.float32), objects.labels, size, crops)
 

@@ -177,7 +177,7 @@ def _use(config: DataConfig) -> None:
     inspect_files("train", source, decode=True)
     found = parse_coco(source.content, source.images, source.path, source.origins)
     for info in found.images:
-        crop_masks(info.objects, info.size, 28)
+        crop_masks(info.objects, 28)
 
 
 def read_config_text(text: str, folder: Path) -> None:

@@ -1,137 +1,129 @@
-"""Any albumentations transforms on a picture and its objects together, reproducibly.
+"""Any albumentations transforms on an image and its objects together, reproducibly.
 
-Objects travel as bitmaps, the one form that every geometric transform handles; photometric transforms see the picture
-alone. Each transform draws from a stream of its own: `Compose(seed=)` would give all of them the same one.
+The transforms see the image alone and note how they moved its pixels; the objects follow after the last (`move.py`).
+Each transform draws from a stream of its own: `Compose(seed=)` would give all of them the same one.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import random
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from resdet.data.index import Objects, Polygons
-from resdet.errors import UserError, listed
-from resdet.masks import Rle, crop_bitmap, decode_rle
+from resdet.data.geometry import Step, trace
+from resdet.data.index import Objects
+from resdet.data.move import move_objects
+from resdet.data.transforms import build_compose, crop_size, leaves, moves_pixels, spoiled
+from resdet.errors import UserError
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # importing it would ask the network for a newer version
+
+class AugmentationError(UserError):
+    """A transform cannot be applied to an image."""
+
+
+class _Progress:
+    """What a transform may ask for while it draws its parameters, and how far the image has come."""
+
+    objects: Objects
+    transform: Any = None
+    size: tuple[int, int] = (0, 0)
 
 
 class Augmentations:
     """entries: [{"name": "RandomBrightnessContrast", "p": 0.5, …}, …], in order; containers take `transforms: […]`.
 
-    Raises one `UserError` that lists every unknown name, unknown argument and wrong value.
+    Raises one `UserError` that lists every unknown name, unknown argument and wrong value, and every transform that
+    cannot work here.
     """
 
     def __init__(self, entries: Sequence[dict[str, Any]]) -> None:
-        import albumentations  # takes a second: only where something is to be augmented
+        import albumentations as A
 
-        problems: list[str] = []
-        transforms = [_build(entry, problems) for entry in entries]
-        if problems:
-            raise listed("data.train.augmentations:", problems)
-        self.compose = albumentations.Compose(transforms)
-        self.transforms = list(_leaves(self.compose))
-        self.geometric = any(isinstance(t, albumentations.DualTransform) for t in self.transforms)
+        self.compose = build_compose(entries)
+        self.transforms = list(leaves(self.compose))
+        self.geometric = any(moves_pixels(t) for t in self.transforms)
+        self.progress = _Progress()
+        for transform in self.transforms:
+            if isinstance(transform, A.BaseCompose):
+                transform.is_check_shapes = False  # of masks that crops asked for, no longer of the image's size
+                continue
+            transform.update_transform_params = partial(_note_progress, transform, self.progress)
+            transform._key2func = {"image": transform.apply}
+            if moves_pixels(transform):
+                transform._key2func["steps"] = partial(_note_step, transform)
 
     def __call__(self, image: np.ndarray, objects: Objects, seed: Sequence[int]) -> tuple[np.ndarray, Objects]:
-        """image (H, W, 3) uint8 and its objects -> the same, transformed; objects that left the picture are gone.
+        """image (H, W, C) and its objects -> the same, transformed; objects that left the image are gone.
 
         `seed`: integers that name this draw; the same ones give the same result anywhere.
+        Raises `AugmentationError` if a transform fails on this image.
         """
         for k, transform in enumerate(self.transforms):
             stream = np.random.default_rng([*seed, k])
             transform.set_random_state(stream, random.Random(int(stream.integers(2**63))))
-        if not self.geometric or not len(objects.labels):
-            return self._checked(self.compose(image=image)["image"]), objects
-        bitmaps = [to_bitmap(objects, g, (image.shape[0], image.shape[1])) for g in range(len(objects.labels))]
-        result = self.compose(image=image, masks=bitmaps)
-        return self._checked(result["image"]), _moved(objects, bitmaps, result["masks"])
+        self.progress.objects = objects
+        try:
+            result = self.compose(image=image, steps=[])
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self._failure(error) from error
+        problem = spoiled(result["image"], image)
+        if problem:
+            names = ", ".join(type(t).__name__ for t in self.transforms[1:])
+            raise AugmentationError(f"data.train.augmentations ({names}) {problem}")
+        moved = np.ascontiguousarray(result["image"])
+        if result["steps"] and len(objects.labels):
+            before, after = (image.shape[0], image.shape[1]), (moved.shape[0], moved.shape[1])
+            objects = move_objects(objects, trace(result["steps"], before, after))
+        return moved, objects
 
-    def _checked(self, image: np.ndarray) -> np.ndarray:
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            names = ", ".join(type(t).__name__ for t in self.transforms)
-            raise UserError(
-                f"data.train.augmentations ({names}): the picture must stay (H, W, 3) uint8; "
-                "leave out Normalize, ToFloat and ToTensorV2, the model does that"
+    def try_on(self, size: tuple[int, int], draws: int = 8) -> None:
+        """Raise `AugmentationError` if a crop is larger than an image of `size` (H, W), in any of some draws."""
+        if any(crop_size(transform) for transform in self.transforms):
+            nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])
+            for draw in range(draws):
+                self(np.zeros((*size, 3), np.uint8), nothing, [draw])
+
+    def _failure(self, error: Exception) -> AugmentationError:
+        name = f"data.train.augmentations: {type(self.progress.transform).__name__}"
+        height, width = self.progress.size
+        needed = crop_size(self.progress.transform)
+        if needed and (needed[0] > height or needed[1] > width):
+            return AugmentationError(
+                f"{name} cuts {needed[0]} x {needed[1]} (H x W) out of an image of {height} x {width}: put "
+                f"{{name: PadIfNeeded, min_height: {needed[0]}, min_width: {needed[1]}}} before it, or take less"
             )
-        return np.ascontiguousarray(image)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return AugmentationError(f"{name} fails on an image of {height} x {width} (H x W): {reason}")
 
 
-def to_bitmap(objects: Objects, g: int, size: tuple[int, int]) -> np.ndarray:
-    """Object g as (H, W) uint8 of 0 and 1; its filled box where it has no mask."""
-    from pycocotools import mask as coco_mask
-
-    segmentation = objects.segmentations[g]
-    if isinstance(segmentation, dict):
-        return decode_rle(segmentation, *size)
-    if segmentation:
-        bitmap: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size)))
-        if bitmap.any():
-            return bitmap
-    bitmap = np.zeros(size, np.uint8)
-    x1, y1 = np.floor(objects.boxes[g, :2]).astype(int)
-    x2, y2 = np.ceil(objects.boxes[g, 2:]).astype(int)
-    bitmap[y1:y2, x1:x2] = 1
-    return bitmap
-
-
-def _moved(objects: Objects, before: Sequence[np.ndarray], after: Sequence[np.ndarray]) -> Objects:
-    """Boxes and masks from the transformed bitmaps. An object that no transform touched keeps its exact outline."""
-    boxes, labels = [], []
-    segmentations: list[Polygons | Rle | None] = []
-    for g, (old, new) in enumerate(zip(before, after, strict=True)):
-        if old.shape == new.shape and np.array_equal(old, new):
-            boxes.append(objects.boxes[g])
-            segmentations.append(objects.segmentations[g])
-        else:
-            ys, xs = np.flatnonzero(new.any(1)), np.flatnonzero(new.any(0))
-            if not len(ys):
-                continue
-            boxes.append(np.array([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1], np.float32))
-            segmentations.append(None if objects.segmentations[g] is None else {"bitmap": np.asarray(new)})
-        labels.append(objects.labels[g])
-    return Objects(np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64).reshape(-1), segmentations)
-
-
-def crop_any(segmentation: Polygons | Rle, box: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """A bitmap or an RLE mask -> (side, side) uint8 crop of its box."""
-    assert isinstance(segmentation, dict)
-    bitmap = segmentation.get("bitmap")
-    return crop_bitmap(bitmap if isinstance(bitmap, np.ndarray) else decode_rle(segmentation, *size), box, side)
-
-
-def _build(entry: Any, problems: list[str]) -> Any:
+def _note_progress(transform: Any, progress: _Progress, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """In the place of the transform's `update_transform_params`: hands the objects to the crops that look at them."""
     import albumentations as A
 
-    arguments = dict(entry) if isinstance(entry, dict) else {}
-    name = arguments.pop("name", None)
-    found = getattr(A, str(name), None)
-    if not (isinstance(found, type) and issubclass(found, A.BasicTransform | A.BaseCompose)):
-        known = [n for n in dir(A) if isinstance(getattr(A, n), type)]
-        near = difflib.get_close_matches(str(name), known, n=1)
-        problems.append(f"{name!r} is no albumentations transform" + (f"; did you mean {near[0]}?" if near else ""))
-        return None
-    if "transforms" in arguments:
-        arguments["transforms"] = [_build(inner, problems) for inner in arguments["transforms"]]
-    if problems:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*not valid for transform.*")
-            return found(**arguments)
-    except (TypeError, ValueError, UserWarning) as error:
-        problems.append(f"{name}: {' '.join(str(error).split())}")
-        return None
+    progress.transform, progress.size = transform, data["image"].shape[:2]
+    if isinstance(transform, A.BBoxSafeRandomCrop | A.AtLeastOneBBoxRandomCrop | A.CropNonEmptyMaskIfExists):
+        boxes = _boxes_now(progress, data["steps"])
+        data["bboxes"] = boxes / np.tile(progress.size[::-1], 2)
+        if isinstance(transform, A.CropNonEmptyMaskIfExists):
+            data["mask"] = np.zeros(progress.size, np.uint8)
+            for x1, y1, x2, y2 in boxes.astype(int):
+                data["mask"][y1 : y2 + 1, x1 : x2 + 1] = 1
+    updated: dict[str, Any] = type(transform).update_transform_params(transform, params, data)
+    return updated
 
 
-def _leaves(transform: Any) -> Iterator[Any]:
-    """Every transform, containers included: those draw which of theirs to apply."""
-    yield transform
-    for inner in getattr(transform, "transforms", ()):
-        yield from _leaves(inner)
+def _boxes_now(progress: _Progress, steps: Sequence[Step]) -> np.ndarray:
+    """(G, 4) float64 XYXY in the image as it is after `steps`."""
+    objects, size = progress.objects, progress.size
+    if steps and len(objects.labels):
+        objects = move_objects(objects, trace(steps, steps[0].size, size))
+    return objects.boxes.astype(np.float64).clip(0, [size[1], size[0]] * 2)
+
+
+def _note_step(transform: Any, steps: list[Step], **params: Any) -> list[Step]:
+    return [*steps, Step(transform, params, (params["shape"][0], params["shape"][1]))]

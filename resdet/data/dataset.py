@@ -11,11 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from resdet.config import DataConfig, InputConfig
-from resdet.data.augment import Augmentations, crop_any
+from resdet.data.augment import AugmentationError, Augmentations
 from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
 from resdet.data.images import decode_image, read_header, resize_image, resized_size
 from resdet.data.index import ImageInfo, Objects
+from resdet.data.patch import Patch, patch_of_rle
 from resdet.errors import UserError, listed
 from resdet.masks import crop_polygons
 from resdet.structures import MASK_UNKNOWN
@@ -46,6 +47,17 @@ class DetectionDataset(Dataset[Sample | UserError]):
         self.train, self.masks, self.seed = train, masks, seed
         entries = data.train.augmentations if train else []
         self.augmentations = Augmentations(entries) if entries else None
+        if self.augmentations:
+            self._try_smallest(self.augmentations)
+
+    def _try_smallest(self, augmentations: Augmentations) -> None:
+        """Raise now what would stop the training at the first image that is too small for a crop."""
+        sizes = self.annotations.images.sizes
+        for index in sorted({int(sizes[:, axis].argmin()) for axis in (0, 1) if len(sizes)}):
+            try:
+                augmentations.try_on(tuple(sizes[index].tolist()))
+            except AugmentationError as error:
+                raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.annotations.images)
@@ -57,6 +69,8 @@ class DetectionDataset(Dataset[Sample | UserError]):
             try:
                 sample = self._sample(candidate, epoch)
                 return sample._replace(problems=tuple(problems))
+            except AugmentationError as error:
+                return error  # no other image in its place: the settings are wrong, not the file
             except UserError as error:
                 problems.append(str(error))
         if not self.train:
@@ -93,7 +107,10 @@ class DetectionDataset(Dataset[Sample | UserError]):
         """The picture and its objects after the listed augmentations, before resizing and flipping."""
         image, objects = self.read(index), self.annotations.images[index].objects
         if self.augmentations:
-            image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
+            try:
+                image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
+            except AugmentationError as error:
+                raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
         return image, objects
 
     def _reduction(self, size: tuple[int, int], short: int) -> int:
@@ -114,7 +131,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         else:
             image, objects = self.augmented(index, epoch)
             old = (image.shape[0], image.shape[1])
-        masks = crop_masks(objects, old, self.data.mask_size) if self.masks else None
+        masks = crop_masks(objects, self.data.mask_size) if self.masks else None
         flip = self.train and rng.random() < self.data.flip
         new = resized_size(old, short, self.data.max_size, self.input.rounding)
         image = resize_image(image, new, self.input.resize)
@@ -133,14 +150,15 @@ class DetectionDataset(Dataset[Sample | UserError]):
         )
 
 
-def crop_masks(objects: Objects, size: tuple[int, int], side: int) -> np.ndarray:
+def crop_masks(objects: Objects, side: int) -> np.ndarray:
     """Each object's mask cropped to its box: (G, side, side) uint8, MASK_UNKNOWN throughout where there is none."""
     crops = np.full((len(objects.labels), side, side), MASK_UNKNOWN, np.uint8)
     for crop, box, segmentation in zip(crops, objects.boxes, objects.segmentations, strict=True):
         if isinstance(segmentation, list):
             crop[:] = crop_polygons(segmentation, box, side)
         elif segmentation is not None:
-            crop[:] = crop_any(segmentation, box, size, side)
+            patch = segmentation if isinstance(segmentation, Patch) else patch_of_rle(segmentation)
+            crop[:] = patch.crop(box, side)
     return crops
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from resdet.data.patch import Patch
 from resdet.masks import Rle
 
 Polygons = list[list[float]]
@@ -27,11 +28,11 @@ Segmentation = Polygons | Rle | None
 
 class Objects(NamedTuple):
     """The objects of one image, in its stored size: boxes (G, 4) float32 XYXY, labels (G,) int64, and for each object
-    its polygons, its RLE, or None where it comes without a mask."""
+    its polygons, its RLE, the patch that an augmentation left of them, or None where it comes without a mask."""
 
     boxes: np.ndarray
     labels: np.ndarray
-    segmentations: list[Segmentation]
+    segmentations: Sequence[Segmentation | Patch]
 
 
 class ImageInfo(NamedTuple):

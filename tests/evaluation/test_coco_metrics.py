@@ -24,7 +24,7 @@ def truth_as_detections(file: Path, images: Path, side: int = 448) -> list[dict]
     entries = []
     for info in read.images:
         boxes = info.objects.boxes
-        crops = crop_masks(info.objects, info.size, side).astype(np.float32)
+        crops = crop_masks(info.objects, side).astype(np.float32)
         scores = np.linspace(1, 0.5, len(boxes)).astype(np.float32)
         entries += to_coco(
             Instances(boxes, scores, info.objects.labels, info.size, crops), info.image_id, read.category_ids
