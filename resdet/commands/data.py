@@ -73,8 +73,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     from resdet.data.quality.checks import compare, examine, unusable
     from resdet.data.quality.files import inspect_files, leaks
     from resdet.data.quality.repair import repair
+    from resdet.data.quality.summary import errors, report
     from resdet.data.sources import open_split
-    from resdet.engine.examine import errors, report
     from resdet.runtime.console import console
     from resdet.training.setup import require_data
 

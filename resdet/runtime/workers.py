@@ -69,7 +69,7 @@ def load(loader: DataLoader[Any], held_by: Callable[[Collection[int | None]], li
 def _imports_script(loader: DataLoader[Any]) -> bool:
     """Whether its workers begin by importing the main script."""
     context = loader.multiprocessing_context or multiprocessing
-    return context.get_start_method() != "fork"
+    return bool(context.get_start_method() != "fork")
 
 
 def _worker_died(dead: dict[int | None, int], files: list[str], workers: int) -> UserError:

@@ -14,10 +14,10 @@ from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.quality.advice import advise_anchors, resized_objects
+from resdet.data.quality.summary import check_before_training
 from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import find_format, open_split
-from resdet.engine.examine import check_before_training
 from resdet.errors import UserError
 from resdet.runtime.console import console
 
