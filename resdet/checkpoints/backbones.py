@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resdet.checkpoints.names import to_ours
-from resdet.models.backbones.resnet import RESNETS, Architecture
+from resdet.models.backbones.resnet import Architecture, architecture_name
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
 EPS = 1e-5
@@ -71,15 +71,31 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         groups = middle.shape[0] // middle.shape[1]
         base_width = middle.shape[0] // groups
     wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
-    name = next((name for name, arch in RESNETS.items() if arch == wanted), None)
+    name = architecture_name(wanted)
     if name is None:
-        raise KeyError(f"a backbone of {wanted}; known are {', '.join(RESNETS)}")
+        raise KeyError(f"a backbone of {wanted}, which resdet does not build: known are resnet18, 34, 50, 101, 152, their wide and ResNeXt forms")
     return {
         "name": name,
-        "norm": "frozen_bn" if "bn1.running_mean" in weights else "gn",
+        "norm": "frozen_bn" if "bn1.running_mean" in weights or "conv1.1.running_mean" in weights else "gn",
         "deep_stem": "conv1.0.weight" in weights,
         "residual": any(name.startswith("layer2.0.downsample.") for name in weights),
         "avg_down": "layer2.0.downsample.1.weight" in weights and weights["layer2.0.downsample.1.weight"].ndim == 4,
+        **_deformable(weights),
+    }
+
+
+def _deformable(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Version, stages and offset groups, from the shapes of the offsets' convolutions; {} without any."""
+    offsets = {m[1]: v for k, v in weights.items() if (m := re.match(r"layer(\d)\.\d+\.conv2\.offset\.weight", k))}
+    if not offsets:
+        return {}
+    channels = len(next(iter(offsets.values())))
+    # 18 numbers a group in version 1, 27 in version 2: one that both divide is taken for a single group's multiple of 27.
+    modulated = channels % 27 == 0
+    return {
+        "deformable": "v2" if modulated else "v1",
+        "deformable_stages": [f"c{int(k) + 1}" for k in sorted(offsets)],
+        "deformable_groups": channels // (27 if modulated else 18),
     }
 
 

@@ -45,6 +45,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
     "detectron2": [
         (r"backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bn1."),
         (r"backbone\.bottom_up\.stem\.conv1\.", "backbone.conv1."),
+        *((rf"{_RES}{k + 1}\.(\d+)\.conv2_offset\.", rf"backbone.layer{k}.\1.conv2.offset.") for k in range(1, 5)),
         *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.norm\.", rf"backbone.layer{k}.\1.bn\2.") for k in range(1, 5)),
         *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.", rf"backbone.layer{k}.\1.conv\2.") for k in range(1, 5)),
         *((rf"{_RES}{k + 1}\.(\d+)\.shortcut\.norm\.", rf"backbone.layer{k}.\1.downsample.1.") for k in range(1, 5)),
@@ -68,6 +69,9 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.mask_head\.predictor\.", "heads.mask.logits."),
     ],
     "mmdetection": [
+        (r"backbone\.layer(\d)\.(\d+)\.conv2\.conv_offset\.", r"backbone.layer\1.\2.conv2.offset."),
+        (r"backbone\.stem\.", "backbone.conv1."),
+        (r"backbone\.gn1\.", "backbone.bn1."),
         (r"backbone\.", "backbone."),
         (r"neck\.lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1.conv."),
         (r"neck\.lateral_convs\.(\d)\.(?:bn|gn)\.", r"fpn.lateral.\1.norm."),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -14,6 +15,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NormName = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 HeadNorm = Literal["none", "bn", "sync_bn", "gn"]
 Triple = tuple[float, float, float]
+
+
+def _known_backbone(name: str) -> str:
+    if not re.fullmatch(r"resnet(18|34|50|101|152)|wide_resnet(50|101)_2|resnext(50|101|152)_[1-9]\d*x[1-9]\d*d", name):
+        raise ValueError(
+            f"unknown backbone {name!r}; known are resnet18, 34, 50, 101, 152, wide_resnet50_2, wide_resnet101_2 and "
+            "resnextDEPTH_GROUPSxWIDTHd such as resnext50_32x4d, resnext101_32x8d, resnext101_64x4d"
+        )
+    return name
 
 
 class Section(BaseModel):
@@ -35,10 +45,9 @@ class InputConfig(Section):
 
 
 class BackboneConfig(Section):
-    name: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
-        "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2",
-    ] = "resnet50"  # fmt: skip
+    name: Annotated[str, AfterValidator(_known_backbone)] = (
+        "resnet50"  # resnet18…152, wide_resnet50_2, resnext101_32x8d, …
+    )
     weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else v)] = (
         "imagenet"  # imagenet (that is _v1), imagenet_v1, imagenet_v2, timm:NAME, a file, none
     )
@@ -50,6 +59,11 @@ class BackboneConfig(Section):
     deep_stem: bool = False  # with avg_down: ResNet-D
     avg_down: bool = False
     residual: bool = True
+    weight_standardization: bool = False  # for group norm
+    deformable: Literal["none", "v1", "v2"] = "none"  # 3x3 convolutions of deformable_stages
+    deformable_stages: list[Literal["c2", "c3", "c4", "c5"]] = ["c3", "c4", "c5"]
+    deformable_groups: Positive = 1
+    c5_dilation: Literal[1, 2] = 1  # 2: c5 stays at stride 16 (DC5)
 
 
 class FPNConfig(Section):

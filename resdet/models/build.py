@@ -7,7 +7,7 @@ from torch import nn
 from resdet.config import ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
-from resdet.models.backbones.resnet import RESNETS, ResNet
+from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.fpn import FPN
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.heads.mask import MaskHead
@@ -20,8 +20,14 @@ from resdet.models.roi_align import RoIAlign
 def build_backbone(config: ModelConfig) -> ResNet:
     """The backbone with random weights."""
     c = config.backbone
+    arch = architecture(c.name)
+    if c.deformable != "none" and (arch.base_width * arch.groups) % c.deformable_groups:
+        raise UserError(
+            f"model.backbone.deformable_groups ({c.deformable_groups}) must divide the channels of the 3x3 convolutions, "
+            f"{arch.base_width * arch.groups} in c2 and multiples of it above"
+        )
     return ResNet(
-        RESNETS[c.name],
+        arch,
         norm=c.norm,
         norm_eps=c.norm_eps,
         stride_in_1x1=c.stride_in_1x1,
@@ -30,6 +36,11 @@ def build_backbone(config: ModelConfig) -> ResNet:
         deep_stem=c.deep_stem,
         avg_down=c.avg_down,
         residual=c.residual,
+        weight_standardization=c.weight_standardization,
+        deformable=c.deformable,
+        deformable_stages=c.deformable_stages,
+        deformable_groups=c.deformable_groups,
+        c5_dilation=c.c5_dilation,
     )
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torchvision.ops import deform_conv2d
 
 from resdet.kernels.convolution import add_relu, convolve
 
@@ -136,6 +137,50 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self, self.weight, self.bias)
+
+
+class StandardizedConv2d(nn.Conv2d):
+    """A convolution whose weights have mean 0 and standard deviation 1 over each output channel (Qiao et al. 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return convolve(x, self, (self.weight - mean) / (deviation + 1e-5), self.bias)
+
+
+class DeformableConv2d(nn.Module):
+    """3x3 convolution whose samples move by predicted offsets, and in version 2 have predicted weights: Dai et al. 2017
+    (arXiv:1703.06211), Zhu et al. 2018 (1811.11168). Starts as a plain one (version 2: halved)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, dilation: int, groups: int, offset_groups: int, modulated: bool
+    ) -> None:
+        super().__init__()
+        self.stride, self.dilation, self.modulated = stride, dilation, modulated
+        self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, 3, 3))
+        channels = (27 if modulated else 18) * offset_groups
+        self.offset = nn.Conv2d(inputs, channels, 3, stride, padding=dilation, dilation=dilation)
+        self.start_plain()
+
+    def start_plain(self) -> None:
+        """Offsets of zero."""
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.offset.weight)
+        assert self.offset.bias is not None
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset, mask = self.offset(x), None
+        if self.modulated:
+            split = offset.shape[1] // 3 * 2
+            offset, mask = offset[:, :split], offset[:, split:].sigmoid()
+        with torch.autocast(x.device.type, enabled=False):  # the operator has no half precision on a CPU
+            dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+            given = (x, offset, self.weight) if mask is None else (x, offset, self.weight, mask)
+            x, offset, weight, *rest = (t.to(dtype).contiguous() for t in given)
+            y: Tensor = deform_conv2d(
+                x, offset, weight, None, self.stride, self.dilation, self.dilation, rest[0] if rest else None
+            )
+        return y
 
 
 def shared_count(count: Tensor, training: bool) -> Tensor:

@@ -6,12 +6,14 @@ Parameter names are torchvision's: they are an interface, for every ImageNet che
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.models.layers import Conv2d, Norm, conv_norm, make_norm
+from resdet.models.layers import Conv2d, DeformableConv2d, Norm, StandardizedConv2d, conv_norm, make_norm
 
 
 class Architecture(NamedTuple):
@@ -27,10 +29,55 @@ RESNETS = {
     "resnet50": Architecture(True, (3, 4, 6, 3)),
     "resnet101": Architecture(True, (3, 4, 23, 3)),
     "resnet152": Architecture(True, (3, 8, 36, 3)),
-    "resnext50_32x4d": Architecture(True, (3, 4, 6, 3), groups=32, base_width=4),
-    "resnext101_32x8d": Architecture(True, (3, 4, 23, 3), groups=32, base_width=8),
     "wide_resnet50_2": Architecture(True, (3, 4, 6, 3), base_width=128),
+    "wide_resnet101_2": Architecture(True, (3, 4, 23, 3), base_width=128),
 }
+
+
+def architecture(name: str) -> Architecture:
+    """Of a name in `RESNETS`, or of resnextDEPTH_GROUPSxWIDTHd. Raises `KeyError`."""
+    match = re.fullmatch(r"resnext(\d+)_(\d+)x(\d+)d", name)
+    if match is None:
+        return RESNETS[name]
+    return RESNETS[f"resnet{match[1]}"]._replace(groups=int(match[2]), base_width=int(match[3]))
+
+
+def architecture_name(arch: Architecture) -> str | None:
+    """The inverse of `architecture`; None for one that has no name."""
+    plain = next((name for name, known in RESNETS.items() if known == arch), None)
+    of_depth = next(
+        (name for name in ("resnet50", "resnet101", "resnet152") if RESNETS[name].blocks == arch.blocks), None
+    )
+    if plain or not arch.bottleneck or of_depth is None:
+        return plain
+    return f"{of_depth.replace('net', 'next')}_{arch.groups}x{arch.base_width}d"
+
+
+class Style(NamedTuple):
+    """What the blocks of a network, or of a stage of it, share."""
+
+    norm: Norm = "frozen_bn"
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
+    residual: bool = True
+    avg_down: bool = False
+    standardized: bool = False
+    deformable: Literal["none", "v1", "v2"] = "none"
+    deformable_groups: int = 1
+    dilation: int = 1
+
+    def conv3x3(self, inputs: int, channels: int, stride: int = 1, groups: int = 1) -> nn.Module:
+        """The convolution that dilation and deformation are about."""
+        if self.deformable != "none":
+            return DeformableConv2d(
+                inputs, channels, stride, self.dilation, groups, self.deformable_groups, self.deformable == "v2"
+            )
+        kind = StandardizedConv2d if self.standardized else Conv2d
+        return kind(inputs, channels, 3, stride, self.dilation, self.dilation, groups, bias=False)
+
+    def conv1x1(self, inputs: int, channels: int, stride: int = 1) -> nn.Conv2d:
+        kind = StandardizedConv2d if self.standardized else nn.Conv2d
+        return kind(inputs, channels, 1, stride, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -38,17 +85,14 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self, inputs: int, channels: int, stride: int, arch: Architecture, norm: Norm, eps: float,
-        stride_in_1x1: bool, residual: bool, avg_down: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: int, channels: int, stride: int, arch: Architecture, style: Style) -> None:
         super().__init__()
-        self.conv1 = Conv2d(inputs, channels, 3, stride, padding=1, bias=False)
-        self.bn1 = make_norm(norm, channels, eps)
-        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = make_norm(norm, channels, eps)
-        self.residual = residual
-        self.downsample = _shortcut(inputs, channels, stride, norm, eps, residual, avg_down)
+        self.conv1 = style.conv3x3(inputs, channels, stride)
+        self.bn1 = make_norm(style.norm, channels, style.norm_eps)
+        self.conv2 = style.conv3x3(channels, channels)
+        self.bn2 = make_norm(style.norm, channels, style.norm_eps)
+        self.residual = style.residual
+        self.downsample = _shortcut(inputs, channels, stride, style)
 
     def forward(self, x: Tensor) -> Tensor:
         y = conv_norm(self.conv1, self.bn1, x, relu=True)
@@ -64,21 +108,18 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, inputs: int, channels: int, stride: int, arch: Architecture, norm: Norm, eps: float,
-        stride_in_1x1: bool, residual: bool, avg_down: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: int, channels: int, stride: int, arch: Architecture, style: Style) -> None:
         super().__init__()
         width = channels * arch.base_width // 64 * arch.groups
-        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
-        self.bn1 = make_norm(norm, width, eps)
-        self.conv2 = Conv2d(width, width, 3, second, padding=1, groups=arch.groups, bias=False)
-        self.bn2 = make_norm(norm, width, eps)
-        self.conv3 = nn.Conv2d(width, channels * 4, 1, bias=False)
-        self.bn3 = make_norm(norm, channels * 4, eps)
-        self.residual = residual
-        self.downsample = _shortcut(inputs, channels * 4, stride, norm, eps, residual, avg_down)
+        first, second = (stride, 1) if style.stride_in_1x1 else (1, stride)
+        self.conv1 = style.conv1x1(inputs, width, first)
+        self.bn1 = make_norm(style.norm, width, style.norm_eps)
+        self.conv2 = style.conv3x3(width, width, second, arch.groups)
+        self.bn2 = make_norm(style.norm, width, style.norm_eps)
+        self.conv3 = style.conv1x1(width, channels * 4)
+        self.bn3 = make_norm(style.norm, channels * 4, style.norm_eps)
+        self.residual = style.residual
+        self.downsample = _shortcut(inputs, channels * 4, stride, style)
 
     def forward(self, x: Tensor) -> Tensor:
         y = conv_norm(self.conv1, self.bn1, x, relu=True)
@@ -87,16 +128,15 @@ class Bottleneck(nn.Module):
         return conv_norm(self.conv3, self.bn3, y, shortcut=shortcut, relu=True)
 
 
-def _shortcut(
-    inputs: int, outputs: int, stride: int, norm: Norm, eps: float, residual: bool, avg_down: bool
-) -> nn.Module:
+def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module:
     """The projection of a shortcut where shapes differ; the identity, without parameters, elsewhere."""
-    if not residual or (stride == 1 and inputs == outputs):
+    if not style.residual or (stride == 1 and inputs == outputs):
         return nn.Identity()
-    if not avg_down:
-        return _Projection(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs, eps))
+    norm = make_norm(style.norm, outputs, style.norm_eps)
+    if not style.avg_down:
+        return _Projection(style.conv1x1(inputs, outputs, stride), norm)
     pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
-    return _Projection(pool, nn.Conv2d(inputs, outputs, 1, bias=False), make_norm(norm, outputs, eps))
+    return _Projection(pool, style.conv1x1(inputs, outputs), norm)
 
 
 class _Projection(nn.Sequential):
@@ -109,12 +149,15 @@ class _Projection(nn.Sequential):
         return conv_norm(conv, norm, x)
 
 
-def _deep_stem(norm: Norm, eps: float) -> nn.Module:
-    """Three 3x3 convolutions in the place of one 7x7; the last one's norm is the stem's."""
+def _stem(style: Style, deep: bool) -> nn.Module:
+    """A 7x7 convolution, or three 3x3 ones; in both cases the norm that follows is `ResNet.bn1`."""
+    kind = StandardizedConv2d if style.standardized else nn.Conv2d
+    if not deep:
+        return kind(3, 64, 7, 2, padding=3, bias=False)
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, padding=1, bias=False), make_norm(norm, 32, eps), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1, bias=False), make_norm(norm, 32, eps), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        kind(3, 32, 3, 2, padding=1, bias=False), make_norm(style.norm, 32, style.norm_eps), nn.ReLU(),
+        kind(32, 32, 3, padding=1, bias=False), make_norm(style.norm, 32, style.norm_eps), nn.ReLU(),
+        kind(32, 64, 3, padding=1, bias=False),
     )  # fmt: skip
 
 
@@ -126,10 +169,14 @@ class ResNet(nn.Module):
     stride_in_1x1:     bottlenecks downsample in their first 1x1 convolution.
     frozen_stages:     how many stages do not train, from the stem on: 0 none, 1 stem, 2 stem and layer1, … 5 all.
     zero_init_last:    the last norm of each residual branch starts at zero (Goyal et al. 2017).
-    deep_stem:         three 3x3 convolutions as the stem, and
+    deep_stem:         three 3x3 convolutions as the stem (ResNet-C), and
     avg_down:          shortcuts that average before their 1x1 convolution: both together are ResNet-D (He et al. 2018,
                        arXiv:1812.01187), with timm's parameter names.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
+    weight_standardization: convolutions have standardised weights (Qiao et al. 2019, arXiv:1903.10520), for group norm.
+    deformable:        3x3 convolutions that are deformable ("v1": Dai et al. 2017, arXiv:1703.06211; "v2": Zhu et al. 2018,
+                       arXiv:1811.11168) in the stages `deformable_stages` (of c2..c5), with `deformable_groups` offset groups.
+    c5_dilation:       2 keeps c5 at stride 16 and dilates its 3x3 convolutions ("DC5").
     """
 
     def __init__(
@@ -144,20 +191,30 @@ class ResNet(nn.Module):
         deep_stem: bool = False,
         avg_down: bool = False,
         residual: bool = True,
+        weight_standardization: bool = False,
+        deformable: Literal["none", "v1", "v2"] = "none",
+        deformable_stages: Sequence[str] = ("c3", "c4", "c5"),
+        deformable_groups: int = 1,
+        c5_dilation: int = 1,
     ) -> None:
         super().__init__()
         block = Bottleneck if arch.bottleneck else BasicBlock
+        style = Style(norm, norm_eps, stride_in_1x1, residual, avg_down, weight_standardization)
         self.channels = {f"c{k}": 2 ** (k + 4) * block.expansion for k in range(2, 6)}
-        self.strides = {f"c{k}": 2**k for k in range(2, 6)}
-        self.conv1 = _deep_stem(norm, norm_eps) if deep_stem else nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
+        self.strides = {f"c{k}": 2**k for k in range(2, 5)} | {"c5": 32 // c5_dilation}
+        self.conv1 = _stem(style, deep_stem)
         self.bn1 = make_norm(norm, 64, norm_eps)
         inputs = 64
         for k, count in enumerate(arch.blocks, 1):
             channels = 32 * 2**k
             stage = []
+            dilation = c5_dilation if k == 4 else 1
+            here = style._replace(dilation=dilation)
+            if f"c{k + 1}" in deformable_stages:
+                here = here._replace(deformable=deformable, deformable_groups=deformable_groups)
             for i in range(count):
-                stride = 2 if k > 1 and i == 0 else 1
-                stage.append(block(inputs, channels, stride, arch, norm, norm_eps, stride_in_1x1, residual, avg_down))
+                stride = 2 if k > 1 and i == 0 and dilation == 1 else 1
+                stage.append(block(inputs, channels, stride, arch, here))
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
         self._initialise(zero_init_last)
@@ -194,3 +251,6 @@ class ResNet(nn.Module):
             elif zero_init_last and isinstance(module, BasicBlock | Bottleneck):
                 last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
                 nn.init.zeros_(last.get_parameter("weight"))
+        for module in self.modules():
+            if isinstance(module, DeformableConv2d):
+                module.start_plain()
