@@ -73,7 +73,10 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
     name = architecture_name(wanted)
     if name is None:
-        raise KeyError(f"a backbone of {wanted}, which resdet does not build: known are resnet18, 34, 50, 101, 152, their wide and ResNeXt forms")
+        raise KeyError(
+            f"a backbone of {wanted}; known are resnet18, resnet34, resnet50, resnet101, resnet152, wide_resnet50_2, "
+            "wide_resnet101_2 and the ResNeXts of these depths"
+        )
     return {
         "name": name,
         "norm": "frozen_bn" if "bn1.running_mean" in weights or "conv1.1.running_mean" in weights else "gn",

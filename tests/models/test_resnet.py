@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from resdet.config import parse_config
-from resdet.models.backbones.resnet import RESNETS, ResNet
+from resdet.errors import UserError
+from resdet.models.backbones.resnet import RESNETS, ResNet, architecture, architecture_name
 from resdet.models.build import build_backbone
-from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
+from resdet.models.layers import BatchNorm2d, DeformableConv2d, FrozenBatchNorm2d, StandardizedConv2d
 
 ALL = [n if n in ("resnet18", "resnet50") else pytest.param(n, marks=pytest.mark.slow) for n in RESNETS]
 
@@ -68,6 +70,69 @@ def test_stride_placement(in_1x1: bool) -> None:
     block = ResNet(RESNETS["resnet50"], norm="bn", stride_in_1x1=in_1x1).layer2[0]
     assert (block.conv1.stride[0] == 2) is in_1x1
     assert (block.conv2.stride[0] == 2) is not in_1x1
+
+
+def test_resnext_of_any_groups_and_width() -> None:
+    theirs = torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.Bottleneck, [3, 4, 6, 3], groups=16, width_per_group=8
+    ).state_dict()
+    ours = ResNet(architecture("resnext50_16x8d"), norm="bn").state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items() if not k.startswith("fc.")}
+    for name in ("resnext101_64x4d", "resnext50_32x4d", "wide_resnet101_2", "resnet34"):
+        assert architecture_name(architecture(name)) == name
+    with pytest.raises(UserError, match=r"unknown backbone 'resnext101_32d'; known are resnet18"):
+        parse_config({"model": {"backbone": {"name": "resnext101_32d"}}})
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_deformable_convolutions(version: str) -> None:
+    """With offsets of zero a plain convolution (version 2: half of one); with a whole pixel's offset a shifted one."""
+    model = ResNet(
+        RESNETS["resnet18"], norm="bn", deformable=version, deformable_stages=["c4", "c5"], deformable_groups=2
+    )
+    assert isinstance(model.layer3[0].conv1, DeformableConv2d)
+    assert isinstance(model.layer2[0].conv1, nn.Conv2d)
+    conv = model.layer3[1].conv2
+    x = torch.rand(2, 256, 9, 12)
+    share = 0.5 if version == "v2" else 1.0
+    torch.testing.assert_close(conv(x), share * F.conv2d(x, conv.weight, padding=1), rtol=1e-5, atol=1e-5)
+    bias = torch.zeros(2, 9, 2)
+    bias[..., 0] = 1.0  # one row down
+    conv.offset.bias.data[: bias.numel()] = bias.flatten()
+    shifted = F.conv2d(F.pad(x, (1, 1, 0, 2)), conv.weight)
+    torch.testing.assert_close(conv(x), share * shifted, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(torch.rand(2, 3, 64, 64))["c5"].sum().backward()
+    assert all(p.grad is not None for p in model.layer4.parameters())
+
+
+def test_offset_groups_must_divide_the_channels() -> None:
+    config = parse_config({"model": {"backbone": {"deformable": "v2", "deformable_groups": 5}}}).model
+    with pytest.raises(UserError, match=r"deformable_groups \(5\) must divide .* 64 in c2"):
+        build_backbone(config)
+
+
+def test_standardised_weights() -> None:
+    model = ResNet(RESNETS["resnet18"], norm="gn", weight_standardization=True)
+    conv = model.layer1[0].conv1.double()
+    assert isinstance(conv, StandardizedConv2d)
+    with torch.no_grad():
+        conv.weight.mul_(3).add_(1)
+    x = torch.rand(1, 64, 8, 8, dtype=torch.float64)
+    flat = conv.weight.flatten(1)
+    standard = ((flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5)).view_as(conv.weight)
+    torch.testing.assert_close(conv(x), F.conv2d(x, standard, padding=1))
+
+
+def test_dilated_c5_keeps_its_stride() -> None:
+    model = ResNet(RESNETS["resnet18"], norm="bn", c5_dilation=2).eval()
+    assert model.strides["c5"] == 16
+    x = torch.rand(1, 3, 64, 96)
+    assert model(x)["c5"].shape == (1, 512, 4, 6)
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).eval()
+    ours = ResNet(RESNETS["resnet50"], norm="bn", c5_dilation=2)
+    assert (ours.layer4[1].conv2.dilation, ours.layer4[2].conv2.padding) == ((2, 2), (2, 2))
+    assert theirs.layer4[1].conv2.dilation == ours.layer4[1].conv2.dilation
 
 
 @pytest.mark.parametrize("stages", range(6))
