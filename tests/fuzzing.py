@@ -32,7 +32,8 @@ from resdet.data.quality.checks import examine
 from resdet.data.quality.files import inspect_files
 from resdet.data.sources import open_split
 from resdet.errors import UserError
-from resdet.evaluation.coco import Evaluation, read_results
+from resdet.evaluation.coco import Evaluation
+from resdet.evaluation.results import read_results
 
 WEIRD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -(10**18), 0.5, 1e-300, 1e308, -1e308, float("nan"), float("inf"),

@@ -12,6 +12,7 @@ from resdet.writing import make_folder
 if TYPE_CHECKING:
     from resdet.config import Config
     from resdet.data.coco import Annotations
+    from resdet.data.collate import LoadedBatch
     from resdet.evaluation.coco import Evaluation, Metrics
     from resdet.inference.predictor import Predictor
 
@@ -44,11 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     """Predict on the validation split, score, write metrics.json and detections.json into `output`."""
-    from rich.progress import track
+    from rich.progress import Progress
 
     from resdet.data.dataset import DetectionDataset
     from resdet.evaluation.coco import evaluation_of
-    from resdet.inference.dataset import predict_dataset
+    from resdet.evaluation.dataset import evaluate_dataset
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.training.faults import Unreadable
@@ -64,19 +65,24 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     model = predictor.model_config
     data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
-    entries: list[dict[str, Any]] = []
-    make_folder(output)
-    steps = predict_dataset(
-        predictor.model, dataset, device=predictor.device, batch_size=min(4, config.train.batch_size),
-        amp=config.train.amp, paste=model.mask.paste if model.mask else "resdet",
-    )  # fmt: skip
-    unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
-    for loaded, found, _ in track(steps, "predicting", console=console, disable=not console.is_terminal):
-        unreadable.note(loaded.problems, "it counts as without detections")
-        entries += found
     evaluation = evaluation_of(annotations)
-    kinds = ("bbox", "segm") if model.mask and evaluation.has_masks else ("bbox",)
-    return _report(evaluation, entries, kinds, output)
+    make_folder(output)
+    unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("predicting", total=len(dataset))
+
+        def seen(loaded: LoadedBatch) -> None:
+            unreadable.note(loaded.problems, "it counts as without detections")
+            progress.advance(task, len(loaded.indices))
+
+        scores = evaluate_dataset(
+            predictor.model, dataset, evaluation, seen, device=predictor.device, batch_size=min(4, config.train.batch_size),
+            amp=config.train.amp, masks=model.mask is not None, max_detections=model.box.max_detections,
+            paste=model.mask.paste if model.mask else "resdet",
+        )  # fmt: skip
+    assert scores
+    report(evaluation, scores.metrics, scores.tables, scores.entries, output)
+    return scores.metrics
 
 
 def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annotations, list[str]]:
@@ -93,22 +99,27 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
 
 def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
     """Score a COCO results JSON, write metrics.json and a copy of the entries into `output`."""
-    from resdet.evaluation.coco import Evaluation, read_results
+    from resdet.evaluation.coco import Evaluation
+    from resdet.evaluation.results import crowding_note, read_results
+    from resdet.runtime.console import console
 
     evaluation = Evaluation(annotations)
     entries, kinds = read_results(results, evaluation)
     make_folder(output)
-    return _report(evaluation, entries, kinds, output)
-
-
-def _report(evaluation: Evaluation, entries: list[dict[str, Any]], kinds: tuple[str, ...], output: Path) -> Metrics:
-    from resdet.runtime.console import console
-    from resdet.training.loop import write_evaluation
-
     metrics, tables = evaluation.score(entries, kinds)
-    write_evaluation(output, metrics, entries)
-    console.print(f"{len(evaluation.image_sizes)} images, {len(entries)} detections\n\n{tables}")
-    if "segm" in kinds and evaluation.without_mask:
-        console.print(f"{evaluation.without_mask} objects without a segmentation: their boxes stood in for their masks")
-    console.print(f"written: {output / 'metrics.json'}, {output / 'detections.json'}")
+    report(evaluation, metrics, tables, entries, output)
+    if note := crowding_note(evaluation, entries):
+        console.print(note)
     return metrics
+
+
+def report(evaluation: Evaluation, metrics: Metrics, tables: str, entries: list[dict[str, Any]], output: Path) -> None:
+    """Write metrics and detections, print the tables."""
+    from resdet.evaluation.results import write_evaluation
+    from resdet.runtime.console import console
+
+    write_evaluation(output, metrics, entries)
+    console.print(f"{len(evaluation.image_sizes)} images, {len(entries)} detections\n\n{tables}", markup=False)
+    if "segm" in metrics and evaluation.without_mask:
+        console.print(f"{evaluation.without_mask} objects without a segmentation: their boxes stood in for their masks")
+    console.print(f"written: {output / 'metrics.json'}, {output / 'detections.json'}", markup=False)

@@ -243,7 +243,15 @@ class TrainConfig(Section):
     keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt
     eval_every: Count = 5000  # 0: only at the end
     val_loss: bool = True  # with each evaluation, the losses on the validation set
-    patience: Positive | None = None  # stop after so many evaluations without a better AP
+    # What best.pt is the best of, and patience waits for; None: mask AP where masks are evaluated, else box AP
+    best_metric: (
+        Literal[
+            "bbox_AP", "bbox_AP50", "bbox_AP75", "bbox_APs", "bbox_APm", "bbox_APl", "bbox_AR100",
+            "segm_AP", "segm_AP50", "segm_AP75", "segm_APs", "segm_APm", "segm_APl", "segm_AR100",
+        ]
+        | None
+    ) = None  # fmt: skip
+    patience: Positive | None = None  # stop after so many evaluations without a better one
     tensorboard: bool = False
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds that processes wait for one another
 

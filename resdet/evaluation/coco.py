@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -22,20 +21,34 @@ from resdet.data.coco import (
     Annotations,
     check_flags,
     check_ids,
-    is_box,
     is_id,
-    is_number,
     is_size,
     parse_box,
     parse_segmentation,
     read_categories,
     read_coco_json,
-    read_json,
 )
-from resdet.errors import UserError, listed
+from resdet.errors import listed
+from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, metrics_table
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+AREAS = {
+    "all": (0, 1e10),
+    "s": (0, 32**2),
+    "m": (32**2, 96**2),
+    "l": (96**2, 1e10),
+}  # in square pixels, both ends inside
+Kind = Literal["bbox", "segm"]
 Metrics = dict[str, dict[str, float | None]]
+
+
+class Crowding(NamedTuple):
+    """images: how many have more objects of one class than a limit; most: objects of one class in one image; best_ap: the box
+    AP, in 0..1, of perfect detections under that limit."""
+
+    images: int
+    most: int
+    best_ap: float
 
 
 class Evaluation:
@@ -115,26 +128,55 @@ class Evaluation:
             entry["area"] = float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
         return entry
 
+    def kinds(self, *, masks: bool) -> tuple[Kind, ...]:
+        """What detections can be scored for; masks: whether they have any."""
+        return ("bbox", "segm") if masks and self.has_masks else ("bbox",)
+
+    def measurable(self, kind: Kind, name: str) -> bool:
+        """Whether there is an object that the metric `name` of METRICS could be measured on."""
+        low, high = AREAS.get(name[-1], AREAS["all"])
+        return (kind == "bbox" or self.has_masks) and any(
+            not entry["iscrowd"] and low <= entry["area"] <= high for entry in self.truth["annotations"]
+        )
+
+    def crowding(self, limit: int) -> Crowding:
+        """What counting no more than `limit` detections per image and class costs."""
+        objects = Counter(
+            (entry["category_id"], entry["image_id"]) for entry in self.truth["annotations"] if not entry["iscrowd"]
+        )
+        crowded = {image for (_, image), count in objects.items() if count > limit}
+        total: Counter[int] = Counter()
+        reachable: Counter[int] = Counter()
+        for (category, _), count in objects.items():
+            total[category] += count
+            reachable[category] += min(count, limit)
+        recalls = np.linspace(0, 1, 101)
+        best = [float((recalls <= reachable[category] / total[category]).mean()) for category in total]
+        return Crowding(len(crowded), max(objects.values(), default=0), float(np.mean(best)) if best else 1.0)
+
     def score(
         self,
         results: Sequence[dict[str, Any]],
         kinds: Sequence[str] = ("bbox", "segm"),
         backend: Literal["hotcoco", "pycocotools"] | None = None,
+        limit: int = COCO_LIMIT,
     ) -> tuple[Metrics, str]:
         """COCO results entries -> {"bbox": {"AP": …, 11 more}, "segm": …} in 0..1 (None: nothing to measure), and tables.
 
+        limit: detections per image and class that count, the highest scores first; 100, as COCO has it, or more. With more,
+               "AR{limit}" and "AP_max100", the AP at 100, are among the metrics.
         backend: None for the fastest that is installed.
         """
+        assert limit >= COCO_LIMIT
         backend = backend or ("hotcoco" if find_spec("hotcoco") else "pycocotools")
+        limits = sorted({1, 10, COCO_LIMIT, limit})
         metrics: Metrics = {}
         tables = []
         for kind in kinds:
-            evaluator = _evaluated(
-                self.truth, {**self.truth, "annotations": self._detections(results, kind)}, kind, backend
-            )
-            values = [None if v == -1 else float(v) for v in evaluator.stats]
-            metrics[kind] = dict(zip(METRICS, values, strict=True))
-            tables.append(metrics_table(kind, metrics[kind], self._per_class(evaluator)))
+            found = {**self.truth, "annotations": self._detections(results, kind)}
+            precision, recall = _evaluated(self.truth, found, kind, backend, limits)
+            metrics[kind] = _summary(precision, recall, limits)
+            tables.append(metrics_table(kind, metrics[kind], self._per_class(precision), limit))
         return metrics, "\n".join(tables)
 
     def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -153,13 +195,12 @@ class Evaluation:
             entries.append(self._numbered({**entry, "id": number, "iscrowd": 0}) | shape)
         return entries
 
-    def _per_class(self, evaluator: Any) -> list[tuple[str, int, float | None, float | None]]:
+    def _per_class(self, every: np.ndarray) -> list[tuple[str, int, float | None, float | None]]:
         """(name, objects, AP, AP50) of each class, from the precision array (T, R, K, A, M)."""
         rows = []
         counts: Counter[int] = Counter()
         for entry in self.truth["annotations"]:
             counts[entry["category_id"]] += not entry["iscrowd"]
-        every = np.asarray(evaluator.eval["precision"])
         for k, name in enumerate(self.category_names.values()):
             precision = every[:, :, k, 0, -1]
             means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
@@ -172,75 +213,19 @@ def evaluation_of(annotations: Annotations) -> Evaluation:
     return Evaluation(annotations.source, annotations.images.arrays["ids"].tolist(), annotations.content)
 
 
-def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """A COCO results JSON -> its entries and what they can be scored for. Raises one `UserError` that lists all mistakes."""
-    results = read_json(path)
-    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
-        raise UserError(
-            f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"
-        )
-    problems: list[str] = []
-    for i, entry in enumerate(results):
-        problems += [f"entry {i}: {text}" for text in _check_result(entry, evaluation)]
-    masks = sum("segmentation" in entry for entry in results)
-    if 0 < masks < len(results):
-        problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
-    if problems:
-        raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
-    return results, ("bbox", "segm") if masks and evaluation.has_masks else ("bbox",)
-
-
-def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
-    """What is wrong with a detection."""
-    wrong: list[str] = []
-    image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, wrong)
-    if image_id is None:
-        return wrong
-    if not is_number(entry.get("score")):
-        wrong.append(f"score {entry.get('score')!r} is not a number")
-    box, rle = entry.get("bbox"), entry.get("segmentation")
-    if box is None and rle is None:
-        wrong.append("has neither bbox nor segmentation")
-    if box is not None and not is_box(box):
-        wrong.append(f"bbox {str(box)[:60]} is not [x, y, width, height]")
-    before = len(wrong)
-    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], wrong, Counter())
-    if "segmentation" in entry and usable is None and len(wrong) == before:
-        wrong.append("its segmentation is empty")
-    return wrong
-
-
-def metrics_table(
-    kind: str, metrics: dict[str, float | None], classes: list[tuple[str, int, float | None, float | None]]
-) -> str:
-    """The 12 numbers and the per-class table as plain text, in percent."""
-
-    def percent(value: float | None) -> str:
-        return "    -" if value is None else f"{100 * value:5.1f}"
-
-    names = "  ".join(f"{name:>5}" for name in METRICS)
-    values = "  ".join(percent(metrics[name]) for name in METRICS)
-    seen = [row for row in classes if row[1]]
-    width = max([len(name) for name, *_ in seen] + [5])
-    columns = 1 if len(seen) <= 10 else 3
-    cells = [f"{name:<{width}} {count:>6} {percent(ap)} {percent(ap50)}" for name, count, ap, ap50 in seen]
-    rows = math.ceil(len(cells) / columns)
-    head = " | ".join([f"{'class':<{width}} {'count':>6} {'AP':>5} {'AP50':>5}"] * min(columns, max(len(cells), 1)))
-    lines = [" | ".join(cells[r::rows]) for r in range(rows)]
-    absent = len(classes) - len(seen)
-    if absent:
-        lines.append(f"({absent} classes without objects here are left out)")
-    title = {"bbox": "box", "segm": "mask"}[kind]
-    return "\n".join([f"COCO {title} AP, percent", names, values, "", head, *lines, ""])
-
-
-def _evaluated(truth: dict[str, Any], found: dict[str, Any], kind: str, backend: str) -> Any:
-    """The backend's evaluator, with its numbers in `stats` and its precision array in `eval`."""
+def _evaluated(
+    truth: dict[str, Any], found: dict[str, Any], kind: str, backend: str, limits: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
+    areas as in AREAS, `limits`; -1 where there is nothing to measure."""
     with contextlib.redirect_stdout(io.StringIO()):
         if backend == "hotcoco":
             import hotcoco
 
             evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
+            parameters = evaluator.params
+            parameters.maxDets = limits
+            evaluator.params = parameters
         else:
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval
@@ -250,7 +235,28 @@ def _evaluated(truth: dict[str, Any], found: dict[str, Any], kind: str, backend:
                 coco.dataset = content
                 coco.createIndex()
             evaluator = COCOeval(*both, kind)
+            evaluator.params.maxDets = limits
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
+    numbers: Any = evaluator.eval
+    return np.asarray(numbers["precision"]), np.asarray(numbers["recall"])
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> dict[str, float | None]:
+    """The numbers of `_evaluated`, as COCO's summary has them, at the last of `limits`."""
+
+    def mean(values: np.ndarray) -> float | None:
+        measured = values[values > -1]
+        return float(measured.mean()) if measured.size else None
+
+    average = {
+        "AP": mean(precision[..., 0, -1]),
+        "AP50": mean(precision[0, ..., 0, -1]),
+        "AP75": mean(precision[5, ..., 0, -1]),
+    }
+    average |= {f"AP{name}": mean(precision[..., k, -1]) for k, name in enumerate("sml", 1)}
+    average |= {f"AR{limit}": mean(recall[..., 0, m]) for m, limit in enumerate(limits)}
+    average |= {f"AR{name}": mean(recall[..., k, -1]) for k, name in enumerate("sml", 1)}
+    if limits[-1] > COCO_LIMIT:
+        average[STANDARD_AP] = mean(precision[..., 0, limits.index(COCO_LIMIT)])
+    return average

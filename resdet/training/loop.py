@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,7 +17,8 @@ from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import Metrics
-from resdet.inference.dataset import predict_dataset
+from resdet.evaluation.dataset import Scores, evaluate_dataset
+from resdet.evaluation.results import write_evaluation
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.runtime.console import console
@@ -33,7 +33,7 @@ from resdet.training.setup import prepare_inputs
 from resdet.training.state import Run
 from resdet.training.step import TrainingStep
 from resdet.visualize import prediction_sheet
-from resdet.writing import write_json, write_text
+from resdet.writing import write_text
 
 
 @dataclass
@@ -123,7 +123,7 @@ def _train(
                     saver.save_best(run.checkpoint(resumable=False))
                 pace.since_last()  # evaluation is not training time
                 if t.patience and run.evaluations_without_gain >= t.patience:
-                    console.print(f"no better AP in {t.patience} evaluations: stopping early")
+                    console.print(f"no better {run.best_metric} in {t.patience} evaluations: stopping early")
                     done = True
             if done or run.iteration % t.checkpoint_every == 0:
                 step.settle()
@@ -164,7 +164,7 @@ def numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
 
 
 def evaluate(run: Run, log: RunLog) -> bool:
-    """Score the validation set, write `eval/`, print the tables. True if the AP is the best so far.
+    """Score the validation set, write `eval/`, print the tables. True if `train.best_metric` is the best so far.
 
     Every process predicts its share of the images; the main one scores them all, and all learn the outcome.
     """
@@ -172,58 +172,34 @@ def evaluate(run: Run, log: RunLog) -> bool:
     assert run.evaluation
     config, distributed = run.config, run.distributed
     distributed.barrier("an evaluation")
-    entries: list[dict[str, Any]] = []
-    sums: dict[str, float] = {}
-    images = 0
-    for loaded, found, losses in predict_dataset(
-        run.evaluated_model(), run.val_set, device=run.device, batch_size=min(4, config.train.batch_size),
-        amp=config.train.amp, losses=config.train.val_loss, paste=config.model.mask.paste if config.model.mask else "resdet",
-        rank=distributed.rank, world=distributed.world,
-    ):  # fmt: skip
-        run.unreadable_val.note(loaded.problems, "it counts as without detections")
-        entries += found
-        images += len(loaded.indices)
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value * len(loaded.indices)
-    shares = distributed.gather((entries, sums, images))
-    outcome: tuple[Metrics, bool] = {}, False
-    if distributed.main:
-        outcome = _score(run, log, shares)
-    run.metrics, improved = distributed.broadcast(outcome)
-    kind = list(run.metrics)[-1]
-    run.best = max(run.best, run.metrics[kind]["AP"] or 0.0)
-    run.evaluations_without_gain = 0 if improved else run.evaluations_without_gain + 1
-    return improved
+    scores = evaluate_dataset(
+        run.evaluated_model(), run.val_set, run.evaluation,
+        lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as without detections"),
+        device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
+        masks=config.model.mask is not None, max_detections=config.model.box.max_detections,
+        paste=config.model.mask.paste if config.model.mask else "resdet", distributed=distributed,
+    )  # fmt: skip
+    if scores:
+        report_evaluation(run, log, scores)
+    run.metrics = distributed.broadcast(scores.metrics if scores else {})
+    return run.note_evaluation()
 
 
-def _score(
-    run: Run, log: RunLog, shares: Sequence[tuple[list[dict[str, Any]], dict[str, float], int]]
-) -> tuple[Metrics, bool]:
-    """What all processes predicted -> the metrics, and whether they are the best so far."""
-    assert run.evaluation
-    entries = [entry for share, _, _ in shares for entry in share]
-    images = sum(count for _, _, count in shares)
-    kinds = ("bbox", "segm") if run.config.model.mask and run.evaluation.has_masks else ("bbox",)
-    metrics, tables = run.evaluation.score(entries, kinds)
+def report_evaluation(run: Run, log: RunLog, scores: Scores) -> None:
+    """Write and print what the main process has scored."""
     try:
-        write_evaluation(run.config.output / "eval", metrics, entries)
+        write_evaluation(run.config.output / "eval", scores.metrics, scores.entries)
     except UserError as error:
         console.print(f"warning: {error}; training goes on")
-    names = shares[0][1]
-    val_losses = {f"val_{n}": round(sum(sums.get(n, 0.0) for _, sums, _ in shares) / images, 6) for n in names}
+    val_losses = {f"val_{name}": round(value, 6) for name, value in scores.losses.items()}
+    tables = scores.tables
     if val_losses:
         val_losses = {"val_loss": round(sum(val_losses.values()), 6), **val_losses}
         tables += "validation losses: " + "  ".join(f"{k[4:]} {v:.3f}" for k, v in val_losses.items()) + "\n"
-    log.write(run.iteration, **val_losses, **{f"{kind}_{k}": v for kind in kinds for k, v in metrics[kind].items()})
-    console.print(f"\niteration {run.iteration}: {images} validation images, {len(entries)} detections\n{tables}")
-    ap = metrics[kinds[-1]]["AP"]
-    return metrics, ap is not None and ap > run.best
-
-
-def write_evaluation(folder: Path, metrics: Metrics, entries: list[dict[str, Any]]) -> None:
-    """metrics.json and detections.json. Raises `UserError`."""
-    write_json(folder / "metrics.json", metrics, indent=2)
-    write_json(folder / "detections.json", entries)
+    numbers = {f"{kind}_{name}": value for kind, values in scores.metrics.items() for name, value in values.items()}
+    log.write(run.iteration, **val_losses, **numbers)
+    title = f"iteration {run.iteration}: {scores.images} validation images, {len(scores.entries)} detections"
+    console.print(f"\n{title}\n{tables}", markup=False)
 
 
 class ThroughputMeter:

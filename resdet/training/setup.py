@@ -69,6 +69,9 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         val, notes = for_classes(val, train.class_names, str(train.source), "the training set")
         for note in notes:
             console.print(note, markup=False)
+    for split in (train, val) if val else (train,):
+        if note := crowded(split, config.model.box.max_detections):
+            console.print(note, markup=False)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
@@ -84,6 +87,19 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
             "set model.mask=null, which makes it a Faster R-CNN"
         )
     return config, Inputs(train, val, start)
+
+
+def crowded(annotations: Annotations, max_detections: int) -> str:
+    """A warning if images have more objects than a model detects; else ""."""
+    counts = annotations.images.counts
+    more = int((counts > max_detections).sum())
+    if not more:
+        return ""
+    most = counts.max()
+    return (
+        f"warning: {annotations.source}: {more} of {len(counts)} images have more objects, up to {most}, than the "
+        f"{max_detections} detections of an image that model.box.max_detections keeps: set model.box.max_detections={most}"
+    )
 
 
 def make_synthetic(config: Config) -> None:

@@ -17,6 +17,7 @@ from resdet.models.detector import Detector
 from resdet.runtime.console import console
 from resdet.runtime.device import compiled
 from resdet.runtime.distributed import Distributed, data_parallel
+from resdet.training.best import best_metric
 from resdet.training.faults import Unreadable
 from resdet.training.optim import WeightAverage, build_optimizer, restore_optimizer
 from resdet.training.resume import changes, config_of
@@ -42,6 +43,7 @@ class Run:
                 inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
             )
             self.evaluation = evaluation_of(inputs.val)
+        self.best_metric = best_metric(config, self.evaluation) if self.evaluation else None
         share = config.data.max_unreadable / distributed.world
         self.unreadable = Unreadable("train", len(inputs.train.images), share)
         self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)
@@ -76,6 +78,17 @@ class Run:
         averaged.load_state_dict(self.average.weights)
         return averaged
 
+    def note_evaluation(self) -> bool:
+        """Compare the new `metrics` with the best so far. -> whether they are better; never where nothing can be measured."""
+        if self.best_metric is None:
+            return False
+        kind, _, name = self.best_metric.partition("_")
+        value = self.metrics[kind][name]
+        improved = value is not None and value > self.best
+        self.best = max(self.best, value or 0.0)
+        self.evaluations_without_gain = 0 if improved else self.evaluations_without_gain + 1
+        return improved
+
     def checkpoint(self, resumable: bool = True) -> Checkpoint:
         """A snapshot; `resumable` adds all that going on needs."""
         training: dict[str, Any] = {}
@@ -85,6 +98,7 @@ class Run:
                 "scaler": self.scaler.state_dict(),
                 "weights": self.model.state_dict() if self.average else {},
                 "best": self.best,
+                "best_metric": self.best_metric,
                 "evaluations_without_gain": self.evaluations_without_gain,
                 "random": torch.get_rng_state(),  # for heads that draw from torch's generators; resdet's own do not
                 "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -117,6 +131,9 @@ class Run:
         if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 before
             self.scaler.load_state_dict(state["scaler"])
         self.best, self.evaluations_without_gain = state["best"], state["evaluations_without_gain"]
+        if state.get("best_metric", self.best_metric) != self.best_metric:
+            console.print(f"  best.pt is chosen anew, by {self.best_metric}; it was by {state['best_metric']}")
+            self.best, self.evaluations_without_gain = -1.0, 0
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and len(state["random_cuda"]) == torch.cuda.device_count():

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import fuzzing
 from conftest import SHARED
@@ -13,7 +17,8 @@ from resdet.commands.eval import main as eval_command
 from resdet.data.coco import read_coco
 from resdet.data.dataset import crop_masks
 from resdet.errors import UserError
-from resdet.evaluation.coco import METRICS, Evaluation, read_results
+from resdet.evaluation.coco import METRICS, Evaluation
+from resdet.evaluation.results import read_results
 from resdet.inference.predictor import to_coco
 from resdet.structures import Instances
 
@@ -241,3 +246,86 @@ def test_results_of_another_kind(tmp_path) -> None:
             read_results(tmp_path / "results.json", evaluation)
     with pytest.raises(UserError, match="cannot be read"):
         read_results(tmp_path / "no.json", evaluation)
+
+
+def crowded(rng: np.random.Generator, counts: list[tuple[int, int]]) -> tuple[dict, list[dict]]:
+    """Images with (n, m) boxes of the classes 1 and 2 on a grid, and detections of most of them, some shifted."""
+    content: dict = {
+        "images": [{"id": i, "height": 800, "width": 800} for i in range(len(counts))],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], "annotations": [],
+    }  # fmt: skip
+    results = []
+    for image, classes in enumerate(counts):
+        for category, count in enumerate(classes, 1):
+            for k in range(count):
+                x, y, side = 40.0 * (k % 20), 40.0 * (k // 20), float(rng.choice([20, 36]))
+                box = [x, y, side, side]
+                number = len(content["annotations"]) + 1
+                content["annotations"].append(
+                    {
+                        "id": number,
+                        "image_id": image,
+                        "category_id": category,
+                        "bbox": box,
+                        "area": side**2,
+                        "iscrowd": 0,
+                    }
+                )
+                if rng.random() < 0.9:
+                    shifted = [x + float(rng.integers(0, 8)), *box[1:]]
+                    results.append(
+                        {"image_id": image, "category_id": category, "bbox": shifted, "score": float(rng.random())}
+                    )
+    return content, results
+
+
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_a_higher_limit_of_detections_is_pycocotools_own(backend, tmp_path) -> None:
+    content, results = crowded(np.random.default_rng(0), [(300, 5), (120, 0), (3, 150)])
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tmp_path / "gt.json"))
+        reference = COCOeval(truth, truth.loadRes(results), "bbox")
+        reference.params.maxDets = [10, 100, 250]
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
+    stats, precision = reference.stats, reference.eval["precision"][..., 0, 2]
+    metrics, table = Evaluation(tmp_path / "gt.json").score(results, ["bbox"], backend, limit=250)
+    found = metrics["bbox"]
+    pairs = {
+        "AP": precision[precision > -1].mean(), "AP_max100": stats[0], "AP50": stats[1], "AP75": stats[2], "APs": stats[3],
+        "APm": stats[4], "AR10": stats[6], "AR100": stats[7], "AR250": stats[8], "ARs": stats[9], "ARm": stats[10],
+    }  # fmt: skip
+    for name, value in pairs.items():
+        assert found[name] == pytest.approx(value, rel=0, abs=1e-12), name
+    assert found["AP"] > found["AP_max100"]
+    assert f"250 detections per image and class (AP at COCO's limit of 100: {100 * found['AP_max100']:.1f})" in table
+    standard, table = Evaluation(tmp_path / "gt.json").score(results, ["bbox"], backend)
+    assert tuple(standard["bbox"]) == METRICS
+    assert standard["bbox"]["AP"] == found["AP_max100"]
+    assert "COCO box AP, percent, 100 detections per image and class" in table
+
+
+def test_what_the_limit_costs_is_told_for_a_results_file(tmp_path, capsys) -> None:
+    """Of 300 perfect detections 100 count, which is a recall of a third: 34 of 101 thresholds."""
+    content, _ = crowded(np.random.default_rng(0), [(300, 0), (5, 90)])
+    perfect = [{**entry, "score": 0.9} for entry in content["annotations"]]
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    (tmp_path / "dt.json").write_text(json.dumps(perfect))
+    arguments = ["--results", str(tmp_path / "dt.json"), "--annotations", str(tmp_path / "gt.json")]
+    assert eval_command([*arguments, "--output", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    reached = json.loads((tmp_path / "out/metrics.json").read_text())["bbox"]["AP"]
+    assert Evaluation(tmp_path / "gt.json").crowding(100) == (1, 300, pytest.approx(reached, abs=1e-12))
+    assert "1 of 2 images have more than 100 objects of one class, up to 300" in said
+    assert f"cannot exceed {100 * reached:.1f} %; with all detections counted it is 100.0 %" in said
+
+
+def test_what_can_be_measured(tmp_path) -> None:
+    evaluation = Evaluation(write_truth(tmp_path))  # boxes of 400 and 200 square pixels, without masks
+    for name in ("AP", "AP50", "APs", "AR100", "ARs"):
+        assert evaluation.measurable("bbox", name)
+        assert not evaluation.measurable("segm", name)
+    assert not evaluation.measurable("bbox", "APm")
+    assert not Evaluation(write_truth(tmp_path, iscrowd=1)).measurable("bbox", "AP")

@@ -1,0 +1,70 @@
+"""A model on an annotated dataset -> its COCO numbers: the one path of training's evaluations and of `eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from resdet.data.collate import LoadedBatch
+from resdet.data.dataset import DetectionDataset
+from resdet.evaluation.coco import Evaluation, Metrics
+from resdet.evaluation.tables import COCO_LIMIT
+from resdet.inference.dataset import predict_dataset
+from resdet.models.detector import Detector
+from resdet.runtime.distributed import Distributed
+
+
+class Scores(NamedTuple):
+    """images: how many were looked at. entries: COCO results. losses: their means over the images, by name."""
+
+    metrics: Metrics
+    tables: str
+    images: int
+    entries: list[dict[str, Any]]
+    losses: dict[str, float]
+
+
+def evaluate_dataset(
+    model: Detector,
+    dataset: DetectionDataset,
+    evaluation: Evaluation,
+    seen: Callable[[LoadedBatch], object],
+    *,
+    device: torch.device,
+    batch_size: int,
+    max_detections: int,
+    amp: str = "off",
+    masks: bool = False,
+    losses: bool = False,
+    paste: str = "resdet",
+    distributed: Distributed | None = None,
+) -> Scores | None:
+    """Predict all images and score the detections.
+
+    seen: called for each batch that has been predicted. masks: score them too, where the dataset has any.
+    distributed: the processes that share the images out; the main one scores, the others get None.
+    max_detections: how many the model gives for an image at most; so many count, and 100 at least.
+    """
+    distributed = distributed or Distributed()
+    entries: list[dict[str, Any]] = []
+    sums: dict[str, float] = {}
+    images = 0
+    for loaded, found, values in predict_dataset(
+        model, dataset, device=device, batch_size=batch_size, amp=amp, losses=losses, paste=paste,
+        rank=distributed.rank, world=distributed.world,
+    ):  # fmt: skip
+        seen(loaded)
+        entries += found
+        images += len(loaded.indices)
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + value * len(loaded.indices)
+    shares = distributed.gather((entries, sums, images))
+    if not distributed.main:
+        return None
+    entries = [entry for share, _, _ in shares for entry in share]
+    images = sum(count for _, _, count in shares)
+    metrics, tables = evaluation.score(entries, evaluation.kinds(masks=masks), limit=max(COCO_LIMIT, max_detections))
+    means = {name: sum(share.get(name, 0.0) for _, share, _ in shares) / images for name in shares[0][1]}
+    return Scores(metrics, tables, images, entries, means)

@@ -1,0 +1,71 @@
+"""COCO results files: a list of detections [{image_id, category_id, bbox, score, segmentation}, …], read and written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from resdet.data.coco import check_ids, is_box, is_number, parse_segmentation, read_json
+from resdet.errors import UserError, listed
+from resdet.evaluation.coco import Evaluation, Kind, Metrics
+from resdet.evaluation.tables import COCO_LIMIT
+from resdet.writing import write_json
+
+
+def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[Kind, ...]]:
+    """A COCO results JSON -> its entries and what they can be scored for. Raises one `UserError` that lists all mistakes."""
+    results = read_json(path)
+    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
+        raise UserError(
+            f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"
+        )
+    problems: list[str] = []
+    for i, entry in enumerate(results):
+        problems += [f"entry {i}: {text}" for text in _check_result(entry, evaluation)]
+    masks = sum("segmentation" in entry for entry in results)
+    if 0 < masks < len(results):
+        problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
+    if problems:
+        raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
+    return results, evaluation.kinds(masks=masks > 0)
+
+
+def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
+    """What is wrong with a detection."""
+    wrong: list[str] = []
+    image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, wrong)
+    if image_id is None:
+        return wrong
+    if not is_number(entry.get("score")):
+        wrong.append(f"score {entry.get('score')!r} is not a number")
+    box, rle = entry.get("bbox"), entry.get("segmentation")
+    if box is None and rle is None:
+        wrong.append("has neither bbox nor segmentation")
+    if box is not None and not is_box(box):
+        wrong.append(f"bbox {str(box)[:60]} is not [x, y, width, height]")
+    before = len(wrong)
+    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], wrong, Counter())
+    if "segmentation" in entry and usable is None and len(wrong) == before:
+        wrong.append("its segmentation is empty")
+    return wrong
+
+
+def write_evaluation(folder: Path, metrics: Metrics, entries: list[dict[str, Any]]) -> None:
+    """metrics.json and detections.json. Raises `UserError`."""
+    write_json(folder / "metrics.json", metrics, indent=2)
+    write_json(folder / "detections.json", entries)
+
+
+def crowding_note(evaluation: Evaluation, entries: list[dict[str, Any]]) -> str:
+    """What COCO's limit of detections costs this ground truth and these detections; "" where it costs nothing."""
+    crowding = evaluation.crowding(COCO_LIMIT)
+    if not crowding.images:
+        return ""
+    given = max(Counter((e["image_id"], e["category_id"]) for e in entries).values(), default=0)
+    whole, _ = evaluation.score(entries, ["bbox"], limit=max(COCO_LIMIT, given))
+    return (
+        f"{crowding.images} of {len(evaluation.image_sizes)} images have more than {COCO_LIMIT} objects of one class, up to "
+        f"{crowding.most}: COCO's AP counts {COCO_LIMIT} detections per image and class, so box AP cannot exceed "
+        f"{100 * crowding.best_ap:.1f} %; with all detections counted it is {100 * (whole['bbox']['AP'] or 0.0):.1f} %"
+    )

@@ -1,0 +1,38 @@
+"""COCO numbers -> plain text for people."""
+
+from __future__ import annotations
+
+import math
+
+COCO_LIMIT = 100  # detections per image and class that COCO's numbers count
+STANDARD_AP = "AP_max100"  # beside an AP of a higher limit
+
+
+def metrics_table(
+    kind: str, metrics: dict[str, float | None], classes: list[tuple[str, int, float | None, float | None]], limit: int
+) -> str:
+    """The numbers and the per-class table as plain text, in percent. limit: detections per image and class that count."""
+
+    def percent(value: float | None) -> str:
+        return "    -" if value is None else f"{100 * value:5.1f}"
+
+    shown = [name for name in metrics if name != STANDARD_AP]
+    names = "  ".join(f"{name:>5}" for name in shown)
+    values = "  ".join(f"{percent(metrics[name]):>{max(len(name), 5)}}" for name in shown)
+    seen = [row for row in classes if row[1]]
+    width = max([len(name) for name, *_ in seen] + [5])
+    columns = 1 if len(seen) <= 10 else 3
+    cells = [f"{name:<{width}} {count:>6} {percent(ap)} {percent(ap50)}" for name, count, ap, ap50 in seen]
+    rows = math.ceil(len(cells) / columns)
+    head = " | ".join([f"{'class':<{width}} {'count':>6} {'AP':>5} {'AP50':>5}"] * min(columns, max(len(cells), 1)))
+    lines = [" | ".join(cells[r::rows]) for r in range(rows)]
+    absent = len(classes) - len(seen)
+    if absent:
+        lines.append(f"({absent} classes without objects here are left out)")
+    title = {"bbox": "box", "segm": "mask"}[kind]
+    if STANDARD_AP in metrics:
+        head_line = f"{title} AP, percent, {limit} detections per image and class (AP at COCO's limit of {COCO_LIMIT}: "
+        head_line += f"{percent(metrics[STANDARD_AP]).strip()})"
+    else:
+        head_line = f"COCO {title} AP, percent, {limit} detections per image and class"
+    return "\n".join([head_line, names, values, "", head, *lines, ""])
