@@ -1,4 +1,5 @@
-"""Time and peak memory of augmenting one large image with many objects, beside the same sample without augmentation.
+"""Time and peak memory of augmenting one large image with many objects, beside the same sample without augmentation
+and beside the augmentation of the image alone.
 
     python benchmarks/augment.py [objects] [height width]
 
@@ -38,7 +39,7 @@ def made() -> Objects:
     return Objects(np.array(boxes, np.float32), np.zeros(count, np.int64), masks)
 
 
-def sample(augment: Augmentations | None) -> None:
+def sample(augment: Augmentations | None, objects: Objects) -> None:
     """What training does with an image: decode, augment, crop masks, resize."""
     image = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
     found = objects
@@ -51,16 +52,21 @@ def sample(augment: Augmentations | None) -> None:
 objects = made()
 noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
 jpeg = cv2.imencode(".jpg", cv2.resize(noise, (width, height)))[1]
-print(f"{count} objects, {height} x {width}, an image of {height * width * 3 / 2**20:.0f} MiB")
+nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])
+print(
+    f"{count} objects, {height} x {width}, an image of {height * width * 3 / 2**20:.0f} MiB; image alone, with objects"
+)
 for name in ("none", *TRANSFORMS):
     augment = None if name == "none" else Augmentations([{"name": name, "p": 1}])
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        sample(augment)
-        times.append(time.perf_counter() - start)
-    tracemalloc.start()
-    sample(augment)
-    peak = tracemalloc.get_traced_memory()[1] / 2**20
-    tracemalloc.stop()
-    print(f"{name:18} {min(times):6.2f} s {peak:6.0f} MiB")
+    line = f"{name:18}"
+    for given in (nothing, objects):
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            sample(augment, given)
+            times.append(time.perf_counter() - start)
+        tracemalloc.start()
+        sample(augment, given)
+        line += f" {min(times):6.2f} s {tracemalloc.get_traced_memory()[1] / 2**20:6.0f} MiB"
+        tracemalloc.stop()
+    print(line)

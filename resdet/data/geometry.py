@@ -67,13 +67,16 @@ def trace(steps: Sequence[Step], before: tuple[int, int], after: tuple[int, int]
         step_matrix = None if source is not None else _matrix(step, new)
         if step_matrix is None:
             if source is None:
-                source = _source(matrix, window, step.size) + 1  # transforms fill with 0
+                source = _source(matrix, window, step.size)
+                source += 1  # transforms fill with 0
             source = step.transform.apply_to_mask(np.ascontiguousarray(source), **step.params)
         else:
             matrix = step_matrix @ matrix
             if len(window):
                 window = clip_polygon(oriented(_project(step_matrix, window)), rectangle(new))
-    return Geometry(before, after, matrix, window, None if source is None else source - 1)
+    if source is not None:
+        source -= 1
+    return Geometry(before, after, matrix, window, source)
 
 
 def _project(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:

@@ -122,7 +122,7 @@ class _Blocks:
         padded[: self.size[0], : self.size[1]] = source
         tiles = padded.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK, 2).transpose(0, 2, 4, 1, 3)
         self.blocks = tiles.reshape(*tiles.shape[:3], BLOCK * BLOCK)  # (rows, columns, XY, pixels)
-        self.low = np.where(self.blocks < 0, np.inf, self.blocks).min(3)  # (rows, columns, XY)
+        self.low = np.stack([np.where(row < 0, np.inf, row).min(2) for row in self.blocks])  # (rows, columns, XY)
         self.high = self.blocks.max(3)
 
     def move(self, objects: Objects, g: int, before: tuple[int, int]) -> Moved | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import tracemalloc
 
 import albumentations as A
@@ -10,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from resdet.config import DataConfig, InputConfig
 from resdet.data.augment import Augmentations
-from resdet.data.dataset import crop_masks
+from resdet.data.dataset import DetectionDataset, crop_masks
 from resdet.data.index import Objects
 from resdet.data.patch import Patch, patch_of
 from resdet.errors import UserError
@@ -294,6 +296,26 @@ def test_a_crop_larger_than_the_image_names_both_and_the_fix() -> None:
         UserError, match=r"RandomCrop cuts 500 x 60 .* of 240 x 280: put {name: PadIfNeeded, min_height: 500"
     ):
         augment(*scene(), [0])
+
+
+def test_a_spawned_worker_draws_the_same() -> None:
+    crop = {"name": "BBoxSafeRandomCrop", "p": 1}
+    augment = Augmentations([{"name": "OneOf", "transforms": [{"name": "Rotate"}, {"name": "GridDistortion"}]}, crop])
+    image, objects = scene()
+    augment(image, objects, [7])  # what came before makes no difference
+    sent = pickle.loads(pickle.dumps(augment))
+    (ours, found), (theirs, same) = augment(image, objects, [3]), sent(image, objects, [3])
+    assert np.array_equal(ours, theirs)
+    assert np.array_equal(found.boxes, same.boxes)
+
+
+def test_images_too_small_for_a_crop_are_named_before_training(shapes) -> None:
+    entries = [{"name": "RandomCrop", "height": 100, "width": 20, "p": 0.9}]
+    data = DataConfig.model_validate({"train": {"augmentations": entries}})
+    with pytest.raises(
+        UserError, match=r"000\d+.jpg: .*RandomCrop cuts 100 x 20 .* of 96 x 120: put {name: PadIfNeeded"
+    ):
+        DetectionDataset(shapes, data, InputConfig(), train=True, masks=True, seed=0)
 
 
 def every_transform() -> list[str]:
