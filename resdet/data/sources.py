@@ -16,6 +16,7 @@ from resdet.data.formats.common import Source, read_list
 from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.voc import read_voc
 from resdet.data.formats.yolo import read_yolo
+from resdet.data.root_category import without_root
 from resdet.errors import UserError
 
 Split = Literal["train", "val"]
@@ -49,10 +50,10 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     if kind == "labelme":
         return read_labelme(given.annotations or given.images or root)
     images, annotations = split_paths(config, "train" if config.split else split)
-    content = read_coco_json(annotations)
+    content, remarks = without_root(read_coco_json(annotations))
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
-    return Source(annotations, images, content)
+    return Source(annotations, images, content, remarks=Counter(remarks))
 
 
 def find_format(config: DataConfig, given: SplitConfig) -> Format:
