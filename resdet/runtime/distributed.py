@@ -1,6 +1,6 @@
-"""The processes of a run: who I am, and what all must agree on. Alone, everything here does nothing.
+"""One process among those of a distributed run: its rank, collectives, failures. A single process makes all of it a no-op.
 
-`torchrun` starts them and tells each its rank through the environment; PyTorch's own engine does the rest.
+`torchrun` starts the processes and gives each its rank in environment variables.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from resdet.runtime.console import console
 
 T = TypeVar("T")
 WRITER = "checkpoint"  # the name of threads that a failing process waits for before it exits
-FAILED = "failed"  # the key under which a process leaves its last words to the others
+FAILED = "failed"  # the key under which a failing process leaves its reason to the others
 
 
 class Distributed:
-    """rank 0 ≤ r < world; the main one, rank 0, writes files and speaks.
+    """Rank 0 <= rank < world, and the collectives of the training loop. The main process, rank 0, writes files and messages.
 
-    Objects and barriers travel over gloo on the host, whatever carries the gradients.
+    Objects and barriers use gloo on the host, whichever backend reduces the gradients.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, timeout: float = 600.0) -> None:
@@ -43,7 +43,7 @@ class Distributed:
         self._asked: tuple[Any, Tensor] | None = None
 
     def barrier(self, what: str) -> None:
-        """Until all are here. Raises `UserError` that says who is not, after the timeout."""
+        """Wait for all processes. After the timeout, raises a `UserError` that names the missing ranks."""
         if self.world == 1:
             return
         try:
@@ -124,7 +124,7 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed
         yield Distributed()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # otherwise pinned memory would give every process a foot on the first GPU
+        torch.cuda.set_device(device)  # or pinning memory would create a context of every process on the first GPU
     store, rank, world = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
     store = PrefixStore(_name_of_start(store, rank, world, timeout), store)
     dist.init_process_group(
@@ -149,7 +149,7 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed
         console.quiet = quiet
         watch.done.set()
         watch.join()
-    dist.destroy_process_group()  # only after success: with a dead neighbour this may wait for ever
+    dist.destroy_process_group()  # only after success: it may hang when another process is dead
 
 
 def _name_of_start(store: Any, rank: int, world: int, timeout: float) -> str:

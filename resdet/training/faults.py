@@ -1,4 +1,4 @@
-"""What goes wrong while a run runs: numbers that are not finite, memory that is not there, pictures that cannot be read."""
+"""Failures during training: non-finite numbers, exhausted memory, unreadable images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DUMPS = 3  # that are kept of a run
 def first_not_finite(
     model: nn.Module, batch: Batch, losses_of: Callable[[nn.Module], dict[str, Tensor]], alone: bool = True
 ) -> str:
-    """The name of the first tensor of a step that is not finite: an input, a weight, an output, a loss, or a gradient.
+    """The name of the first non-finite tensor of a step: an input, a weight, an output, a loss, or a gradient.
 
     Works on a copy. alone: False where other processes would have to take part in a training step.
     """
@@ -84,7 +84,7 @@ def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
         objects = 0 if batch.targets is None else batch.targets.boxes.shape[1]
         t = config.train
         raise UserError(
-            f"out of memory at iteration {iteration}, with {b} pictures of {h} x {w} (H x W) and up to {objects} objects: "
+            f"out of memory at iteration {iteration}, with {b} images of {h} x {w} (H x W) and up to {objects} objects: "
             f"raise train.accumulate (now {t.accumulate}; the result stays nearly the same), lower train.batch_size (now "
             f"{t.batch_size}) or data.min_size and data.max_size (now {max(config.data.min_size)} and "
             f"{config.data.max_size}), or set train.amp=bf16; then go on with --resume"
@@ -92,7 +92,7 @@ def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
 
 
 class Unreadable:
-    """Counts the pictures of a split that could not be read, names each once, and stops the run past a share of them."""
+    """Counts the unreadable images of a split, names each once, and stops the run when their share is too large."""
 
     def __init__(self, split: str, images: int, share: float) -> None:
         self.split, self.images, self.share = split, images, share
@@ -107,13 +107,13 @@ class Unreadable:
         if len(self.known) > self.share * self.images:
             shown = "\n".join(f"  - {problem}" for problem in sorted(self.known)[:10])
             raise UserError(
-                f"{self.split}: {len(self.known)} of {self.images} pictures could not be read, more than "
+                f"{self.split}: {len(self.known)} of {self.images} images could not be read, more than "
                 f"data.max_unreadable ({self.share:g}) allows; tools/data.py check lists them all:\n{shown}"
             )
 
 
 def dump_path(folder: Path, iteration: int, rank: int) -> Path | None:
-    """Where to keep what made a step go wrong; None when there are enough already."""
+    """The file for the dump of a non-finite step; None when the run has enough of them."""
     folder = folder / "nonfinite"
     if len(list(folder.glob("*.pt"))) >= DUMPS:
         return None

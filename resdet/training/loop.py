@@ -1,4 +1,4 @@
-"""The training loop: config -> checkpoints, metrics, pictures. Everything periodic is a visible `if` in `train`."""
+"""The training loop: config -> checkpoints, metrics, drawings. Everything periodic is a visible `if` in `train`."""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ from resdet.writing import atomic_write
 
 
 class Saver:
-    """Writes in one thread, from a copy of the state: at most one copy exists, since the next save waits for the last.
+    """Writes in a thread of its own, from a copy of the state; a save waits for the one before, so there is one copy at most.
 
     keep: how many numbered checkpoints stay; None in a process that leaves writing to the main one.
     `last.pt` is the newest of them under a second name, not a second file.
-    A write that fails is told in one line and training goes on; the files from before stay whole. As a context, it ends when
-    what is being written is on disk, also where training failed.
+    A failed write is reported in one line and training continues; earlier files stay whole. Leaving the context waits until the
+    write in progress is on disk, also when training failed.
     """
 
     def __init__(self, folder: Path, keep: int | None) -> None:

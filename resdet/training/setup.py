@@ -1,4 +1,4 @@
-"""Before a run: everything outside the code is found and checked, and what is missing is said at once, with the fix."""
+"""Before a run: data and weights are found and checked; all that is missing is reported at once, with the fix."""
 
 from __future__ import annotations
 

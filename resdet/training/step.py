@@ -143,7 +143,7 @@ class TrainingStep:
         files = [str(self.run.train_set.annotations.images[i].file) for i in done.loaded.indices]
         b = done.loaded.batch
         content = {
-            **vars(self.run.checkpoint()), "tensor": name, "losses": losses, "pictures": files, "iteration": done.iteration,
+            **vars(self.run.checkpoint()), "tensor": name, "losses": losses, "images": files, "iteration": done.iteration,
             "batch": {**b._asdict(), "targets": b.targets and b.targets._asdict()},
         }  # fmt: skip
         try:

@@ -58,7 +58,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_kept(
     (dump,) = (out / "nonfinite").iterdir()
     content = torch.load(dump, weights_only=True)
     assert dump.name == "00000002.pt"
-    assert content["batch"]["images"].shape[0] == len(content["pictures"]) == 2
+    assert content["batch"]["images"].shape[0] == len(content["images"]) == 2
     assert "rpn.convs.0.weight" in content["model"]
     weights = read_checkpoint(out / "checkpoints/last.pt").model
     assert all(torch.isfinite(v).all() for v in weights.values())
@@ -96,7 +96,7 @@ def test_running_out_of_memory_names_the_batch_and_the_settings(shapes_root, tmp
         raise torch.OutOfMemoryError("CUDA out of memory") if message is None else RuntimeError(message)
 
     monkeypatch.setattr(TrainingStep, "_backward", greedy)
-    with pytest.raises(UserError, match=r"iteration 1, with 2 pictures of \d+ x \d+ .*train\.batch_size \(now 2\)"):
+    with pytest.raises(UserError, match=r"iteration 1, with 2 images of \d+ x \d+ .*train\.batch_size \(now 2\)"):
         train(tiny.config(shapes_root, tmp_path / "run"))
 
 
@@ -146,9 +146,7 @@ def test_past_the_share_the_run_stops_with_the_list(shapes_root, tmp_path, monke
     name = sorted(p.name for p in (shapes_root / "train2017").iterdir())[0]
     root, files = broken_split(shapes_root, tmp_path, [f"train2017/{name}"])
     break_when_training_starts(monkeypatch, files)
-    with pytest.raises(
-        UserError, match=r"1 of 12 pictures could not be read, more than data\.max_unreadable \(0\.01\)"
-    ):
+    with pytest.raises(UserError, match=r"1 of 12 images could not be read, more than data\.max_unreadable \(0\.01\)"):
         train(tiny.config(root, tmp_path / "run", max_iters=12, eval_every=0))
 
 
