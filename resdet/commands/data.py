@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_coco.add_argument("target", metavar="OUT.json", type=Path)
     to_coco.add_argument("--format", choices=("auto", "coco", "voc", "yolo", "labelme"), default="auto")
     to_coco.add_argument(
-        "--split", help="one of the source's splits (VOC: ImageSets/Main/NAME.txt; YOLO: a key of data.yaml)"
+        "--split",
+        help="one of the source's splits: ImageSets/Main/NAME.txt of VOC, a key of YOLO's data.yaml, "
+        "a folder of Roboflow's export, COCO's instances_NAME.json",
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args, extra = parser.parse_known_args(arguments)

@@ -6,7 +6,8 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -45,17 +46,48 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{file}: must hold `key: value` pairs, not a {type(values).__name__}")
+    given: dict[str, str] = {}
     for override in overrides:
+        key = override.partition("=")[0]
+        if key in given:
+            raise UserError(f"{key} is given twice: {given[key]!r} and {override!r}")
+        given[key] = override
         _apply(values, override)
     return parse_config(values, source=str(path))
 
 
 def load_yaml(text: str) -> Any:
     """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`."""
-    value = yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if doubled := list(_doubled_keys(node, "", set())):
+            raise yaml.YAMLError("; ".join(doubled))
+        value = loader.construct_document(node) if node else None
+    finally:
+        loader.dispose()
     if _expanded_size(value, {}) > 1_000_000:
         raise yaml.YAMLError("its aliases stand for more than a million values")
     return value
+
+
+def _doubled_keys(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]:
+    """What stands twice in one mapping, each with its lines: YAML itself would keep the last alone."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for number, entry in enumerate(node.value):
+            yield from _doubled_keys(entry, f"{path}[{number}]", seen)
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name = f"{path}.{key.value}" if path else str(key.value)
+        line = key.start_mark.line + 1
+        if name in lines:
+            yield f"{name} stands twice (lines {lines[name]} and {line})"
+        lines[name] = line
+        yield from _doubled_keys(value, name, seen)
 
 
 def _expanded_size(value: Any, known: dict[int, float]) -> float:
@@ -104,7 +136,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not all(key.split(".")):
         raise UserError(f"override {override!r}: write it as key.sub=value, for example train.lr=0.01")
     try:
-        value = load_yaml(text)
+        value = _literal(key, text) or load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value cannot be read: {error}") from None
     *parents, last = key.split(".")
@@ -115,6 +147,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
             child = node[parent] = {}
         node = child
     node[last] = value
+
+
+def _literal(key: str, text: str) -> str | None:
+    """The text itself where only a path or a name is meant: `file #1` has no comment, and 2024 is a folder."""
+    text = text.strip()
+    plain = text and text[0] not in "'\"" and text not in ("null", "Null", "NULL", "~", "none")
+    return text if plain and key in _textual(Config) else None
+
+
+def _textual(section: type[BaseModel], prefix: str = "") -> set[str]:
+    """The keys whose values are paths or names."""
+    found: set[str] = set()
+    for name, field in section.model_fields.items():
+        members = (
+            get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+        )
+        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in members} - {type(None)}
+        if kinds <= {str, Path}:
+            found.add(prefix + name)
+        for inner in kinds:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                found |= _textual(inner, f"{prefix}{name}.")
+    return found
 
 
 def _explain(error: Any) -> str:
@@ -128,6 +183,9 @@ def _explain(error: Any) -> str:
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
+    if error["type"] in ("path_type", "string_type") and isinstance(given, int | float):
+        message = f"{given} is read as a number here; in quotes it is a path or a name"
+        return f"{path}: {message}"
     return f"{path}: {message} (given: {_shortened(given)})"
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from resdet.errors import UserError
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +26,14 @@ def _known_backbone(name: str) -> str:
             "resnextDEPTH_GROUPSxWIDTHd such as resnext50_32x4d, resnext101_32x8d, resnext101_64x4d"
         )
     return name
+
+
+def _expanded(value: object) -> object:
+    """~ and ~NAME at the start of a path are a home folder."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+UserPath = Annotated[Path, BeforeValidator(_expanded)]
 
 
 class Section(BaseModel):
@@ -48,7 +58,7 @@ class BackboneConfig(Section):
     name: Annotated[str, AfterValidator(_known_backbone)] = (
         "resnet50"  # resnet18…152, wide_resnet50_2, resnext101_32x8d, …
     )
-    weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else v)] = (
+    weights: Annotated[str, BeforeValidator(lambda v: "none" if v is None else _expanded(v))] = (
         "imagenet"  # imagenet (that is _v1), imagenet_v1, imagenet_v2, timm:NAME, a file, none
     )
     norm: NormName = "frozen_bn"
@@ -137,7 +147,7 @@ class ModelConfig(Section):
     num_classes: Positive | None = None  # without background; None: as many as the annotations have categories
     # A whole detector to start from: any tool's checkpoint, or torchvision:NAME. It brings its architecture and numerics;
     # what is set here beside it goes first.
-    weights: str | None = None
+    weights: Annotated[str | None, BeforeValidator(_expanded)] = None
     # Norms with fixed statistics become part of their convolutions: faster, rounded otherwise. Off for checkpoints of
     # detectron2 and mmdetection, to round as these do.
     fold_norm: bool = True
@@ -164,11 +174,13 @@ class ModelConfig(Section):
 
 
 class SplitConfig(Section):
-    images: Path | None = None  # folder; None: `root`/train2017 or val2017
+    images: UserPath | None = None  # folder; None: `root`/train2017 or val2017
     # COCO's JSON (None: `root`/annotations/instances_train2017.json or …val2017.json), YOLO's data.yaml, or a folder
-    annotations: Path | None = None
-    split: str | None = None  # the source's own name for it: VOC's ImageSets/Main/NAME.txt, a key of YOLO's data.yaml
-    files: Path | None = None  # only the images that this text file names, one a line
+    annotations: UserPath | None = None
+    # The source's own name for it: VOC's ImageSets/Main/NAME.txt, a key of YOLO's data.yaml, a folder of Roboflow's COCO
+    # export, NAME of COCO's annotations/instances_NAME.json
+    split: str | None = None
+    files: UserPath | None = None  # only the images that this text file names, one a line
 
 
 class TrainSplitConfig(SplitConfig):
@@ -186,7 +198,7 @@ class SyntheticConfig(Section):
 
 class DataConfig(Section):
     # None: $RESDET_DATASETS/coco, or datasets/coco
-    root: Path | None = None
+    root: UserPath | None = None
     format: Literal["auto", "coco", "voc", "yolo", "labelme"] = "auto"
     split: Annotated[float, Field(gt=0, lt=1)] | None = None  # hold out this share of data.train for validation
     split_seed: Count = 0
@@ -213,6 +225,30 @@ class DataConfig(Section):
     max_unreadable: Share = 0.01  # share of a split's pictures that may turn out unreadable before a run stops
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
+
+    @model_validator(mode="after")
+    def _means_something(self) -> DataConfig:
+        """Each key has an effect beside the others."""
+        problems = []
+        if self.split:
+            problems += [
+                f"data.val.{key}={value} beside data.split={self.split}, which takes the validation images from data.train: "
+                f"set one of them to null"
+                for key in ("images", "annotations", "split")
+                if (value := getattr(self.val, key)) is not None
+            ]
+        if self.group is not None:
+            if not self.split:
+                problems.append("data.group has no effect without data.split")
+            try:
+                re.compile(self.group)
+            except re.error as error:
+                problems.append(f"data.group={self.group!r}: not a regular expression ({error})")
+        if self.synthetic and self.format not in ("auto", "coco"):
+            problems.append(f"data.format={self.format} beside data.synthetic, which is written as COCO")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -259,7 +295,7 @@ class TrainConfig(Section):
 class Config(Section):
     seed: Count = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
-    output: Path = Path("outputs")  # `--output` on the command line
+    output: UserPath = Path("outputs")  # `--output` on the command line
     auto: bool = False  # what is not set is chosen from the data (`config/auto.py`), and told
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -283,11 +319,32 @@ def data_root(config: DataConfig) -> Path:
 
 
 def split_paths(config: DataConfig, split: Literal["train", "val"]) -> tuple[Path, Path]:
-    """(image folder, annotation file) of a split: as given, or below `data.root` as COCO or Roboflow lays them out."""
+    """(image folder, annotation file) of a split: as given, or below `data.root` as COCO or Roboflow lays them out.
+
+    Raises `UserError` for a split of a name that is not there.
+    """
     given: SplitConfig = config.train if split == "train" else config.val
     root = data_root(config)
+    if given.split is not None:
+        return _named_split(root, given, f"data.{split}")
     images, annotations = root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
     exported = root / {"train": "train", "val": "valid"}[split]  # as Roboflow writes it
     if (exported / "_annotations.coco.json").is_file():
         images, annotations = exported, exported / "_annotations.coco.json"
     return given.images or images, given.annotations or annotations
+
+
+def _named_split(root: Path, given: SplitConfig, key: str) -> tuple[Path, Path]:
+    name = given.split
+    if given.annotations is not None:
+        raise UserError(
+            f"{key}.split={name} has no effect beside {key}.annotations={given.annotations}: one file is one split"
+        )
+    there = {path.parent.name: (path.parent, path) for path in root.glob("*/_annotations.coco.json")}
+    for path in sorted((root / "annotations").glob("instances_*.json")):
+        stem = path.stem.removeprefix("instances_")
+        there[stem] = root / stem, path
+    if name not in there:
+        raise UserError(f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'})")
+    images, annotations = there[name]
+    return given.images or images, annotations

@@ -30,6 +30,12 @@ def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> S
     source = source if tolerant else source.whole()
     if config.split:
         held_out = _held_out(source, config.split, config.group, config.split_seed)
+        for name, part in (("val", held_out), ("train", _ids(source) - held_out)):
+            if not part and _ids(source):
+                raise UserError(
+                    f"data.split={config.split:g} of the {len(_ids(source))} images of {source.path} leaves none for {name}: "
+                    "use another share, or a validation set of its own (data.val)"
+                )
         source = subset(source, held_out if split == "val" else _ids(source) - held_out)
     chosen = config.train if split == "train" else config.val
     source = _listed(source, chosen.files) if chosen.files else source
@@ -42,9 +48,10 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     """All that the config names for a split, whatever the format."""
     kind = find_format(config, given)
     root = data_root(config)
+    refuse_what_has_no_effect(kind, given, "train" if config.split else split)
     if kind == "voc":
         named = given.split or (split if not config.split and (root / "ImageSets").is_dir() else None)
-        return read_voc(given.annotations or root, named)
+        return read_voc(given.annotations or given.images or root, named)
     if kind == "yolo":
         return read_yolo(given.annotations or _data_yaml(root), given.split or ("train" if config.split else split))
     if kind == "labelme":
@@ -54,6 +61,21 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
     return Source(annotations, images, content, remarks=Counter(remarks))
+
+
+def refuse_what_has_no_effect(kind: Format, given: SplitConfig, split: Split) -> None:
+    """Raises `UserError` for keys of `data.train` or `data.val` that this format does not use."""
+    key = f"data.{split}"
+    if kind == "labelme" and given.split is not None:
+        raise UserError(
+            f"{key}.split={given.split}: labelme's files have no named splits; set {key}.annotations=FOLDER"
+        )
+    if kind == "yolo" and given.images is not None:
+        raise UserError(f"{key}.images={given.images} has no effect: YOLO's data.yaml names the image folders")
+    if kind == "voc" and None not in (given.images, given.annotations) and given.images != given.annotations:
+        raise UserError(
+            f"{key}.images={given.images} has no effect: Pascal VOC's images lie in {given.annotations}/JPEGImages"
+        )
 
 
 def find_format(config: DataConfig, given: SplitConfig) -> Format:
@@ -137,14 +159,25 @@ def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> s
     together, such as the frames of one video.
     """
     groups: dict[str, list[int]] = {}
+    unmatched: list[str] = []
     for entry in source.content["images"]:
         if not is_id(entry.get("id")):
             continue  # an error of every split
         name = str(entry.get("file_name"))
         match = re.search(pattern, name) if pattern else None
+        unmatched += [name] if pattern and not match else []
         groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
-    group_of = {image: group for group, images in groups.items() for image in images}
-    contents: dict[str, Counter[Any]] = {group: Counter({None: len(images)}) for group, images in groups.items()}
+    images = sum(map(len, groups.values()))
+    if pattern and unmatched and len(unmatched) == images:
+        raise UserError(f"data.group={pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
+    if pattern and len(groups) == 1 and images > 1:
+        raise UserError(f"data.group={pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
+    if unmatched:
+        source.remarks["images whose names data.group does not match (each counts as a group of its own)"] = len(
+            unmatched
+        )
+    group_of = {image: group for group, members in groups.items() for image in members}
+    contents: dict[str, Counter[Any]] = {group: Counter({None: len(members)}) for group, members in groups.items()}
     for entry in source.content["annotations"]:
         if _id(entry.get("image_id")) in group_of:
             contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1

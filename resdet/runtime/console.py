@@ -24,4 +24,5 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True)
+# User text (class names, paths) is printed as it is: never as rich's markup or emoji codes.
+console = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -207,7 +207,15 @@ def test_a_benchmark_of_the_loader_asks_for_its_data_first(tmp_path, capsys) -> 
 def test_drawings_do_not_replace_each_other_nor_the_overview(tmp_path) -> None:
     files = [Path("a/x.png"), Path("b/x.jpg"), Path("x_2.png"), Path("sheet.png")]
     names = [path.name for path in places(files, tmp_path)]
-    assert names == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "sheet_2.jpg"]
+    assert names == ["a_x.jpg", "b_x.jpg", "x_2.jpg", "sheet_2.jpg"]
+
+
+def test_drawings_tell_whose_they_are(tmp_path) -> None:
+    cameras = [Path(f"run/cam{k}/{n}.jpg") for k in (1, 2) for n in (0, 1)]
+    assert [path.name for path in places(cameras, tmp_path)] == ["cam1_0.jpg", "cam1_1.jpg", "cam2_0.jpg", "cam2_1.jpg"]
+    assert [path.name for path in places([Path("c/x.png"), Path("c/x.jpg")], tmp_path)] == ["x.png.jpg", "x.jpg.jpg"]
+    clash = [path.name for path in places([Path("a/x.png"), Path("b/x.png"), Path("a_x.png")], tmp_path)]
+    assert len(set(clash)) == 3
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,58 @@ def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     assert DataConfig().workers == workers
     assert parse_config({"data": {"workers": 7}}).data.workers == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {lr: 1}\nmodel: {}\ntrain: {lr: 2}\n", "train stands twice (lines 1 and 3)"),
+        ("train:\n  lr: 1\n  lr: 2\n", "train.lr stands twice (lines 2 and 3)"),
+        ("data:\n  train:\n    augmentations:\n    - {name: A, p: 1, p: 0}\n", "augmentations[0].p stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, text))
+    assert message in str(caught.value)
+
+
+def test_a_doubled_override_is_refused_and_aliases_are_not_doubled(tmp_path) -> None:
+    path = write(tmp_path, "train: {lr: 1}\n")
+    with pytest.raises(UserError, match=r"train\.lr is given twice: 'train\.lr=1' and 'train\.lr=2'"):
+        load_config(path, ["train.lr=1", "train.lr=2"])
+    split = "data:\n  train: &a {split: x}\n  val: *a\n"
+    assert load_config(write(tmp_path, split)).data.val.split == "x"
+
+
+def test_paths_and_names_of_overrides_are_taken_literally(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    path = write(tmp_path, "data: {train: {images: ~/pictures}}")
+    config = load_config(
+        path, ["data.root=2024", "data.val.images=file #1", "data.val.split=1e3", "model.weights=~/w.pt"]
+    )
+    assert config.data.root == Path("2024")
+    assert config.data.val.images == Path("file #1")
+    assert config.data.val.split == "1e3"
+    assert config.model.weights == "/home/ada/w.pt"
+    assert config.data.train.images == Path("/home/ada/pictures")
+    assert load_config(path, ["data.root=null"]).data.root is None
+    assert load_config(path, ["data.root='a b'"]).data.root == Path("a b")
+    with pytest.raises(UserError, match="2024 is read as a number here; in quotes"):
+        load_config(write(tmp_path, "data: {root: 2024}"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"split": 0.3, "val": {"images": "x"}}, "data.val.images=x beside data.split=0.3"),
+        ({"split": 0.3, "val": {"split": "test"}}, "data.val.split=test beside data.split=0.3"),
+        ({"group": "^a"}, "data.group has no effect without data.split"),
+        ({"split": 0.3, "group": "("}, "not a regular expression"),
+        ({"synthetic": {}, "format": "voc"}, "data.format=voc beside data.synthetic"),
+    ],
+)
+def test_data_keys_that_contradict_each_other_are_refused(data: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config({"data": data})
+    assert message in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from rich.table import Table
+from rich.text import Text
 
 from resdet.data.formats.common import Source
 from resdet.data.quality.checks import compare, examine, unusable
@@ -58,14 +59,9 @@ def report(findings: list[Finding]) -> None:
     for f in sorted(findings, key=lambda f: f.severity != "error"):
         style = "bold red" if f.severity == "error" else "yellow"
         examples = "\n".join(textwrap.shorten(e, 160) for e in f.examples[:3])
-        table.add_row(f.split, f"[{style}]{f.severity}[/]", str(f.count), f.what, _plain(examples), _plain(f.fix))
+        table.add_row(f.split, Text(f.severity, style), str(f.count), f.what, examples, f.fix)
     console.print(table)
     warnings = len(findings) - errors(findings)
     console.print(
         f"{errors(findings)} kind(s) of error, which stop training; {warnings} kind(s) of warning, which do not"
     )
-
-
-def _plain(text: str) -> str:
-    """Without rich's markup: boxes stand in square brackets."""
-    return text.replace("[", "\\[")
