@@ -6,7 +6,9 @@ Boxes     XYXY, absolute pixels, float32, continuous coordinates: width = x2 - x
 Sizes     always (H, W).
 Frames    `Batch`, `Targets`, `Samples`, `Detections`: the network's input frame, after resizing, padding at bottom and right.
           `Instances`: the original picture's frame.
-Images    uint8 RGB; dtype conversion, mean and std, padding value are the model's (`models/detector.py`).
+Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data as uint8; deeper data as float32, the values of
+          `data.pixel_range` spread over 0..255 without rounding (`data/pixels.py`). dtype conversion, mean and std, padding
+          value are the model's (`models/detector.py`).
 Labels    int64 in [0, K), contiguous; K counts no background. Inside the box head background is K. -1 is padding.
 Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
           `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the picture.
@@ -48,7 +50,7 @@ class Targets(NamedTuple):
 class Batch(NamedTuple):
     """What the loader gives and the model takes.
 
-    images      (B, 3, H, W) uint8 RGB (or float32 in 0..255), padded at bottom and right
+    images      (B, C, H, W) uint8 RGB (or float32 in 0..255), padded at bottom and right
     image_sizes (B, 2) int64, (H, W) of each image before padding
     keys        (B,) int64: seeds of the random sampling of anchors and RoIs, drawn from (seed, epoch, image), so that
                 an image's losses depend neither on its neighbours in the batch nor on any generator's state

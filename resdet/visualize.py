@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset, crop_masks
 from resdet.data.index import Objects
+from resdet.data.pixels import for_display
 from resdet.errors import UserError
 from resdet.masks import paste_in_boxes
 from resdet.structures import MASK_UNKNOWN, Instances
@@ -109,7 +110,7 @@ def prediction_sheet(
         info = dataset.annotations.images[index]
         with torch.no_grad(), autocast(device, config.train.amp):
             (found,) = to_instances(model.predict(batch), [info.size], paste)
-        image = dataset.read(index)
+        image = for_display(dataset.read(index))
         truth = annotated_instances(info.objects, info.size)
         tiles.append((draw(image, truth, names, scores=False), f"{info.file.name}: annotated"))
         shown = found.above(0.5)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resdet.checkpoints.names import to_ours
+from resdet.checkpoints.stem import input_channels, input_section
 from resdet.models.backbones.resnet import Architecture, architecture_name
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
@@ -48,7 +49,8 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
             del values["norm"]  # frozen, trained, synchronised: all the same weights
         values["stride_in_1x1"] = caffe and not grouped
         origin += f", prefix {prefix!r}" if prefix else ""
-        return Backbone(origin, weights, {"input": pixels(caffe, grouped), "backbone": values}, left_over)
+        section = input_section(pixels(caffe, grouped), input_channels(weights, prefix=""))
+        return Backbone(origin, weights, {"input": section, "backbone": values}, left_over)
     return None
 
 

@@ -16,7 +16,8 @@ from resdet.checkpoints.backbones import architecture, recognise_backbone
 from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names
-from resdet.config import ModelConfig, find_config, load_yaml, parse_config
+from resdet.checkpoints.stem import input_channels, input_section
+from resdet.config import InputConfig, ModelConfig, find_config, load_yaml, parse_config
 from resdet.errors import UserError
 
 
@@ -40,6 +41,7 @@ class Recognised:
     category_ids: list[int] = field(default_factory=list)
     min_size: int = 800
     max_size: int = 1333
+    pixel_range: tuple[float, float] | None = None  # of images deeper than 8 bits, if it was trained on such
     left_over: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -55,7 +57,7 @@ class Recognised:
         depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
         lines = [
             f"{self.path}: {self.source}, {kind}, {depth}{classes}, {len(self.weights)} tensors",
-            f"  input: {'BGR' if m.input.bgr else 'RGB'}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
+            f"  input: {_order(m.input)}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
             f"resize {m.input.resize}, {m.input.rounding}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
             f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
         ]
@@ -184,6 +186,8 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             found.values = config.model.model_dump(mode="json", exclude={"weights"})
             found.values["num_classes"] = found.values["num_classes"] or len(found.class_names)
             found.min_size, found.max_size = config.data.min_size[-1], config.data.max_size
+            given = config.data.pixel_range
+            found.pixel_range = given if isinstance(given, tuple) else None
             return found
     try:
         found.values = _architecture(weights)
@@ -192,13 +196,21 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             f"{path}: looks like {source}'s, but tensors are missing or of another kind ({error})"
         ) from None
     if source != "resdet":
+        channels = found.values.pop("input", {}).get("channels", 3)
         found.notes = add_numerics(found.values, source, inside, meta)
+        found.values["input"] = input_section(found.values["input"], channels)
         found.class_names, found.category_ids = class_names(source, found.values["num_classes"], meta)
     return found
 
 
 def _numbers(values: Iterable[float]) -> str:
     return "[" + ", ".join(f"{v:g}" for v in values) + "]"
+
+
+def _order(pixels: InputConfig) -> str:
+    if pixels.channels != 3:
+        return f"{pixels.channels} channel(s)"
+    return "BGR" if pixels.bgr else "RGB"
 
 
 def _listed(value: Any) -> list[Any]:
@@ -234,6 +246,8 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "norm": norm("heads.box.trunk.convs.0.norm"),
         },
     }
+    if (channels := input_channels(weights)) != 3:
+        values["input"] = {"channels": channels}
     if "heads.mask.logits.weight" in weights:
         values["mask"] = {
             "num_convs": count(r"heads\.mask\.convs\.(\d)\."),

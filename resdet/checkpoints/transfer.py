@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
+from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
 from resdet.config import ModelConfig, parse_config
 from resdet.errors import UserError, listed
@@ -20,7 +21,7 @@ PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.l
 def starting_point(config: ModelConfig) -> Recognised | None:
     """Open what `model.weights`, or else `model.backbone.weights`, names. Raises `UserError`."""
     if config.weights:
-        return recognise(find_weights(config.weights))
+        return _for_input(recognise(find_weights(config.weights)), config)
     b = config.backbone
     if b.weights == "none":
         return None
@@ -30,7 +31,12 @@ def starting_point(config: ModelConfig) -> Recognised | None:
         raise UserError(
             f"{found.path}: holds a {name}, the config says {b.name}: set model.backbone.name={name}, or name other weights"
         )
-    return found
+    return _for_input(found, config)
+
+
+def _for_input(found: Recognised, config: ModelConfig) -> Recognised:
+    """The checkpoint for as many channels as the config asks for; its own where that leaves them open."""
+    return with_channels(found, config.input.channels) if "channels" in config.input.model_fields_set else found
 
 
 def completed(config: ModelConfig, found: Recognised) -> ModelConfig:

@@ -73,6 +73,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     from resdet.data.coco import parse_coco
     from resdet.data.quality.advice import examine_sizes
     from resdet.data.quality.checks import compare, examine, unusable
+    from resdet.data.quality.depth import examine_depth
     from resdet.data.quality.files import inspect_files, leaks
     from resdet.data.quality.repair import repair
     from resdet.data.quality.summary import errors, report
@@ -90,6 +91,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
     sources |= unused(config.data, sources)
     findings = unusable(sources)
     contents: dict[str, dict[bytes, str]] = {}
+    pixels: dict[str, str] = {}
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         for name, source in sources.items():
             task = progress.add_task(f"looking at {name}", total=len(source.content["images"]))
@@ -99,7 +101,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
                 progress.advance(task)
 
             found, contents[name] = inspect_files(name, source, decode=True, tick=tick)
-            findings += found
+            pixels[name], deep = examine_depth(name, source, config.data.pixel_range, config.model.input.channels)
+            findings += found + deep
     findings += compare(sources["train"], sources["val"]) + leaks(contents["train"], contents["val"])
     advice: list[str] = []
     if not errors(findings):
@@ -109,6 +112,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
         findings += found
     for name, source in sources.items():
         describe(f"{name}: {source.path}", source)
+        console.print(f"  pixels: {pixels[name]}", markup=False)
     report(findings)
     for line in advice:
         console.print(line)

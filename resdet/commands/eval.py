@@ -63,7 +63,12 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     for note in notes:
         console.print(note, markup=False)
     model = predictor.model_config
-    data = config.data.model_copy(update={"min_size": [predictor.min_size], "max_size": predictor.max_size})
+    of_model = {
+        "min_size": [predictor.min_size],
+        "max_size": predictor.max_size,
+        "pixel_range": predictor.pixel_range or "auto",
+    }
+    data = config.data.model_copy(update=of_model)
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
     evaluation = evaluation_of(annotations)
     make_folder(output)

@@ -80,25 +80,32 @@ def draw_split(
     import numpy as np
 
     from resdet.data.dataset import read_annotated
+    from resdet.data.pixels import for_display
     from resdet.inference.predictor import Predictor
-    from resdet.training.setup import read_split, require_data
+    from resdet.training.setup import read_split, require_data, with_pixel_range
     from resdet.visualize import annotated_instances, draw, save_image
 
     require_data(config, [split])
     annotations = read_split(config, split)
     predictor = Predictor(config, weights, score_threshold=score) if weights else None
+    if predictor:
+        channels, pixel_range = predictor.model_config.input.channels, predictor.pixel_range
+    else:
+        given = with_pixel_range(config, annotations).data.pixel_range
+        channels, pixel_range = config.model.input.channels, given if isinstance(given, tuple) else None
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
     names = annotations.class_names
     tiles = []
     pictures = [annotations.images[index] for index in chosen]
     for info, place in zip(pictures, places([info.file for info in pictures], output), strict=True):
-        image = read_annotated(info)
+        image = read_annotated(info, channels, pixel_range)
+        shown = for_display(image)
         truth = annotated_instances(info.objects, info.size)
-        drawn = draw(image, truth, names, color_by=color_by, scores=False)
+        drawn = draw(shown, truth, names, color_by=color_by, scores=False)
         tiles.append((drawn, f"{info.file.name}: {len(truth)} objects"))
         if predictor:
-            (found,) = predictor([image])
-            predicted = draw(image, found, predictor.class_names, color_by=color_by)
+            (found,) = predictor.predict_units([image])
+            predicted = draw(shown, found, predictor.class_names, color_by=color_by)
             tiles.append((predicted, f"predicted: {len(found)} of score {score:.0%} or more"))
             drawn = np.concatenate([drawn, predicted], axis=1)
         save_image(drawn, place)
@@ -113,14 +120,15 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     import numpy as np
 
     from resdet.config.auto import as_trained
-    from resdet.data.dataset import DetectionDataset, read_annotated
+    from resdet.data.dataset import DetectionDataset
+    from resdet.data.pixels import for_display
     from resdet.structures import MASK_UNKNOWN, Instances
-    from resdet.training.setup import read_split, require_data
+    from resdet.training.setup import read_split, require_data, with_pixel_range
     from resdet.visualize import annotated_instances, draw
 
     require_data(config, ["train"])
     annotations = read_split(config, "train")
-    config = as_trained(config, annotations)
+    config = with_pixel_range(as_trained(config, annotations), annotations)
     data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []
@@ -128,7 +136,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     for index in map(int, chosen):
         info = annotations.images[index]
         truth = annotated_instances(info.objects, info.size)
-        plain = draw(read_annotated(info), truth, annotations.class_names, color_by=color_by, scores=False)
+        plain = draw(for_display(data.read(index)), truth, annotations.class_names, color_by=color_by, scores=False)
         tiles.append((plain, info.file.name))
         for epoch in range(versions):
             sample = data[index, epoch]
@@ -139,7 +147,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
                 sample.boxes, np.ones(len(sample.labels), np.float32), sample.labels, sample.image.shape[:2],
                 None if known is None else known.astype(np.float32),
             )  # fmt: skip
-            pixels = np.clip(np.round(sample.image), 0, 255).astype(np.uint8)
+            pixels = for_display(sample.image)
             tile = draw(pixels, objects, annotations.class_names, color_by=color_by, scores=False)
             height, width = sample.image.shape[:2]
             tiles.append((tile, f"epoch {epoch}: {width} x {height}, {len(sample.labels)} objects"))
@@ -150,7 +158,8 @@ def draw_predictions(
     config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
 ) -> None:
     """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
-    from resdet.data.images import find_images, other_files, read_image
+    from resdet.data.images import find_images, other_files
+    from resdet.data.pixels import for_display
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.visualize import draw, save_image
@@ -162,12 +171,12 @@ def draw_predictions(
     failed: list[str] = []
     for file, place in zip(files, drawings, strict=True):
         try:
-            image = read_image(file)
+            image = predictor.read(file)
         except UserError as error:
             failed.append(str(error))
             continue
-        (found,) = predictor([image])
-        drawn = draw(image, found, predictor.class_names, color_by=color_by)
+        (found,) = predictor.predict_units([image])
+        drawn = draw(for_display(image), found, predictor.class_names, color_by=color_by)
         save_image(drawn, place)
         if len(tiles) < SHEET:
             tiles.append((drawn, f"{file.name}: {len(found)}"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,8 +16,28 @@ Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NormName = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
+RangeRule = Literal["auto", "dtype", "percentile"]
 HeadNorm = Literal["none", "bn", "sync_bn", "gn"]
 Triple = tuple[float, float, float]
+RGB_MEAN, RGB_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, in 0..255
+
+
+def for_channels(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A number for each of R, G, B -> one for each of any channels: the first three theirs, others their average; fewer than
+    three all the average."""
+    average = sum(rgb) / 3
+    return (*rgb, *(average,) * (channels - 3)) if channels >= 3 else (average,) * channels
+
+
+def _pixel_range(given: Any) -> Any:
+    if given in get_args(RangeRule):
+        return given
+    numbers = isinstance(given, list | tuple) and len(given) == 2 and all(type(v) in (int, float) for v in given)
+    if not numbers or not -math.inf < given[0] < given[1] < math.inf:
+        raise ValueError(
+            f"must be [low, high] with low < high, or one of {', '.join(get_args(RangeRule))}, got {given!r}"
+        )
+    return float(given[0]), float(given[1])
 
 
 def _known_backbone(name: str) -> str:
@@ -46,12 +67,25 @@ class Section(BaseModel):
 class InputConfig(Section):
     """Pixels as the network wants them; part of a checkpoint's numerics."""
 
-    mean: Triple = (123.675, 116.28, 103.53)  # of RGB (BGR with `bgr`) in 0..255
-    std: Triple = (58.395, 57.12, 57.375)
+    channels: Annotated[int, Field(gt=0, le=512)] = 3  # 1: grey, 3: RGB, others: the bands of a TIFF or an .npy
+    mean: tuple[float, ...] = RGB_MEAN  # of RGB (BGR with `bgr`) in 0..255; its default follows `channels`
+    std: tuple[Annotated[float, Field(gt=0)], ...] = RGB_STD
     bgr: bool = False
     # "opencv": bilinear on uint8; "pillow": the same with antialiasing (detectron2); "torch": on floats (torchvision)
     resize: Literal["opencv", "pillow", "torch"] = "opencv"
     rounding: Literal["nearest", "floor"] = "nearest"  # of the resized height and width
+
+    @model_validator(mode="after")
+    def _one_for_each_channel(self) -> InputConfig:
+        for key, default in (("mean", RGB_MEAN), ("std", RGB_STD)):
+            if key not in self.model_fields_set:
+                setattr(self, key, for_channels(default, self.channels))
+                self.model_fields_set.discard(key)
+            elif len(getattr(self, key)) != self.channels:
+                raise ValueError(f"{key} has {len(getattr(self, key))} numbers, channels is {self.channels}")
+        if self.bgr and self.channels != 3:
+            raise ValueError(f"bgr is an order of 3 channels, channels is {self.channels}")
+        return self
 
 
 class BackboneConfig(Section):
@@ -223,6 +257,9 @@ class DataConfig(Section):
     negatives: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of images without objects in an epoch
     workers: Count = Field(default_factory=lambda: min(4, os.cpu_count() or 1))  # of each process
     max_unreadable: Share = 0.01  # share of a split's pictures that may turn out unreadable before a run stops
+    # Which values of 16-bit and floating-point images become 0..255: [low, high], "dtype" (all that the type holds), or by a
+    # sample of data.train "auto" (the range found) and "percentile" (1 to 99). Kept in the checkpoint; 8-bit images stay.
+    pixel_range: Annotated[RangeRule | tuple[float, float], BeforeValidator(_pixel_range)] = "auto"
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
 

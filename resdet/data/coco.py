@@ -17,11 +17,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from resdet.data.images import MAX_PIXELS
 from resdet.data.index import ImageList, Polygons, Segmentation, pack
 from resdet.errors import UserError, listed
 from resdet.masks import Rle, rle_covers
 
-MAX_PIXELS = 2**28  # of one picture; a bitmap of it takes as many bytes
 MAX_POINTS = 100_000  # of one object's outline
 
 

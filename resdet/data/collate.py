@@ -19,7 +19,7 @@ OBJECT_LADDER = (8, 32, 128, 512, 2048, 8192)
 class Sample(NamedTuple):
     """One image in the network's input frame, as the dataset gives it.
 
-    image (H, W, 3) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
+    image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
     masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
     problems: why other pictures could not be read, in whose place this one came.
     """
@@ -43,10 +43,11 @@ class LoadedBatch(NamedTuple):
 
 
 def pad_images(images: Sequence[np.ndarray], multiple: int = 32) -> tuple[Tensor, Tensor]:
-    """(H, W, 3) arrays -> images (B, 3, H, W) of their dtype, padded to a common multiple, and image_sizes (B, 2)."""
+    """(H, W, C) arrays -> images (B, C, H, W) of their dtype, padded to a common multiple, and image_sizes (B, 2)."""
     sizes = torch.tensor([image.shape[:2] for image in images])
     height, width = (-(-int(side) // multiple) * multiple for side in sizes.amax(0))
-    padded = torch.zeros(len(images), 3, height, width, dtype=torch.from_numpy(images[0][:0]).dtype)
+    dtype = torch.from_numpy(images[0][:0]).dtype
+    padded = torch.zeros(len(images), images[0].shape[2], height, width, dtype=dtype)
     for row, image in zip(padded, images, strict=True):
         row[:, : image.shape[0], : image.shape[1]] = torch.from_numpy(image).permute(2, 0, 1)
     return padded, sizes

@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 
 from resdet.config import DataConfig, InputConfig
 from resdet.data.augment import AugmentationError, Augmentations
+from resdet.data.augment_support import refuse_unsupported
 from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
 from resdet.data.images import decode_image, read_header, resize_image, resized_size
 from resdet.data.index import ImageInfo, Objects
 from resdet.data.patch import Patch, patch_of_rle
+from resdet.data.pixels import PixelRange, to_unit
 from resdet.errors import UserError, listed
 from resdet.masks import crop_polygons
 from resdet.structures import MASK_UNKNOWN
@@ -45,9 +47,11 @@ class DetectionDataset(Dataset[Sample | UserError]):
     ) -> None:
         self.annotations, self.data, self.input = annotations, data, model_input
         self.train, self.masks, self.seed = train, masks, seed
+        self.pixel_range = data.pixel_range if isinstance(data.pixel_range, tuple) else None
         entries = data.train.augmentations if train else []
         self.augmentations = Augmentations(entries) if entries else None
         if self.augmentations:
+            refuse_unsupported(self.augmentations.transforms, model_input.channels, self.pixel_range is not None)
             self._try_smallest(self.augmentations)
 
     def _try_smallest(self, augmentations: Augmentations) -> None:
@@ -94,23 +98,29 @@ class DetectionDataset(Dataset[Sample | UserError]):
         info = self.annotations.images[index]
         size = resized_size(info.size, self.data.min_size[-1], self.data.max_size, self.input.rounding)
         masks = np.zeros((0, self.data.mask_size, self.data.mask_size), np.uint8) if self.masks else None
-        image = np.full((*size, 3), 127, np.uint8)
-        dtype = np.float32 if self.input.resize == "torch" else np.uint8
+        image = np.full((*size, self.input.channels), 127, np.uint8)
+        dtype = np.float32 if self.input.resize == "torch" or self.pixel_range else np.uint8
         none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         return Sample(image.astype(dtype), *none, masks, key=0, row=index, problems=tuple(problems))
 
     def read(self, index: int) -> np.ndarray:
-        """The picture as annotated: (H, W, 3) uint8 RGB."""
-        return read_annotated(self.annotations.images[index])
+        """The image as annotated: (H, W, C) uint8, or float32 in 0..255 (see `pixels.to_unit`)."""
+        return self._read(self.annotations.images[index])
+
+    def _read(self, info: ImageInfo, reduce: int = 1) -> np.ndarray:
+        return read_annotated(info, self.input.channels, self.pixel_range, reduce)
 
     def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
         """The picture and its objects after the listed augmentations, before resizing and flipping."""
         image, objects = self.read(index), self.annotations.images[index].objects
         if self.augmentations:
+            unit = np.float32(255 if image.dtype == np.float32 else 1)  # albumentations takes floating point in 0..1
+            image = image if unit == 1 else image / unit
             try:
                 image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
             except AugmentationError as error:
                 raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
+            image = image if unit == 1 else image * unit
         return image, objects
 
     def _reduction(self, size: tuple[int, int], short: int) -> int:
@@ -127,7 +137,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         info = self.annotations.images[index]
         reduce = self._reduction(info.size, short)
         if reduce > 1:
-            image, objects, old = read_annotated(info, reduce), info.objects, info.size
+            image, objects, old = self._read(info, reduce), info.objects, info.size
         else:
             image, objects = self.augmented(index, epoch)
             old = (image.shape[0], image.shape[1])
@@ -137,7 +147,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         image = resize_image(image, new, self.input.resize)
         boxes = objects.boxes * np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
         if flip:
-            image = cv2.flip(image, 1)  # several times faster than a copy with a negative stride
+            image = cv2.flip(image, 1).reshape(image.shape)  # several times faster than a copy with a negative stride
             boxes[:, [0, 2]] = new[1] - boxes[:, [2, 0]]
             masks = None if masks is None else masks[:, :, ::-1]
         return Sample(
@@ -162,8 +172,12 @@ def crop_masks(objects: Objects, side: int) -> np.ndarray:
     return crops
 
 
-def read_annotated(info: ImageInfo, reduce: int = 1) -> np.ndarray:
-    """Decode a picture so that it has the size its annotation names, or that part of it (see `decode_image`).
+def read_annotated(
+    info: ImageInfo, channels: int = 3, pixel_range: PixelRange | None = None, reduce: int = 1
+) -> np.ndarray:
+    """Decode an image so that it has the size its annotation names, or that part of it (see `decode_image`).
+
+    -> (H, W, channels) uint8, or float32 in 0..255 (see `pixels.to_unit`).
 
     EXIF rotation is applied where the size then agrees. A file rotated by EXIF but annotated as stored stays as stored,
     with a warning. Raises `UserError` where neither agrees.
@@ -174,13 +188,14 @@ def read_annotated(info: ImageInfo, reduce: int = 1) -> np.ndarray:
         raise UserError(f"{info.file}: cannot be read ({error.strerror})") from None
     header = read_header(data, info.file)
     if header.upright_size == info.size:
-        return decode_image(data, info.file, header.orientation, reduce)
+        return to_unit(decode_image(data, info.file, header, channels, reduce), pixel_range, info.file)
     if header.size == info.size:
         log.warning(
             "%s: EXIF says rotated, but the annotated size %s is that of the stored pixels: left as stored",
             info.file, info.size,
         )  # fmt: skip
-        return decode_image(data, info.file, reduce=reduce)
+        image = decode_image(data, info.file, header, channels, reduce, upright=False)
+        return to_unit(image, pixel_range, info.file)
     raise UserError(
         f"{info.file}: the picture is {header.upright_size[0]} x {header.upright_size[1]} (H x W), the annotation says "
         f"{info.size[0]} x {info.size[1]}: correct the height and width in the annotation file"

@@ -1,12 +1,16 @@
-"""Picture files -> uint8 RGB arrays (H, W, 3), right side up, and their resizing."""
+"""Image files -> arrays (H, W, C) of the stored dtype, upright, RGB first; and their resizing.
+
+8-bit files become uint8. What more bits mean is `pixels.py`'s business.
+"""
 
 from __future__ import annotations
 
 import io
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,9 +18,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
+from resdet.data.tiff import PHOTOMETRIC_RGB, decode_with_tifffile, is_tiff, read_layout, without_orientation
 from resdet.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+MAX_PIXELS = 2**28  # of one image; a bitmap of it takes as many bytes
+MAX_CHANNELS = 512  # OpenCV's
+ARRAY = ".npy"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # of images that need no array beside them
 Resize = Literal["opencv", "pillow", "torch"]
 Rounding = Literal["nearest", "floor"]
 
@@ -30,66 +38,213 @@ _UPRIGHT = {
     7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
     8: lambda x: x.transpose(1, 0, 2)[::-1],
 }
+_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by colour type; a palette is RGB
+_REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}  # what IMREAD_REDUCED_* are without a colour
+_pillow_limit = threading.Lock()
 
 
 class Header(NamedTuple):
-    """Of a file's stored pixels: size (H, W), and the EXIF orientation (1: upright)."""
+    """Of a file's stored pixels: size (H, W), the EXIF orientation (1: upright), dtype and channels.
+
+    bands: the channels are no grey, RGB or alpha, so none of them may be left out or mixed.
+    pages: of a TIFF, how many grey ones of equal size it has.
+    """
 
     size: tuple[int, int]
-    orientation: int
+    orientation: int = 1
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    channels: int = 3
+    bands: bool = False
+    pages: int = 1
 
     @property
     def upright_size(self) -> tuple[int, int]:
         return self.size[::-1] if self.orientation >= 5 else self.size
 
+    def fits(self, channels: int) -> bool:
+        """Whether `decode_image` makes so many channels of it."""
+        if self.stacked(channels) or self.channels == channels or (channels == 3 and self.channels == 1):
+            return True
+        return channels in (1, 3) and self.channels <= 4 and not self.bands
+
+    def stacked(self, channels: int) -> bool:
+        """Whether the pages of the file are the channels that are asked for."""
+        return self.channels == 1 and self.pages == channels > 1
+
+
+# ---- headers ---------------------------------------------------------------------------------------------------------
+
 
 def read_header(data: bytes, name: str | Path) -> Header:
-    """Size and orientation without decoding the pixels. Raises `UserError`."""
+    """What a file's first bytes tell, without decoding the pixels. Raises `UserError`."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            orientation = image.getexif().get(0x0112, 1)
-            return Header((image.height, image.width), orientation if orientation in _UPRIGHT else 1)
+        header = _array_header(data) if data.startswith(_NPY) else _image_header(data)
     except UnidentifiedImageError:  # whose own text names an object in memory
-        raise UserError(f"{name}: not a picture of a format that can be read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not a readable picture ({error})") from None
+        raise UserError(
+            f"{name}: not an image of a format that can be read (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name}: not a readable image ({error})") from None
+    height, width = header.size
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {height} x {width} (H x W) are {height * width:,} pixels, the limit is {MAX_PIXELS:,}: "
+            "cut the image into tiles or scale it down"
+        )
+    return header
 
 
-def decode_image(data: bytes, name: str | Path, orientation: int = 1, reduce: int = 1) -> np.ndarray:
-    """Bytes of any common format (greyscale, 16-bit, CMYK, with alpha) -> (H, W, 3) uint8 RGB. Raises `UserError`.
+def _image_header(data: bytes) -> Header:
+    if is_tiff(data):  # of which Pillow reads only some
+        layout = read_layout(data)
+        bands = not layout.ordinary and layout.samples > 1 and layout.photometric != PHOTOMETRIC_RGB
+        pages = layout.pages if layout.samples == 1 else 1
+        return Header(layout.size, _known(layout.orientation), layout.dtype, layout.channels, bands, pages)
+    with open_pillow(data) as image:
+        dtype: np.dtype[Any] = np.dtype(np.uint8)
+        channels = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}.get(image.mode, 3)
+        if image.mode.startswith("I") or image.mode == "F":
+            dtype, channels = np.dtype(np.float32 if image.mode == "F" else np.uint16), 1
+        if data.startswith(_PNG):  # of which Pillow shows no more than 8 bits of each colour
+            dtype, channels = (
+                np.dtype(np.uint16 if data[24:25] == b"\x10" else np.uint8),
+                _PNG_CHANNELS.get(data[25], 3),
+            )
+        orientation = _known(image.getexif().get(0x0112, 1))
+        return Header((image.height, image.width), orientation, dtype, channels)
 
+
+def open_pillow(data: bytes) -> Image.Image:
+    """`Image.open` without Pillow's own limit, which is below MAX_PIXELS and a global that belongs to the whole process."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _known(orientation: int) -> int:
+    return orientation if orientation in _UPRIGHT else 1
+
+
+def _array_header(data: bytes) -> Header:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    shape = (*shape, 1) if len(shape) == 2 else shape
+    if len(shape) != 3 or min(shape) <= 0 or shape[2] > MAX_CHANNELS:
+        raise ValueError(f"an array of {shape}, expected (H, W) or (H, W, C)")
+    if dtype.kind not in "uif":
+        raise ValueError(f"an array of {dtype}, expected integers or floating point")
+    if len(data) < file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize:
+        raise ValueError("its data are cut off")
+    return Header(shape[:2], 1, dtype.newbyteorder("="), shape[2], bands=shape[2] > 1)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def decode_image(
+    data: bytes, name: str | Path, header: Header, channels: int = 3, reduce: int = 1, upright: bool = True
+) -> np.ndarray:
+    """A file's bytes -> (H, W, channels) of the stored dtype, RGB first. Raises `UserError`.
+
+    Grey is replicated to 3 channels, RGB weighted to 1, alpha left out where it is not asked for, CMYK and palettes become
+    RGB; of anything else the number of channels must agree. A TIFF of so many grey pages has them as channels.
     reduce: 2, 4 or 8 has a JPEG's decoder make no more than so small a part of each side, in a third of the time or less.
     """
-    image = None
-    if data:  # OpenCV asserts on an empty buffer
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        if reduce > 1 and data[:2] == b"\xff\xd8":
-            flags |= {2: 16, 4: 32, 8: 64}[reduce]  # what IMREAD_REDUCED_* are without a colour
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if is_tiff(data) and header.orientation != 1:
+        data = without_orientation(data)
+    ordinary = header.dtype == np.uint8 and not header.bands and not data.startswith(_NPY)
+    if ordinary and channels in (1, 3) and not header.stacked(channels):
+        image = _decode_8_bit(data, channels, reduce)
+    else:
+        image = _decode_stored(data, name, header, header.stacked(channels))
     if image is None:
-        raise UserError(f"{name}: cannot be decoded as a picture; it may be truncated or of another type")
-    if orientation != 1:
-        image = np.ascontiguousarray(_UPRIGHT[orientation](image))
+        raise UserError(f"{name}: cannot be decoded as an image; it may be truncated or of another type")
+    image = _with_channels(image, channels, header.bands, name)
+    if upright and header.orientation != 1:
+        image = np.ascontiguousarray(_UPRIGHT[header.orientation](image))
     return image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture file -> (H, W, 3) uint8 RGB, turned upright by its EXIF orientation. Raises `UserError`."""
+def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
+    """An image file -> (H, W, channels) of its dtype, turned upright by its EXIF orientation. Raises `UserError`."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode_image(data, path, read_header(data, path).orientation)
+    return decode_image(data, path, read_header(data, path), channels)
+
+
+def _decode_8_bit(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
+    flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    if data[:2] == b"\xff\xd8":
+        flags |= _REDUCED[reduce]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return image if image is None or image.ndim == 3 else image[..., None]
+
+
+def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -> np.ndarray | None:
+    """(H, W, C) as the file has it; None for data that are cut off."""
+    if data.startswith(_NPY):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        array = array if array.ndim == 3 else array[..., None]
+        return np.ascontiguousarray(array, header.dtype)
+    buffer = np.frombuffer(data, np.uint8)
+    wanted = (*header.size, header.pages if stack else header.channels)
+    layout = read_layout(data) if is_tiff(data) else None
+    image: np.ndarray | None = None
+    if stack and header.dtype.itemsize > 1:
+        ok, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
+        image = np.dstack([page for page in pages if page.shape == header.size]) if ok else None
+    elif not stack and not (layout and (layout.planar or header.channels > 4)):
+        image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
+        if image is not None:
+            image = image[..., None] if image.ndim == 2 else image
+            image = image[..., [2, 1, 0, 3][: image.shape[2]]] if image.shape[2] >= 3 else image
+    if layout and (image is None or image.shape != wanted or image.dtype != header.dtype):
+        return decode_with_tifffile(data, name, layout, stack)
+    return image
+
+
+def _with_channels(image: np.ndarray, channels: int, bands: bool, name: str | Path) -> np.ndarray:
+    have = image.shape[2]
+    if have == channels:
+        return image
+    if channels == 3 and have == 1:
+        return np.repeat(image, 3, axis=2)
+    if not bands and have in (3, 4) and channels in (1, 3):
+        colours = image[..., :3]
+        if channels == 3:
+            return np.ascontiguousarray(colours)
+        grey = colours.astype(np.float64) @ (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV and Pillow have it
+        return (np.rint(grey) if image.dtype.kind in "ui" else grey).astype(image.dtype)[..., None]
+    raise UserError(f"{name}: has {have} channels, the model takes {channels}: set model.input.channels={have}")
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def images_among(paths: Iterable[Path]) -> list[Path]:
+    """The image files of some, sorted. An array beside an image of the same name is another tool's cache of it."""
+    files = sorted(p for p in paths if p.suffix.lower() in SUFFIXES or p.suffix.lower() == ARRAY)
+    stems = {p.with_suffix("") for p in files if p.suffix.lower() != ARRAY}
+    return [p for p in files if p.suffix.lower() != ARRAY or p.with_suffix("") not in stems]
 
 
 def find_images(inputs: list[str | Path]) -> list[Path]:
-    """Files and folders (searched recursively) -> picture files, sorted within each folder. Raises `UserError`."""
+    """Files and folders (searched recursively) -> image files, sorted within each folder. Raises `UserError`."""
     found: list[Path] = []
     for entry in map(Path, inputs):
         if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = images_among(entry.rglob("*"))
             if not inside:
-                raise UserError(f"{entry}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+                raise UserError(f"{entry}: no images in this folder ({', '.join(sorted({*SUFFIXES, ARRAY}))})")
             found += inside
         elif entry.is_file():
             found.append(entry)
@@ -100,8 +255,14 @@ def find_images(inputs: list[str | Path]) -> list[Path]:
 
 def other_files(inputs: Sequence[str | Path]) -> Counter[str]:
     """What `find_images` leaves out of folders, counted by suffix."""
-    inside = (path for folder in map(Path, inputs) if folder.is_dir() for path in folder.rglob("*"))
-    return Counter(path.suffix for path in inside if path.suffix.lower() not in SUFFIXES and path.is_file())
+    counts: Counter[str] = Counter()
+    for folder in (entry for entry in map(Path, inputs) if entry.is_dir()):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        counts.update(path.suffix for path in set(files) - set(images_among(files)))
+    return counts
+
+
+# ---- resizing --------------------------------------------------------------------------------------------------------
 
 
 def resized_size(
@@ -117,13 +278,16 @@ def resized_size(
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], kernel: Resize = "opencv") -> np.ndarray:
-    """(H, W, 3) uint8 -> (*size, 3) uint8, or float32 in 0..255 for "torch", which does not round."""
+    """(H, W, C) uint8 or float32 -> (*size, C) of the same dtype, or float32 for "torch", which does not round."""
     if kernel == "torch":
         x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
     if image.shape[:2] == size:
         return image
     if kernel == "pillow":
-        return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        if image.dtype == np.uint8 and image.shape[2] == 3:
+            return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        bands = (Image.fromarray(image[..., c]) for c in range(image.shape[2]))
+        return np.dstack([np.asarray(band.resize(size[::-1], Image.Resampling.BILINEAR)) for band in bands])
     resized: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return resized
+    return resized if resized.ndim == 3 else resized[..., None]

@@ -12,6 +12,7 @@ import numpy as np
 
 from resdet.config import DataConfig, SplitConfig, data_root, split_paths
 from resdet.data.coco import is_id, read_coco_json
+from resdet.data.file_names import REMARK, take_variants
 from resdet.data.formats.common import Source, read_list
 from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.voc import read_voc
@@ -60,7 +61,9 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     content, remarks = without_root(read_coco_json(annotations))
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
-    return Source(annotations, images, content, remarks=Counter(remarks))
+    content["images"], taken, problems = take_variants(content["images"], images)
+    remarks = Counter(remarks) + Counter({REMARK: taken})
+    return Source(annotations, images, content, remarks=remarks, problems=problems)
 
 
 def refuse_what_has_no_effect(kind: Format, given: SplitConfig, split: Split) -> None:

@@ -16,9 +16,9 @@ MOST_IMAGES, LONGEST_SIDE = 64, 4096
 
 
 class Prediction(nn.Module):
-    """images (B, 3, H, W) RGB in 0..255, padded with zeros, and image_sizes (B, 2) int64, the (H, W) before padding ->
-    boxes (B, D, 4) XYXY in the input's pixels, scores (B, D), labels (B, D) in [0, K), valid (B, D), and with a mask head
-    mask probabilities (B, D, m, m), each in its own box."""
+    """images (B, C, H, W) RGB (or the model's own channels) in 0..255, padded with zeros, and image_sizes (B, 2) int64, the
+    (H, W) before padding -> boxes (B, D, 4) XYXY in the input's pixels, scores (B, D), labels (B, D) in [0, K), valid
+    (B, D), and with a mask head mask probabilities (B, D, m, m), each in its own box."""
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> Expo
     multiples of 32 from 96 to LONGEST_SIDE. dtype: of the images; float32 where resizing does not round (torchvision's).
     Suppression stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation mode."""
     device = model.pixel_mean.device
-    images = torch.zeros(2, 3, 96, 160, dtype=dtype, device=device)
+    images = torch.zeros(2, len(model.pixel_mean), 96, 160, dtype=dtype, device=device)
     sizes = torch.tensor([[96, 160], [80, 150]], device=device)
     batch = Dim("batch", min=1, max=MOST_IMAGES)
     height, width = (32 * Dim(name, min=3, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))

@@ -22,7 +22,10 @@ EPS = 1e-5  # of the batch norms that torchvision's builders make
 
 def save_own(found: Recognised, path: Path) -> None:
     """resdet's own format: safetensors by our names, with config and classes as metadata. Raises `UserError`."""
-    config = {"model": found.values, "data": {"min_size": [found.min_size], "max_size": found.max_size}}
+    data = {"min_size": [found.min_size], "max_size": found.max_size}
+    if found.pixel_range:
+        data["pixel_range"] = list(found.pixel_range)
+    config = {"model": found.values, "data": data}
     metadata = {
         "format": "resdet detector" if found.whole else "resdet backbone",
         "source": found.source,
@@ -97,6 +100,7 @@ def _builder(found: Recognised) -> str:
     v2 = m.fpn.norm == "bn"
     mask = m.mask
     fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "input.channels": (m.input.channels, (3,)),
         "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
         "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),
         "backbone.deep_stem": (m.backbone.deep_stem, (False,)),

@@ -1,9 +1,9 @@
-"""Any picture -> `Instances` in its own frame."""
+"""Any image -> `Instances` in its own frame."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,10 @@ from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
 from resdet.checkpoints.transfer import completed
 from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
-from resdet.data.images import read_image, resize_image, resized_size
+from resdet.data.images import resize_image, resized_size
+from resdet.data.pixels import to_unit
 from resdet.errors import UserError
+from resdet.inference.inputs import AnyImage, read_pixels
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.models.heads.box import BoxHead
@@ -25,14 +27,12 @@ from resdet.models.rcnn import RCNN
 from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
 from resdet.structures import Batch, Detections, Instances
 
-Picture = str | Path | np.ndarray
-
 
 class Predictor:
     """A detector ready to use: `predictor([picture, …]) -> [Instances, …]`.
 
-    config:          a `Config` or the path of one. What its model section and its data.min_size and max_size set themselves
-                     counts; the rest (architecture, numerics, classes, input size) comes from the checkpoint.
+    config:          a `Config` or the path of one. What its model section and its data.min_size, max_size and pixel_range
+                     set themselves counts; the rest (architecture, numerics, classes, input size) comes from the checkpoint.
     weights:         a checkpoint of resdet or of any tool that `from_checkpoint` knows.
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
@@ -83,6 +83,7 @@ class Predictor:
         self.model_config = model_config
         self.min_size = data.min_size[-1] if "min_size" in data.model_fields_set else found.min_size
         self.max_size = data.max_size if "max_size" in data.model_fields_set else found.max_size
+        self.pixel_range = data.pixel_range if isinstance(data.pixel_range, tuple) else found.pixel_range
         self.pad_multiple, self.amp, self.batch_size = config.data.pad_multiple, amp, batch_size
         self._predict = compiled(self.model.predict, compile)
 
@@ -116,14 +117,22 @@ class Predictor:
             batch_size=batch_size,
         )
 
-    def __call__(self, images: Sequence[Picture]) -> list[Instances]:
-        """Paths or (H, W, 3) uint8 RGB arrays -> one `Instances` each, in order, in the picture's own pixels."""
-        if isinstance(images, str | Path | np.ndarray):
-            raise TypeError("give a list of pictures: predictor([picture])")
+    def __call__(self, images: Sequence[AnyImage]) -> list[Instances]:
+        """Images -> one `Instances` each, in order, in the image's own pixels.
+
+        An image is a path, a file's bytes, an open binary file, a Pillow image, or an array (H, W, C) of the channels that the
+        model takes: RGB or its own, (H, W) for one. uint8; other types where the model has a pixel range.
+        Raises `UserError`, naming the item.
+        """
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+            raise UserError(f"got a {type(images).__name__}, expected a list of images: predictor([image])")
+        return self.predict_units(self.read(image, i) for i, image in enumerate(images))
+
+    def predict_units(self, images: Iterable[np.ndarray]) -> list[Instances]:
+        """The same, of images as `read` gives them."""
         results: dict[int, Instances] = {}
         waiting: dict[tuple[int, int], list[tuple[int, np.ndarray, tuple[int, int]]]] = {}
-        for i, picture in enumerate(images):
-            pixels = read_image(picture) if isinstance(picture, str | Path) else _checked(picture, i)
+        for i, pixels in enumerate(images):
             original = (pixels.shape[0], pixels.shape[1])
             resized = prepare(pixels, self.model_config, self.min_size, self.max_size)
             padded = tuple(-(-side // self.pad_multiple) for side in resized.shape[:2])
@@ -135,7 +144,13 @@ class Predictor:
         for group in waiting.values():
             if group:
                 results.update(self._run(group))
-        return [results[i] for i in range(len(images))]
+        return [results[i] for i in sorted(results)]
+
+    def read(self, image: AnyImage, number: int = 0) -> np.ndarray:
+        """An image in the network's unit: (H, W, C) uint8, or float32 in 0..255 for a model with a pixel range; for people
+        `pixels.for_display` makes RGB of it. number: what an error calls it. Raises `UserError`."""
+        pixels = read_pixels(image, number, self.model_config.input.channels, deep=self.pixel_range is not None)
+        return to_unit(pixels, self.pixel_range, image if isinstance(image, str | Path) else f"image {number}")
 
     def _run(self, group: list[tuple[int, np.ndarray, tuple[int, int]]]) -> dict[int, Instances]:
         indices, images, originals = zip(*group, strict=True)
@@ -189,9 +204,3 @@ def to_coco(instances: Instances, image_id: int, category_ids: Sequence[int | No
             entry["segmentation"] = rle
         entries.append(entry)
     return entries
-
-
-def _checked(picture: np.ndarray, i: int) -> np.ndarray:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-        raise UserError(f"picture {i}: expected (H, W, 3) uint8 RGB, got {picture.shape} {picture.dtype}")
-    return picture

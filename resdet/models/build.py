@@ -28,6 +28,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
         )
     return ResNet(
         arch,
+        inputs=config.input.channels,
         norm=c.norm,
         norm_eps=c.norm_eps,
         stride_in_1x1=c.stride_in_1x1,

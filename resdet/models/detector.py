@@ -17,7 +17,7 @@ from resdet.structures import Batch, Detections
 class Detector(nn.Module):
     """Backbone, pyramid, and what a subclass builds on them.
 
-    num_classes: K, without background. pixel_mean, pixel_std: of RGB (or BGR with `bgr`) values in 0..255.
+    num_classes: K, without background. pixel_mean, pixel_std: of each channel, RGB (or BGR with `bgr`), in 0..255.
     """
 
     pixel_mean: Tensor
@@ -35,8 +35,8 @@ class Detector(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone, self.fpn, self.num_classes, self.bgr = backbone, fpn, num_classes, bgr
-        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The losses by name, in training and in evaluation mode alike."""
@@ -64,7 +64,7 @@ class Detector(nn.Module):
         return [self.backbone, self.fpn]
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}."""
+        """Images (B, C, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}."""
         features: dict[str, Tensor] = self.fpn(self.backbone(self.normalize(batch)))
         return features
 

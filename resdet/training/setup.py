@@ -13,6 +13,7 @@ from resdet.config.auto import choose
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
+from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
 from resdet.data.quality.summary import check_before_training
 from resdet.data.relabel import for_classes
@@ -63,6 +64,7 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
     train = indexed or keep_index(parse_split("train", sources["train"]), kept)
     if indexed:
         console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")
+    config = with_pixel_range(config, train, found, resumed=earlier is not None)
     val = parse_split("val", sources["val"]) if "val" in sources else None
     del sources  # what a training needs of them is in `train` and `val`
     if val:
@@ -100,6 +102,29 @@ def crowded(annotations: Annotations, max_detections: int) -> str:
         f"warning: {annotations.source}: {more} of {len(counts)} images have more objects, up to {most}, than the "
         f"{max_detections} detections of an image that model.box.max_detections keeps: set model.box.max_detections={most}"
     )
+
+
+def with_pixel_range(
+    config: Config, annotations: Annotations, found: Recognised | None = None, *, resumed: bool = False
+) -> Config:
+    """The config with `data.pixel_range` as numbers where images have more than 8 bits, told in one line.
+
+    found: the weights to start from; resumed: those of the same run, whose range stays. Raises `UserError`.
+    """
+    given, known = config.data.pixel_range, found.pixel_range if found else None
+    if resumed:
+        if isinstance(given, tuple) and given != known:
+            before = list(known) if known else "8-bit images"
+            raise UserError(
+                f"data.pixel_range={list(given)}: the run was trained with {before}; resume without setting it"
+            )
+        return config.model_copy(update={"data": config.data.model_copy(update={"pixel_range": known or "auto"})})
+    images = annotations.images
+    depth = measure_depth([images[k].file for k in sample_of(len(images))], config.model.input.channels)
+    decided, line = decide_range(given, depth, known)
+    if line:
+        console.print(line, markup=False)
+    return config.model_copy(update={"data": config.data.model_copy(update={"pixel_range": decided or "auto"})})
 
 
 def make_synthetic(config: Config) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 
 import cv2
@@ -9,7 +10,7 @@ from PIL import Image
 
 from pictures import textured
 from resdet.data.dataset import read_annotated
-from resdet.data.images import find_images, read_image, resize_image, resized_size
+from resdet.data.images import decode_image, find_images, read_header, read_image, resize_image, resized_size
 from resdet.data.index import ImageInfo, Objects
 from resdet.errors import UserError
 
@@ -51,13 +52,11 @@ def test_rotation_is_applied_only_where_the_annotation_agrees(tmp_path, caplog) 
         read_annotated(ImageInfo(1, path, (10, 10), NOTHING))
 
 
-def test_grey_16_bit_cmyk_palette_and_alpha_become_rgb(tmp_path) -> None:
+def test_grey_cmyk_palette_and_alpha_become_rgb(tmp_path) -> None:
     picture = smooth(40, 64)
     grey = picture[..., 1]
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, 2))
-    cv2.imwrite(str(tmp_path / "deep.png"), grey.astype(np.uint16) * 257)
-    assert np.abs(read_image(tmp_path / "deep.png")[..., 0].astype(int) - grey).max() <= 1
     Image.fromarray(picture).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=98)
     assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - picture).mean() < 4
     Image.fromarray(np.dstack([picture, grey])).save(tmp_path / "alpha.png")
@@ -83,8 +82,11 @@ def test_find_images(tmp_path) -> None:
     assert [p.name for p in find_images([tmp_path])] == ["a.JPG", "b.png", "c.webp"]
     with pytest.raises(UserError, match="no such file"):
         find_images([tmp_path / "nowhere"])
+    for name in ("b.npy", "d.npy"):  # an array beside an image is a cache of it
+        (tmp_path / name).write_bytes(b"x")
+    assert [p.name for p in find_images([tmp_path])] == ["a.JPG", "b.png", "d.npy", "c.webp"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures in this folder"):
+    with pytest.raises(UserError, match="no images in this folder"):
         find_images([tmp_path / "empty"])
 
 
@@ -111,5 +113,119 @@ def test_decompression_bombs_are_refused(tmp_path) -> None:
     Image.new("1", (30000, 30000)).save(buffer, "PNG")
     path = tmp_path / "bomb.png"
     path.write_bytes(buffer.getvalue())
-    with pytest.raises(UserError, match=r"bomb\.png"):
+    with pytest.raises(UserError, match=r"bomb\.png: 30000 x 30000 \(H x W\) are 900,000,000 pixels, the limit is"):
         read_image(path)
+
+
+def test_images_between_pillows_limit_and_ours_are_read_without_a_warning(recwarn) -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    buffer = io.BytesIO()
+    Image.new("1", (13500, 13500)).save(buffer, "PNG")
+    assert read_header(buffer.getvalue(), "big.png").size == (13500, 13500)
+    assert not recwarn.list
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def encoded(array: np.ndarray, suffix: str, orientation: int = 1) -> bytes:
+    if suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return buffer.getvalue()
+    ok, data = cv2.imencode(suffix, array[..., ::-1] if array.shape[2] == 3 else array)
+    assert ok
+    if orientation == 1:
+        return data.tobytes()
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0]).save(buffer, "TIFF", tiffinfo={274: orientation})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".npy"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_every_depth_is_read_as_it_is_stored(suffix: str, channels: int, dtype: type) -> None:
+    if suffix == ".png" and dtype == np.float32:
+        pytest.skip("PNG holds integers")
+    array = (np.random.default_rng(0).random((21, 34, channels)) * (200 if dtype == np.uint8 else 4000)).astype(dtype)
+    data = encoded(array, suffix)
+    header = read_header(data, "x")
+    assert (header.size, header.dtype, header.channels) == ((21, 34), dtype, channels)
+    found = decode_image(data, "x", header, channels)
+    assert found.dtype == dtype
+    assert np.array_equal(found, array)
+    if channels == 1:
+        assert np.array_equal(decode_image(data, "x", header, 3), np.repeat(array, 3, 2))
+    elif suffix != ".npy":
+        grey = decode_image(data, "x", header, 1)
+        assert np.abs(grey[..., 0] - array @ np.array([0.299, 0.587, 0.114])).max() < (
+            1.5 if dtype != np.float32 else 0.01
+        )
+
+
+def test_arrays_and_pages_of_any_number_are_channels() -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (21, 34, 5)).astype(np.uint16)
+    data = encoded(array, ".npy")
+    assert np.array_equal(decode_image(data, "x.npy", read_header(data, "x.npy"), 5), array)
+    with pytest.raises(UserError, match=r"x\.npy: has 5 channels, the model takes 3: set model\.input\.channels=5"):
+        decode_image(data, "x.npy", read_header(data, "x.npy"), 3)
+    for dtype in (np.uint8, np.uint16, np.float32):
+        pages = [(array[..., k] % 256).astype(dtype) for k in range(5)]
+        buffer = io.BytesIO()
+        images = [Image.fromarray(page) for page in pages]
+        images[0].save(buffer, "TIFF", save_all=True, append_images=images[1:])
+        data = buffer.getvalue()
+        header = read_header(data, "x.tif")
+        assert header.pages == 5
+        assert np.array_equal(decode_image(data, "x.tif", header, 5), np.dstack(pages))
+        assert np.array_equal(decode_image(data, "x.tif", header, 1), pages[0][..., None])  # as ever: the first page
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("bands", [2, 4, 7])
+def test_tiffs_of_many_bands(planar: str, bands: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for dtype in (np.uint8, np.uint16, np.float32):
+        array = (np.random.default_rng(0).random((21, 34, bands)) * 200).astype(dtype)
+        buffer = io.BytesIO()
+        stored = array if planar == "contig" else np.moveaxis(array, -1, 0)
+        tifffile.imwrite(buffer, stored, photometric="minisblack", planarconfig=planar)
+        data = buffer.getvalue()
+        header = read_header(data, "x.tif")
+        assert np.array_equal(decode_image(data, "x.tif", header, bands), array)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_tiffs_are_turned_upright_once(orientation: int, dtype: type) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (21, 34, 1)).astype(dtype)
+    data = encoded(array, ".tiff", orientation)
+    expected = {1: array, 3: array[::-1, ::-1], 6: np.rot90(array, -1)}[orientation]
+    assert np.array_equal(decode_image(data, "x", read_header(data, "x"), 1), expected)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 5), bool), np.zeros((4, 5), complex), np.zeros(7), np.zeros((0, 4, 3))])
+def test_arrays_that_are_no_images_are_refused(array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    with pytest.raises(UserError, match=r"x\.npy: not a readable image \(an array of"):
+        read_header(buffer.getvalue(), "x.npy")
+
+
+def test_damaged_deep_images_are_named() -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (21, 34, 3)).astype(np.uint16)
+    for suffix in (".png", ".tiff", ".npy"):
+        data = encoded(array, suffix)
+        for length in range(0, len(data), len(data) // 40):
+            shape = array.shape
+            with contextlib.suppress(UserError):  # and nothing else
+                shape = decode_image(data[:length], "x", read_header(data[:length], "x"), 3).shape
+            assert shape == array.shape
+
+
+def test_resizing_takes_any_channels_and_floats() -> None:
+    image = np.repeat(textured(97, 131)[..., :1], 5, 2).astype(np.float32)
+    for kernel in ("opencv", "pillow", "torch"):
+        found = resize_image(image, (50, 70), kernel)
+        assert found.dtype == np.float32
+        alone = resize_image(image[..., :1].copy(), (50, 70), kernel)
+        np.testing.assert_allclose(found, np.repeat(alone, 5, 2), atol=1e-3)

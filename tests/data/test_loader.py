@@ -185,7 +185,7 @@ def test_another_picture_takes_the_place_of_one_that_cannot_be_read(shapes, tmp_
     told = [(row, text) for b in loaded for row, texts in b.problems.items() for text in texts]
     assert len(told) == 1
     row, text = told[0]
-    assert "3.jpg: not a picture" in text
+    assert "3.jpg: not an image" in text
     assert row != 3
     rows = [row for b in loaded for row in b.indices]
     assert len(rows) == 12

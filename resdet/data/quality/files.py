@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import UnidentifiedImageError
 
 from resdet.data.formats.common import Source
-from resdet.data.images import read_header
+from resdet.data.images import decode_image, open_pillow, read_header
 from resdet.data.quality.report import Finding, Findings
 from resdet.errors import UserError
 
@@ -88,9 +88,16 @@ def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report
     digest = hashlib.blake2b(data, digest_size=16).digest()
     if decode:
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if header.dtype == np.uint8 and not header.bands:
+                with open_pillow(data) as image:  # which is stricter about a missing end than OpenCV
+                    image.load()
+            else:
+                decode_image(data, path, header, header.pages if header.pages > 1 else header.channels)
+        except UserError as error:
+            return Report("file-truncated", f"image {identity}: {error}", identity, digest)
+        except UnidentifiedImageError:  # of a kind that Pillow does not know
+            pass
+        except (OSError, SyntaxError, ValueError) as error:
             return Report("file-truncated", f"image {identity}: {path} ({error})", identity, digest)
     size = (entry.get("height"), entry.get("width"))
     if size != header.upright_size and size == header.size:

@@ -1,4 +1,4 @@
-"""ResNet, ResNeXt and Wide ResNet: image (B, 3, H, W) -> {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)}.
+"""ResNet, ResNeXt and Wide ResNet: image (B, C, H, W) -> {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)}.
 
 He et al. 2015 (arXiv:1512.03385), Xie et al. 2016 (1611.05431), Zagoruyko & Komodakis 2016 (1605.07146).
 Parameter names are torchvision's: they are an interface, for every ImageNet checkpoint speaks them.
@@ -149,13 +149,13 @@ class _Projection(nn.Sequential):
         return conv_norm(conv, norm, x)
 
 
-def _stem(style: Style, deep: bool) -> nn.Module:
+def _stem(inputs: int, style: Style, deep: bool) -> nn.Module:
     """A 7x7 convolution, or three 3x3 ones; in both cases the norm that follows is `ResNet.bn1`."""
     kind = StandardizedConv2d if style.standardized else nn.Conv2d
     if not deep:
-        return kind(3, 64, 7, 2, padding=3, bias=False)
+        return kind(inputs, 64, 7, 2, padding=3, bias=False)
     return nn.Sequential(
-        kind(3, 32, 3, 2, padding=1, bias=False), make_norm(style.norm, 32, style.norm_eps), nn.ReLU(),
+        kind(inputs, 32, 3, 2, padding=1, bias=False), make_norm(style.norm, 32, style.norm_eps), nn.ReLU(),
         kind(32, 32, 3, padding=1, bias=False), make_norm(style.norm, 32, style.norm_eps), nn.ReLU(),
         kind(32, 64, 3, padding=1, bias=False),
     )  # fmt: skip
@@ -165,6 +165,7 @@ class ResNet(nn.Module):
     """A residual backbone without its classifier.
 
     channels, strides: of c2..c5, declared for what is built on top.
+    inputs:            channels of the image.
     norm_eps:          batch norm's epsilon.
     stride_in_1x1:     bottlenecks downsample in their first 1x1 convolution.
     frozen_stages:     how many stages do not train, from the stem on: 0 none, 1 stem, 2 stem and layer1, … 5 all.
@@ -183,6 +184,7 @@ class ResNet(nn.Module):
         self,
         arch: Architecture,
         *,
+        inputs: int = 3,
         norm: Norm = "frozen_bn",
         norm_eps: float = 1e-5,
         stride_in_1x1: bool = False,
@@ -202,7 +204,7 @@ class ResNet(nn.Module):
         style = Style(norm, norm_eps, stride_in_1x1, residual, avg_down, weight_standardization)
         self.channels = {f"c{k}": 2 ** (k + 4) * block.expansion for k in range(2, 6)}
         self.strides = {f"c{k}": 2**k for k in range(2, 5)} | {"c5": 32 // c5_dilation}
-        self.conv1 = _stem(style, deep_stem)
+        self.conv1 = _stem(inputs, style, deep_stem)
         self.bn1 = make_norm(norm, 64, norm_eps)
         inputs = 64
         for k, count in enumerate(arch.blocks, 1):
