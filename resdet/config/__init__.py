@@ -1,6 +1,7 @@
 """The configuration: its typed sections (`schema`), YAML text to and from them (`io`), what `auto` chooses (`auto`)."""
 
 from resdet.config.io import dump_config as dump_config
+from resdet.config.io import dump_settings as dump_settings
 from resdet.config.io import find_config as find_config
 from resdet.config.io import load_config as load_config
 from resdet.config.io import load_yaml as load_yaml

@@ -114,6 +114,26 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def dump_settings(config: Config) -> str:
+    """What a person has set, as YAML: read again it means the same, and what is open stays open for `auto` and checkpoints."""
+    return yaml.safe_dump(_settings(config), sort_keys=False)
+
+
+def _settings(section: BaseModel) -> dict[str, Any]:
+    """Fields that were set, or that differ from their defaults because they were changed in place."""
+    found: dict[str, Any] = {}
+    whole = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            inner = _settings(value)
+            if inner or field.get_default() is None:
+                found[name] = inner
+        elif name in section.model_fields_set or value != field.get_default(call_default_factory=True):
+            found[name] = whole[name]
+    return found
+
+
 def find_config(path: str | Path) -> Path:
     """The file at `path`, or the shipped config of that name. Raises `UserError` with near names."""
     path = Path(path)

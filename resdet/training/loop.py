@@ -12,7 +12,7 @@ import torch
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import disagreements, fill
-from resdet.config import Config, dump_config
+from resdet.config import Config, dump_config, dump_settings
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
 from resdet.errors import UserError, listed
@@ -70,7 +70,7 @@ def _train(
     require_equal_shares(config, distributed)
     source = distributed.broadcast(newest(checkpoints) if resume and distributed.main else None)
     earlier = read_checkpoint(source) if source else None
-    given = config.model
+    given, settings = config.model, dump_settings(config)
     with distributed.main_first("the data"):
         config, inputs = prepare_inputs(config, open_checkpoint(source) if source else None, check=distributed.main)
     if earlier and source:
@@ -93,7 +93,8 @@ def _train(
         if not source and best.exists() and not kept.exists():  # of a run that cannot be resumed
             best.replace(kept)
             console.print(f"starting afresh; the best weights of before are in {kept}")
-        write_text(output / "config.yaml", dump_config(config))
+        write_text(output / "config.yaml", settings)
+        write_text(output / "resolved.yaml", dump_config(config))
 
     t = config.train
     with (

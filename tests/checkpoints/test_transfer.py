@@ -146,7 +146,7 @@ def test_fine_tuning_and_resuming_without_the_first_file(old, shapes_root, tmp_p
     said = capsys.readouterr().out
     assert "resdet, Mask R-CNN, resnet18, 4 classes" in said
     assert "loaded: " in said
-    written = load_yaml((tmp_path / "run/config.yaml").read_text())
+    written = load_yaml((tmp_path / "run/resolved.yaml").read_text())
     assert written["model"]["input"]["bgr"] is True
     assert written["model"].get("fold_norm", True) is True  # exact rounding is for the weights as they came
     given.unlink()

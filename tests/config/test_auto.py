@@ -12,7 +12,7 @@ import pytest
 import resdet
 import tiny
 from resdet.commands.data import check
-from resdet.config import Config, load_yaml, parse_config
+from resdet.config import Config, load_config, load_yaml, parse_config
 from resdet.config.auto import as_trained, choose
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
@@ -116,8 +116,11 @@ def test_the_config_that_was_given_is_left_alone_and_the_choices_are_written(sha
     before = config.model_dump()
     resdet.train(config)
     assert config.model_dump() == before
-    written = load_yaml((tmp_path / "run/config.yaml").read_text())
+    written = load_yaml((tmp_path / "run/resolved.yaml").read_text())
     assert written["train"]["lr"] == pytest.approx(0.02 * 2 / 16)
+    again = load_config(tmp_path / "run/config.yaml")  # `auto` would choose again
+    assert again == config
+    assert not {"lr", "milestones"} & again.train.model_fields_set
     told = capsys.readouterr().out
     assert "auto: train.lr = 0.0025 (linear in the batch size: 0.02 at 16 (sgd))" in told
     assert "auto: model.num_classes = 4 (the data's: disk, box, triangle, star)" in told

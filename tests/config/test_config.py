@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from resdet.config import (
     Config,
     DataConfig,
     data_root,
     dump_config,
+    dump_settings,
     find_config,
     load_config,
     parse_config,
@@ -206,3 +208,31 @@ def test_data_keys_that_contradict_each_other_are_refused(data: dict, message: s
     with pytest.raises(UserError) as caught:
         parse_config({"data": data})
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_settings_written_and_read_again_are_the_same_and_as_open(path: Path, tmp_path) -> None:
+    config = load_config(path, ["train.amp=off", "model.box.width=1024"])  # one of them set to its default
+    again = load_config(write(tmp_path, dump_settings(config)))
+    assert again == config
+    assert open_keys(again) == open_keys(config)
+
+
+def test_settings_changed_in_place_are_written(tmp_path) -> None:
+    config = Config()
+    config.train.lr = 0.5
+    config.data.root = Path("x")
+    assert load_config(write(tmp_path, dump_settings(config))) == config
+    assert "momentum" not in dump_settings(config)
+
+
+def open_keys(section: BaseModel, prefix: str = "") -> set[str]:
+    """What nobody has set."""
+    found: set[str] = set()
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            found |= open_keys(value, f"{prefix}{name}.")
+        elif name not in section.model_fields_set:
+            found.add(prefix + name)
+    return found
