@@ -62,8 +62,8 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     if not images.is_dir():
         raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
     content["images"], taken, problems = take_variants(content["images"], images)
-    remarks = Counter(remarks) + Counter({REMARK: taken})
-    return Source(annotations, images, content, remarks=remarks, problems=problems)
+    counted = Counter(remarks) + Counter({REMARK: taken})
+    return Source(annotations, images, content, remarks=counted, problems=problems)
 
 
 def refuse_what_has_no_effect(kind: Format, given: SplitConfig, split: Split) -> None:
