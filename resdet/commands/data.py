@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from resdet.commands.common import config_of, guarded, parser_of
-from resdet.config import Config, DataConfig, data_root
+from resdet.config import Config, DataConfig, DataFormat
 from resdet.errors import UserError
 from resdet.writing import make_folder, refuse_overwriting, write_json
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_coco = kinds.add_parser("convert", help="Pascal VOC, YOLO, labelme or COCO to one COCO JSON")
     to_coco.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, or a COCO JSON")
     to_coco.add_argument("target", metavar="OUT.json", type=Path)
-    to_coco.add_argument("--format", choices=("auto", "coco", "voc", "yolo", "labelme"), default="auto")
+    to_coco.add_argument("--format", choices=("auto", *get_args(DataFormat)), default="auto")
     to_coco.add_argument(
         "--split",
         help="one of the source's splits: ImageSets/Main/NAME.txt of VOC, a key of YOLO's data.yaml, "
@@ -130,12 +130,12 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
     """The images of a Pascal VOC folder that neither split takes, for they may become training data some day."""
-    from resdet.data.formats.voc import read_voc
-    from resdet.data.sources import find_format, subset
+    from resdet.data.sources import detected, read_whole, subset
 
-    if data.split or find_format(data, data.train) != "voc":
+    found = detected(data, data.train)
+    if data.split or found.format != "voc":
         return {}
-    whole = read_voc(data.train.annotations or data_root(data), None)
+    whole = read_whole(data, found, data.train.images, None)
     taken = {e["file_name"] for s in sources.values() for e in s.content["images"]}
     left = {e["id"] for e in whole.content["images"] if e["file_name"] not in taken}
     return {"unused": subset(whole, left)} if left else {}
@@ -149,12 +149,12 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
     values: dict[str, Any] = {"format": kind, "train": {"split": split}}
     if source.is_dir():
         values["root"] = source
-    elif source.suffix.lower() == ".json":
-        values["train"] |= {"images": source.parent, "annotations": source}
     else:
         values["train"] |= {"annotations": source}
     data = DataConfig.model_validate(values)
     read = read_source(data, data.train, "train").whole()
+    if not read.content["images"]:
+        raise UserError(f"{source}: no images are listed there, so nothing is written")
     refuse_sources(output, [read])
     write_json(output, read.content)
     describe(f"written: {output}", read)
@@ -165,10 +165,10 @@ def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
 def refuse_sources(output: Path, sources: list[Source]) -> None:
     """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
     none of these is written over."""
-    from resdet.data.sources import is_labelme
+    from resdet.data.formats.detect import json_kind
 
     read = [source.path for source in sources]
-    refuse_overwriting([output], [*read, output] if is_labelme(output) else read)
+    refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
 
 
 def describe(title: str, source: Source) -> None:
@@ -180,6 +180,8 @@ def describe(title: str, source: Source) -> None:
         f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
         f"{len(content['categories'])} classes"
     )
+    for note in source.notes:
+        console.print(f"  {note}")
     for remark, count in source.remarks.items():
         console.print(f"  {count} {remark}")
 

@@ -11,6 +11,7 @@ from resdet.config.schema import BackboneConfig as BackboneConfig
 from resdet.config.schema import BoxConfig as BoxConfig
 from resdet.config.schema import Config as Config
 from resdet.config.schema import DataConfig as DataConfig
+from resdet.config.schema import DataFormat as DataFormat
 from resdet.config.schema import FPNConfig as FPNConfig
 from resdet.config.schema import InputConfig as InputConfig
 from resdet.config.schema import MaskConfig as MaskConfig
@@ -22,4 +23,3 @@ from resdet.config.schema import SyntheticConfig as SyntheticConfig
 from resdet.config.schema import TrainConfig as TrainConfig
 from resdet.config.schema import TrainSplitConfig as TrainSplitConfig
 from resdet.config.schema import data_root as data_root
-from resdet.config.schema import split_paths as split_paths

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from resdet.errors import UserError
-
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -207,6 +205,9 @@ class ModelConfig(Section):
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
+DataFormat = Literal["coco", "voc", "yolo", "labelme"]  # read by `data/formats`
+
+
 class SplitConfig(Section):
     images: UserPath | None = None  # folder; None: `root`/train2017 or val2017
     # COCO's JSON (None: `root`/annotations/instances_train2017.json or …val2017.json), YOLO's data.yaml, or a folder
@@ -233,7 +234,9 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     # None: $RESDET_DATASETS/coco, or datasets/coco
     root: UserPath | None = None
-    format: Literal["auto", "coco", "voc", "yolo", "labelme"] = "auto"
+    format: Literal["auto"] | DataFormat = "auto"
+    # what Pascal VOC's corners count the first pixel as; None: found from the files
+    voc_origin: Literal[0, 1] | None = None
     split: Annotated[float, Field(gt=0, lt=1)] | None = None  # hold out this share of data.train for validation
     split_seed: Count = 0
     group: str | None = None  # a regular expression on file names: images that match equally stay in one split
@@ -353,35 +356,3 @@ class Config(Section):
 def data_root(config: DataConfig) -> Path:
     """`data.root`, or where COCO is looked for without one."""
     return config.root or Path(os.environ.get("RESDET_DATASETS", "datasets")) / "coco"
-
-
-def split_paths(config: DataConfig, split: Literal["train", "val"]) -> tuple[Path, Path]:
-    """(image folder, annotation file) of a split: as given, or below `data.root` as COCO or Roboflow lays them out.
-
-    Raises `UserError` for a split of a name that is not there.
-    """
-    given: SplitConfig = config.train if split == "train" else config.val
-    root = data_root(config)
-    if given.split is not None:
-        return _named_split(root, given, f"data.{split}")
-    images, annotations = root / f"{split}2017", root / "annotations" / f"instances_{split}2017.json"
-    exported = root / {"train": "train", "val": "valid"}[split]  # as Roboflow writes it
-    if (exported / "_annotations.coco.json").is_file():
-        images, annotations = exported, exported / "_annotations.coco.json"
-    return given.images or images, given.annotations or annotations
-
-
-def _named_split(root: Path, given: SplitConfig, key: str) -> tuple[Path, Path]:
-    name = given.split
-    if given.annotations is not None:
-        raise UserError(
-            f"{key}.split={name} has no effect beside {key}.annotations={given.annotations}: one file is one split"
-        )
-    there = {path.parent.name: (path.parent, path) for path in root.glob("*/_annotations.coco.json")}
-    for path in sorted((root / "annotations").glob("instances_*.json")):
-        stem = path.stem.removeprefix("instances_")
-        there[stem] = root / stem, path
-    if name not in there:
-        raise UserError(f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'})")
-    images, annotations = there[name]
-    return given.images or images, annotations

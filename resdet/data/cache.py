@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from resdet.config import DataConfig, split_paths
+from resdet.config import DataConfig
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageList
-from resdet.data.sources import find_format
+from resdet.data.sources import coco_paths, find_format
 
 LARGE = 64 * 2**20  # bytes of JSON; smaller files are read in seconds
 VERSION = 1  # of the arrays' layout
@@ -25,7 +25,7 @@ def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
     given = data.train if split == "train" else data.val
     if data.split or given.files or data.limit or find_format(data, given) != "coco":
         return None
-    images, annotations = split_paths(data, split)
+    images, annotations = coco_paths(data, split)
     try:
         state = annotations.stat()
     except OSError:

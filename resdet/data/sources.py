@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from resdet.config import DataConfig, SplitConfig, data_root, split_paths
-from resdet.data.coco import is_id, read_coco_json
-from resdet.data.file_names import REMARK, take_variants
-from resdet.data.formats.common import Source, read_list
+from resdet.config import DataConfig, DataFormat, SplitConfig, data_root
+from resdet.data.coco import is_id
+from resdet.data.formats.coco import find_annotations, image_folder, named_annotations, read_coco_files
+from resdet.data.formats.common import Reader, Source, read_list
+from resdet.data.formats.detect import FINDERS, Detected, detect, is_empty, unknown
 from resdet.data.formats.labelme import read_labelme
+from resdet.data.formats.names import NameIndex
 from resdet.data.formats.voc import read_voc
 from resdet.data.formats.yolo import read_yolo
-from resdet.data.root_category import without_root
 from resdet.errors import UserError
 
 Split = Literal["train", "val"]
-Format = Literal["coco", "voc", "yolo", "labelme"]
 
 
 def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
@@ -47,57 +48,92 @@ def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> S
 
 def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     """All that the config names for a split, whatever the format."""
-    kind = find_format(config, given)
-    root = data_root(config)
-    refuse_what_has_no_effect(kind, given, "train" if config.split else split)
-    if kind == "voc":
-        named = given.split or (split if not config.split and (root / "ImageSets").is_dir() else None)
-        return read_voc(given.annotations or given.images or root, named)
-    if kind == "yolo":
-        return read_yolo(given.annotations or _data_yaml(root), given.split or ("train" if config.split else split))
-    if kind == "labelme":
-        return read_labelme(given.annotations or given.images or root)
-    images, annotations = split_paths(config, "train" if config.split else split)
-    content, remarks = without_root(read_coco_json(annotations))
-    if not images.is_dir():
-        raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
-    content["images"], taken, problems = take_variants(content["images"], images)
-    counted = Counter(remarks) + Counter({REMARK: taken})
-    return Source(annotations, images, content, remarks=counted, problems=problems)
+    found, images = detected(config, given), given.images
+    key = f"data.{'train' if config.split else split}"
+    refuse_what_has_no_effect(found.format, given, key)
+    if found.format == "coco":
+        images, annotations = coco_paths(config, split)
+        found = found._replace(path=annotations)
+    # Where a split is made, it is made of all of a VOC folder or of YOLO's "train".
+    source = read_whole(config, found, images, given.split or (None if config.split else split))
+    if given.split and source.split is None:
+        raise UserError(f"{source.path}: has no splits, so {key}.split={given.split} means nothing here")
+    return source
 
 
-def refuse_what_has_no_effect(kind: Format, given: SplitConfig, split: Split) -> None:
-    """Raises `UserError` for keys of `data.train` or `data.val` that this format does not use."""
-    key = f"data.{split}"
+def refuse_what_has_no_effect(kind: DataFormat, given: SplitConfig, key: str) -> None:
+    """Raises `UserError` for keys of `data.train` or `data.val` (`key`) that this format does not use."""
     if kind == "labelme" and given.split is not None:
         raise UserError(
             f"{key}.split={given.split}: labelme's files have no named splits; set {key}.annotations=FOLDER"
         )
     if kind == "yolo" and given.images is not None:
         raise UserError(f"{key}.images={given.images} has no effect: YOLO's data.yaml names the image folders")
-    if kind == "voc" and None not in (given.images, given.annotations) and given.images != given.annotations:
+    if kind == "coco" and None not in (given.split, given.annotations):
         raise UserError(
-            f"{key}.images={given.images} has no effect: Pascal VOC's images lie in {given.annotations}/JPEGImages"
+            f"{key}.split={given.split} has no effect beside {key}.annotations={given.annotations}: one file is one split"
         )
 
 
-def find_format(config: DataConfig, given: SplitConfig) -> Format:
-    """`data.format`, or what the files look like."""
+def read_whole(config: DataConfig, found: Detected, images: Path | None, split: str | None) -> Source:
+    """A data set of a known format, or one split of it by the data set's own name."""
+    readers: dict[DataFormat, Reader] = {
+        "coco": read_coco_files,
+        "voc": partial(read_voc, origin=config.voc_origin),
+        "yolo": read_yolo,
+        "labelme": read_labelme,
+    }
+    source = readers[found.format](found.path, images, split)
+    part = f", the split {source.split}" if source.split else ""
+    source.notes.insert(0, f"read as {found.format}{part}: {found.reason}")
+    return source
+
+
+def detected(config: DataConfig, given: SplitConfig) -> Detected:
+    """`data.format`, or what the files look like, and the file or folder to read. Raises `UserError`."""
+    root = data_root(config)
+    place = given.annotations or (given.images if given.images and not config.root else root)
     if config.format != "auto":
-        return config.format
-    root, named = data_root(config), given.annotations
-    if named and named.suffix.lower() in (".yaml", ".yml"):
-        return "yolo"
-    folder = named if named and named.is_dir() else given.images if given.images and not named else root
-    if named and not named.is_dir():
-        return "coco"
-    if (folder / "Annotations").is_dir() or any(folder.glob("*.xml")):
-        return "voc"
-    if folder == root and _data_yaml(root).is_file():
-        return "yolo"
-    if not (folder / "annotations").is_dir() and any(is_labelme(path) for path in _first(folder, "*.json")):
-        return "labelme"
-    return "coco"
+        return _of_format(config.format, place)
+    found = detect(place)
+    if found and found.format == "coco":
+        return Detected("coco", place, found.reason)
+    if found:
+        return found
+    if place.is_file() or not is_empty(place):
+        raise unknown(place)
+    return Detected("coco", place, "nothing is there")
+
+
+def find_format(config: DataConfig, given: SplitConfig) -> DataFormat:
+    """`data.format`, or what the files look like."""
+    return detected(config, given).format
+
+
+def _of_format(kind: DataFormat, place: Path) -> Detected:
+    """What the reader of a given format takes."""
+    reason = "data.format says so"
+    found = FINDERS[kind](place) if place.is_dir() and kind == "yolo" else None
+    if found:
+        return found._replace(reason=reason)
+    return Detected(kind, place / "data.yaml" if kind == "yolo" and not place.is_file() else place, reason)
+
+
+def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
+    """(image folder, annotation file) of a split in COCO's format: as given, or as they are found below `data.root`.
+
+    Raises `UserError` for a split of a name that is not there.
+    """
+    part: Split = "train" if config.split else split
+    given: SplitConfig = config.train if part == "train" else config.val
+    root = given.annotations or data_root(config)
+    if root.is_file() or root.suffix:
+        annotations, root = root, data_root(config) if config.root else root.parent
+    elif given.split is not None:
+        annotations = named_annotations(root, given.split, f"data.{part}")
+    else:
+        annotations = find_annotations(root, part)
+    return given.images or image_folder(annotations, root), annotations
 
 
 def subset(source: Source, images: set[int]) -> Source:
@@ -108,7 +144,7 @@ def subset(source: Source, images: set[int]) -> Source:
         "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
         "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
     }
-    return Source(source.path, source.images, content, source.origins, source.remarks, source.problems)
+    return replace(source, content=content)
 
 
 def _ids(source: Source, count: int | None = None) -> set[int]:
@@ -120,39 +156,25 @@ def _id(value: Any) -> int | None:
     return value if is_id(value) else None
 
 
-def _data_yaml(root: Path) -> Path:
-    return next(
-        (root / name for name in ("data.yaml", "data.yml", "dataset.yaml") if (root / name).is_file()),
-        root / "data.yaml",
-    )
-
-
-def _first(folder: Path, pattern: str, count: int = 3) -> list[Path]:
-    return sorted(folder.rglob(pattern))[:count] if folder.is_dir() else []
-
-
-def is_labelme(path: Path) -> bool:
-    """Whether a file is labelme's JSON of a picture."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and "shapes" in content
-
-
 def _listed(source: Source, listing: Path) -> Source:
     """The images that a list file names: by path, file name or stem, one a line. Raises `UserError` for unknown ones."""
     by_name: dict[str, int] = {}
     for entry in source.content["images"]:
-        file = Path(str(entry.get("file_name")))
-        by_name |= dict.fromkeys((file.as_posix(), file.name, file.stem), entry.get("id"))
+        by_name.setdefault(Path(str(entry.get("file_name"))).as_posix(), entry.get("id"))
+    index = NameIndex(by_name)
     wanted = read_list(listing)
-    unknown = [line for line in wanted if line not in by_name and Path(line).name not in by_name]
+    chosen: set[int] = set()
+    unknown: list[str] = []
+    for line in wanted:
+        try:
+            chosen.add(by_name[index.find(line, source.remarks)])
+        except UserError as error:
+            unknown.append(f"{line!r}" if " may be " not in str(error) else str(error))
     if unknown:
         raise UserError(
-            f"{listing}: {len(unknown)} of {len(wanted)} lines name no image of {source.path}, the first: {unknown[0]!r}"
+            f"{listing}: {len(unknown)} of {len(wanted)} lines name no image of {source.path}, the first: {unknown[0]}"
         )
-    return subset(source, {by_name[line] if line in by_name else by_name[Path(line).name] for line in wanted})
+    return subset(source, chosen)
 
 
 def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[int]:

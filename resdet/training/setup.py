@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
-from resdet.config import Config, SplitConfig, data_root, split_paths
+from resdet.config import Config, SplitConfig, data_root
 from resdet.config.auto import choose
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
@@ -18,7 +18,7 @@ from resdet.data.quality.advice import advise_anchors, resized_objects
 from resdet.data.quality.summary import check_before_training
 from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
-from resdet.data.sources import find_format, open_split
+from resdet.data.sources import coco_paths, find_format, open_split
 from resdet.errors import UserError
 from resdet.runtime.console import console
 
@@ -156,6 +156,8 @@ def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
     if split == "val":
         read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")
+    for note in source.notes:
+        console.print(f"  {note}")
     return read
 
 
@@ -180,7 +182,7 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
     for split in ["train"] if config.data.split else splits:
         given: SplitConfig = config.data.train if split == "train" else config.data.val
         if find_format(config.data, given) == "coco":
-            paths += split_paths(config.data, "train" if split == "train" else "val")
+            paths += coco_paths(config.data, "train" if split == "train" else "val")
         else:
             paths.append(given.annotations or given.images or root)
     missing = [path for path in dict.fromkeys(paths) if not path.exists()]

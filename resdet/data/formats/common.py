@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,12 @@ from typing import Any
 
 from resdet.data.images import SUFFIXES, read_header
 from resdet.errors import UserError, listed
+
+# Files that hold images but cannot be decoded here: naming them beats losing them.
+UNREAD_SUFFIXES = {
+    ".heic", ".heif", ".jxl", ".tga", ".dib", ".pcx", ".psd", ".svg", ".dcm", ".nii", ".raw", ".dng", ".cr2", ".nef", ".arw",
+    ".mp4", ".avi", ".mov",
+}  # fmt: skip
 
 
 @dataclass
@@ -22,6 +29,8 @@ class Source:
     origins:  annotation id -> the file and line it came from, for messages; empty for COCO, where the id says it.
     remarks:  what was left out or taken in a particular way, counted.
     problems: what could not be read and so is not in `content`: files, lines, objects.
+    notes:    how the whole was read (the format and why, the convention of its coordinates), for people.
+    split:    the data set's own name for the part that this is; None for all of it, or where it has no parts.
     """
 
     path: Path
@@ -30,12 +39,18 @@ class Source:
     origins: dict[int, str] = field(default_factory=dict)
     remarks: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    split: str | None = None
 
     def whole(self) -> Source:
         """Itself. Raises one `UserError` with all `problems` if there are any."""
         if self.problems:
             raise listed(f"{self.path}: {len(self.problems)} problem(s):", self.problems)
         return self
+
+
+# (annotation file or folder, image folder if one is given, the data set's own name of a split or None for all of it)
+Reader = Callable[[Path, Path | None, str | None], Source]
 
 
 class Builder:
@@ -47,14 +62,24 @@ class Builder:
         self.source = Source(path, images, {"images": [], "annotations": [], "categories": categories})
 
     def image(self, file: Path, size: tuple[int, int]) -> int:
-        """Add a picture of (H, W). -> its id"""
+        """Add an image of (H, W). -> its id"""
         entries = self.source.content["images"]
-        name = file.relative_to(self.source.images) if file.is_relative_to(self.source.images) else file
+        file = Path(os.path.normpath(file))
+        folder = Path(os.path.normpath(self.source.images))
+        name = file.relative_to(folder) if file.is_relative_to(folder) else file
         entries.append({"id": len(entries) + 1, "file_name": name.as_posix(), "height": size[0], "width": size[1]})
         return len(entries)
 
-    def object(self, image_id: int, name: str, bbox: list[float], origin: str, segmentation: Any = None) -> None:
-        """Add an object: bbox XYWH in pixels; segmentation as in COCO or None."""
+    def object(
+        self,
+        image_id: int,
+        name: str,
+        bbox: list[float],
+        origin: str,
+        segmentation: Any = None,
+        keypoints: list[float] | None = None,
+    ) -> None:
+        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels."""
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
@@ -67,18 +92,66 @@ class Builder:
             entry["segmentation"] = segmentation
         else:
             entry["area"] = max(bbox[2], 0) * max(bbox[3], 0)
+        if keypoints is not None:
+            entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
         entries.append(entry)
         self.source.origins[len(entries)] = origin
 
 
-def picture_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, int] | None]:
-    """(H, W) of each file, upright, from its header, read in parallel; None, with a problem, for one that is no picture."""
+def all_files(folder: Path) -> list[Path]:
+    """All files below a folder but hidden ones, sorted; links to folders are followed unless they lead back."""
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(parent) + os.sep
+        folders[:] = sorted(
+            f for f in folders
+            if not f.startswith((".", "__MACOSX")) and not here.startswith(os.path.realpath(os.path.join(parent, f)) + os.sep)
+        )  # fmt: skip
+        found += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def image_files(files: Iterable[Path]) -> list[Path]:
+    """Those that are images by their suffix."""
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
+
+
+def suffix_counts(files: Iterable[Path]) -> str:
+    """ "12 .txt, 3 .heic": what there is instead of what was looked for."""
+    counts = Counter(file.suffix.lower() or "without a suffix" for file in files)
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(6)) or "nothing"
+
+
+def no_images(folder: Path, files: Sequence[Path]) -> UserError:
+    """The error for a folder without a single image that can be read."""
+    return UserError(
+        f"{folder}: no images here (found: {suffix_counts(files)}; read are {', '.join(sorted(SUFFIXES))})"
+    )
+
+
+def unread_images(files: Iterable[Path]) -> list[str]:
+    """A problem for each type of image among the files that cannot be decoded."""
+    first: dict[str, Path] = {}
+    counts: Counter[str] = Counter()
+    for file in files:
+        if file.suffix.lower() in UNREAD_SUFFIXES:
+            first.setdefault(file.suffix.lower(), file)
+            counts[file.suffix.lower()] += 1
+    return [
+        f"{file}: {suffix} files cannot be read ({counts[suffix]} here): convert them to JPEG or PNG, or move them away"
+        for suffix, file in first.items()
+    ]
+
+
+def image_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, int] | None]:
+    """(H, W) of each file, upright, from its header, read in parallel; None, with a problem, for one that is no image."""
 
     def size(file: Path) -> tuple[int, int] | str:
         try:
             return read_header(file.read_bytes(), file).upright_size
         except OSError as error:
-            return f"{file}: cannot be read ({error.strerror})"
+            dangling = f", a link to {os.readlink(file)}" if file.is_symlink() else ""
+            return f"{file}: cannot be read ({error.strerror}{dangling})"
         except UserError as error:
             return str(error)
 
@@ -88,20 +161,21 @@ def picture_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int,
     return [entry if isinstance(entry, tuple) else None for entry in found]
 
 
-def stems_of(files: Iterable[Path]) -> dict[str, Path]:
-    """Picture files by their names without ending."""
-    return {file.stem: file for file in sorted(files) if file.suffix.lower() in SUFFIXES}
-
-
 def polygon_box(points: Sequence[float]) -> list[float]:
     """[x, y, x, y, …] -> XYWH of the box around them."""
     xs, ys = points[0::2], points[1::2]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one. Raises `UserError`."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+
+
 def read_list(path: Path) -> list[str]:
     """The lines of a text file, without empty ones. Raises `UserError`."""
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error})") from None
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

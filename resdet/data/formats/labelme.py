@@ -1,98 +1,158 @@
-"""labelme: a folder of JSON files, each beside its picture -> COCO's structure.
+"""labelme and X-AnyLabeling: a folder of JSON files, one for each image -> COCO's structure.
 
-https://github.com/wkentaro/labelme: shapes are polygons, rectangles and circles; those of one label and one group_id are
-the parts of one object.
+https://github.com/wkentaro/labelme, https://github.com/CVHub520/X-AnyLabeling: shapes are polygons, rectangles (of two or
+of four corners), rotated rectangles, circles and masks; those of one label and one group_id are the parts of one object.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 import math
 from pathlib import Path
 from typing import Any
 
-from resdet.data.coco import is_number, read_json
-from resdet.data.formats.common import Builder, Source, picture_sizes, polygon_box
-from resdet.data.images import SUFFIXES
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from resdet.data.coco import is_number, is_size, read_json
+from resdet.data.formats.common import (
+    Builder,
+    Source,
+    all_files,
+    image_files,
+    image_sizes,
+    no_images,
+    polygon_box,
+    unread_images,
+)
+from resdet.data.formats.names import NameIndex
 from resdet.errors import UserError
+from resdet.masks import Rle, encode_bitmap
 
 CIRCLE = 32  # corners of the polygon that a circle becomes
+NO_REGION = {"point", "points", "line", "linestrip"}
+OUTLINES = {"polygon", "rectangle", "rotation", "oriented_rectangle", "quadrilateral"}  # given by three corners or more
+
+Part = list[float] | Rle  # a polygon [x, y, …] or a mask
 
 
-def read_labelme(folder: Path) -> Source:
-    """All JSON files under a folder; classes by name. Raises `UserError` where there are none."""
-    problems: list[str] = []
-    files: dict[Path, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.json")):
+def read_labelme(path: Path, images: Path | None, split: str | None) -> Source:
+    """All JSON files under a folder; classes by name; there are no splits. Raises `UserError` where there are none."""
+    folder = path if path.is_dir() else path.parent
+    files = all_files(folder)
+    there = files if images is None or images == folder else all_files(images)
+    problems = unread_images(there)
+    contents = _contents([f for f in files if f.suffix.lower() == ".json"] if path.is_dir() else [path], problems)
+    if not contents and not problems:
+        raise UserError(f"{folder}: no labelme files (JSON with shapes, one for each image)")
+    pictures = image_files(there)
+    if not pictures:
+        raise no_images(images or folder, there)
+    labels = {str(s["label"]) for c in contents.values() for s in c["shapes"] if isinstance(s, dict) and s.get("label")}
+    builder = Builder(folder, images or folder, sorted(labels))
+    builder.source.problems = problems
+    matched = _match(contents, pictures, builder.source)
+    sizes = image_sizes(list(matched.values()), problems)
+    for (file, picture), size in zip(matched.items(), sizes, strict=True):
+        if size is not None:
+            _add(builder, builder.image(picture, size), file, contents[file]["shapes"], size)
+    unlabelled = len(set(pictures) - set(matched.values()))
+    if unlabelled:
+        builder.source.remarks["images without a JSON file (left out: nobody has said that they are empty)"] = (
+            unlabelled
+        )
+    return builder.source
+
+
+def _contents(files: list[Path], problems: list[str]) -> dict[Path, dict[str, Any]]:
+    found: dict[Path, dict[str, Any]] = {}
+    for path in files:
         try:
             content = read_json(path)
         except UserError as error:
             problems.append(str(error))
             continue
         if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-            files[path] = content
-    if not files and not problems:
-        raise UserError(f"{folder}: no labelme files (JSON with shapes, beside their pictures)")
-    pictures = {path: _picture(path, content) for path, content in files.items()}
-    problems += [f"{path}: its picture {pictures[path]} is not there" for path in files if not pictures[path].is_file()]
-    files = {path: content for path, content in files.items() if pictures[path].is_file()}
-    shapes = [s for content in files.values() for s in content["shapes"] if isinstance(s, dict)]
-    builder = Builder(folder, folder, sorted({str(s.get("label")) for s in shapes if s.get("label")}))
-    builder.source.problems = problems
-    sizes = picture_sizes([pictures[path] for path in files], problems)
-    for (path, content), size in zip(files.items(), sizes, strict=True):
-        if size is None:
-            continue  # a problem already
-        image_id = builder.image(pictures[path], size)
-        parts: dict[Any, list[tuple[str, list[float], str]]] = {}
-        for number, shape in enumerate(content["shapes"], 1):
-            origin = f"{path}: shape {number}"
-            if not isinstance(shape, dict) or not shape.get("label"):
-                problems.append(f"{origin}: has no label")
-                continue
-            polygon = _polygon(shape, origin, problems, builder.source)
-            if polygon is not None:
-                group = shape.get("group_id")
-                key = number if group is None else f"{shape['label']} {group}"
-                parts.setdefault(key, []).append((str(shape["label"]), polygon, origin))
-        for pieces in parts.values():
-            outline = [polygon for _, polygon, _ in pieces]
-            box = polygon_box([v for polygon in outline for v in polygon])
-            builder.object(image_id, pieces[0][0], box, pieces[0][2], outline)
-    unlabelled = {p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES} - set(pictures.values())
-    if unlabelled:
-        builder.source.remarks["pictures without a JSON file (left out: nobody has said that they are empty)"] = len(
-            unlabelled
-        )
-    return builder.source
+            found[path] = content
+    return found
 
 
-def _picture(path: Path, content: dict[str, Any]) -> Path:
-    """imagePath, or where that has moved away, a picture of the JSON's own name."""
-    name = str(content.get("imagePath") or "").replace("\\", "/")
-    candidates = [path.parent / name, path.parent / Path(name).name]
-    candidates += [path.with_suffix(suffix) for suffix in sorted(SUFFIXES)]
-    return next((c for c in candidates if (name or c.stem == path.stem) and _is_file(c)), candidates[0])
+def _match(contents: dict[Path, dict[str, Any]], pictures: list[Path], source: Source) -> dict[Path, Path]:
+    """JSON file -> its image: imagePath, or where that has moved away, an image of the JSON's own name beside it."""
+    folder = source.path
+    names = {(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix(): p for p in pictures}
+    index = NameIndex(names)
+    taken: dict[Path, Path] = {}
+    moved: list[tuple[Path, str]] = []
+    for path, content in contents.items():
+        near = path.parent.relative_to(folder).as_posix()
+        given = content.get("imagePath")
+        try:
+            name = given if isinstance(given, str) and given else path.stem
+            picture = names[index.find(name, source.remarks, near)]
+        except UserError as error:
+            moved.append((path, str(error)))
+            continue
+        if picture in taken:
+            source.problems.append(f"{path}: annotates {picture}, as {taken[picture]} does")
+        taken.setdefault(picture, path)
+    for path, text in moved:
+        beside = [p for p in pictures if p.parent == path.parent and p.stem == path.stem and p not in taken]
+        if len(beside) == 1 and " may be " not in text:
+            taken[beside[0]] = path
+            source.remarks["images named as their JSON, whose imagePath is not there (taken by the JSON's name)"] += 1
+            continue
+        embedded = "; imageData still holds it" if contents[path].get("imageData") else ""
+        source.problems.append(f"{path}: {text}{embedded}")
+    return {path: picture for picture, path in taken.items()}
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # no name that a file can have
-        return False
+def _add(builder: Builder, image_id: int, path: Path, shapes: list[Any], size: tuple[int, int]) -> None:
+    """Add the objects of one file."""
+    groups: dict[Any, list[tuple[str, Part, str]]] = {}
+    for number, shape in enumerate(shapes, 1):
+        origin = f"{path}: shape {number}"
+        if not isinstance(shape, dict) or not shape.get("label"):
+            builder.source.problems.append(f"{origin}: has no label")
+            continue
+        part = _part(shape, origin, size, builder.source)
+        if part is not None:
+            group = shape.get("group_id")
+            key = number if group is None else f"{shape['label']} {group}"
+            groups.setdefault(key, []).append((str(shape["label"]), part, origin))
+    for group in groups.values():
+        label, _, origin = group[0]
+        polygons = [part for _, part, _ in group if isinstance(part, list)]
+        masks = [part for _, part, _ in group if not isinstance(part, list)]
+        if not masks:
+            builder.object(image_id, label, polygon_box([v for polygon in polygons for v in polygon]), origin, polygons)
+            continue
+        if any(max(map(abs, polygon)) > 16 * max(size) for polygon in polygons):
+            builder.source.problems.append(f"{origin}: a polygon of its group reaches far outside the image")
+            continue
+        masks += [coco_mask.merge(coco_mask.frPyObjects([polygon], *size)) for polygon in polygons if len(polygon) >= 6]
+        rle = masks[0] if len(masks) == 1 else encode_bitmap(coco_mask.decode(coco_mask.merge(masks)))
+        builder.object(image_id, label, coco_mask.toBbox(rle).tolist(), origin, rle)
 
 
-def _polygon(shape: dict[str, Any], origin: str, problems: list[str], source: Source) -> list[float] | None:
-    """[x, y, …] of a shape; None for one that is no region, or, with a problem, none at all."""
-    points, kind = shape.get("points"), shape.get("shape_type", "polygon")
+def _part(shape: dict[str, Any], origin: str, size: tuple[int, int], source: Source) -> Part | None:
+    """The region of a shape; None for one that is no region, or, with a problem, none that can be read."""
+    points, kind = shape.get("points"), shape.get("shape_type") or "polygon"
+    if isinstance(kind, str) and kind in NO_REGION:
+        source.remarks[f"shapes of type {kind} (left out: no region)"] += 1
+        return None
     if (
         not isinstance(points, list)
         or not points
         or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points)
     ):
-        problems.append(f"{origin}: points must be [[x, y], …]")
+        source.problems.append(f"{origin}: points must be [[x, y], …]")
         return None
-    if kind == "polygon":
-        return [float(v) for point in points for v in point]
+    if kind == "mask" and len(points) == 2:
+        return _mask(shape.get("mask"), points, origin, size, source)
     if kind == "rectangle" and len(points) == 2:
         (x1, y1), (x2, y2) = points
         return [x1, y1, x2, y1, x2, y2, x1, y2]
@@ -101,5 +161,34 @@ def _polygon(shape: dict[str, Any], origin: str, problems: list[str], source: So
         radius = math.dist((x, y), edge)
         angles = [2 * math.pi * k / CIRCLE for k in range(CIRCLE)]
         return [v for a in angles for v in (x + radius * math.cos(a), y + radius * math.sin(a))]
-    source.remarks[f"shapes of type {kind} (left out: no region)"] += 1
+    if kind == "polygon" or (isinstance(kind, str) and kind in OUTLINES and len(points) >= 3):
+        return [float(v) for point in points for v in point]
+    source.problems.append(
+        f"{origin}: shape_type {str(kind)[:40]!r} with {len(points)} points; read are {', '.join(sorted(OUTLINES))}, "
+        "rectangle, circle and mask of two points"
+    )
     return None
+
+
+def _mask(value: Any, points: list[list[float]], origin: str, size: tuple[int, int], source: Source) -> Rle | None:
+    """labelme's mask: a PNG as base64 text, as large as the box of its two points, both pixels inside."""
+    (x1, y1), (x2, y2) = (map(round, point) for point in points)
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(value, validate=False))) as image:
+            sides = image.size
+            if sides not in ((x2 - x1 + 1, y2 - y1 + 1), (x2 - x1, y2 - y1)) or not is_size(*sides):
+                expected = f"{x2 - x1 + 1} x {y2 - y1 + 1}"
+                source.problems.append(f"{origin}: its mask has {sides[0]} x {sides[1]} pixels, its box {expected}")
+                return None
+            bitmap = np.array(image.convert("L")) > 0
+    except (TypeError, OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):
+        source.problems.append(f"{origin}: its mask is not a PNG as base64 text")
+        return None
+    whole = np.zeros(size, bool)
+    inside = bitmap[max(-y1, 0) : max(size[0] - y1, 0), max(-x1, 0) : max(size[1] - x1, 0)]
+    top, left = max(y1, 0), max(x1, 0)
+    whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    if not whole.any():
+        source.remarks["masks without a pixel inside their image (left out)"] += 1
+        return None
+    return encode_bitmap(whole)

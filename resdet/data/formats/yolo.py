@@ -1,124 +1,148 @@
-"""YOLO: data.yaml, images/, labels/*.txt (boxes, or polygons of YOLO-seg) -> COCO's structure.
+"""YOLO: data.yaml, images/, labels/*.txt -> COCO's structure.
 
-https://docs.ultralytics.com/datasets/detect/: a line is "class x_centre y_centre width height" or "class x y x y x y …",
-all as shares of the picture's upright size.
+https://docs.ultralytics.com/datasets/: a line is "class x_centre y_centre width height" (a box), "class x y x y x y …" (a
+polygon; the four corners of an oriented box are one), or with kpt_shape in data.yaml, a box and its keypoints "x y" or
+"x y visibility". All are shares of the image's upright size.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import yaml
-
-from resdet.config import load_yaml
-from resdet.data.formats.common import Builder, Source, picture_sizes, polygon_box, read_list
-from resdet.data.images import SUFFIXES
+from resdet.data.formats.common import Builder, Source, image_sizes, polygon_box, read_text
+from resdet.data.formats.yolo_layout import Layout, label_files, read_layout, split_images
 from resdet.errors import UserError
 
 
-def read_yolo(file: Path, split: str) -> Source:
-    """One split of a data.yaml: "train", "val" or "test". Raises `UserError` where there is none to read."""
-    values = _yaml(file)
-    classes = _classes(values, file)
-    root = file.parent / str(values.get("path") or ".")
-    root = root if root.is_dir() else file.parent
-    entries = values.get(split)
-    if not entries:
-        has = ", ".join(key for key in ("train", "val", "test") if values.get(key)) or "none"
-        raise UserError(f"{file}: names no split {split!r} (it has: {has})")
-    pictures: list[Path] = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        pictures += _pictures(root, str(entry), file)
-    builder = Builder(file, root, classes)
-    problems = builder.source.problems
-    sizes = picture_sizes(pictures, problems)
-    for picture, size in zip(pictures, sizes, strict=True):
+class _Line(NamedTuple):
+    """Of an object, in pixels: bbox XYWH, and its polygon or its keypoints [x, y, visibility, …] if it has such."""
+
+    label: int
+    bbox: list[float]
+    polygon: list[float] | None = None
+    keypoints: list[float] | None = None
+
+
+def read_yolo(path: Path, images: Path | None, split: str | None) -> Source:
+    """A split of a data.yaml, such as "train", "val" or "test" (None: "train"). Raises `UserError` where there is none."""
+    layout = read_layout(path)
+    if images is not None:
+        layout = layout._replace(entries={"": [str(images.absolute())]})
+    builder = Builder(path, layout.root, layout.classes)
+    source = builder.source
+    found, source.split = split_images(layout, split, source.problems, source.remarks)
+    source.images = _common_folder(layout.root, found.files)
+    labels = label_files(found, source.problems, source.remarks)
+    if not found.files and not source.problems:
+        raise UserError(f"{path}: the split {source.split} names no images")
+    if found.files and not labels:
+        source.problems.append(
+            f"{path}: none of {len(found.files)} images has a label file: {found.files[0]} needs {found.files[0].stem}.txt "
+            "in labels/ where the image lies in images/, or beside it"
+        )
+    if layout.keypoints:
+        for category in source.content["categories"]:
+            category |= {"keypoints": layout.keypoint_names, "skeleton": []}
+        source.notes.append(f"lines are boxes with {layout.keypoints[0]} keypoints (kpt_shape in {path.name})")
+    for file, size in zip(found.files, image_sizes(found.files, source.problems), strict=True):
         if size is None:
             continue  # a problem already
-        image_id = builder.image(picture, size)
-        labels = _label_file(picture)
-        if not labels.is_file():
-            builder.source.remarks["pictures without a label file (negatives)"] += 1
-            continue
-        for number, line in enumerate(labels.read_text(errors="replace").splitlines(), 1):
-            if line.strip():
-                _add(builder, image_id, line, f"{labels}:{number}", classes, size, problems)
-    return builder.source
-
-
-def _add(
-    builder: Builder,
-    image_id: int,
-    line: str,
-    origin: str,
-    classes: list[str],
-    size: tuple[int, int],
-    problems: list[str],
-) -> None:
-    words = line.split()
-    try:
-        label, values = int(float(words[0])), [float(word) for word in words[1:]]
-    except (ValueError, OverflowError):
-        problems.append(f"{origin}: {line.strip()[:60]!r} is not numbers")
-        return
-    if not 0 <= label < len(classes):
-        problems.append(f"{origin}: class {label}, but data.yaml names classes 0 to {len(classes) - 1}")
-    elif not all(map(math.isfinite, values)) or not (len(values) == 4 or (len(values) >= 6 and len(values) % 2 == 0)):
-        problems.append(f"{origin}: {len(values)} numbers after the class: 4 for a box, 6, 8, … for a polygon")
-    elif any(not -0.01 <= v <= 1.01 for v in values):
-        problems.append(
-            f"{origin}: {line.strip()[:60]!r} has values outside 0 to 1: YOLO's are shares of the picture's size"
-        )
-    else:
-        scale = [size[1], size[0]]
-        pixels = [v * scale[k % 2] for k, v in enumerate(values)]
-        if len(values) == 4:
-            x, y, w, h = pixels
-            builder.object(image_id, classes[label], [x - w / 2, y - h / 2, w, h], origin)
+        image_id = builder.image(file, size)
+        if file in labels:
+            _add(builder, image_id, labels[file], layout, size)
         else:
-            builder.object(image_id, classes[label], polygon_box(pixels), origin, [pixels])
+            source.remarks["images without a label file (negatives)"] += 1
+    return source
 
 
-def _yaml(file: Path) -> dict[str, Any]:
+def _common_folder(root: Path, files: Sequence[Path]) -> Path:
+    """`root`, or the folder above it that has all files."""
+    inside = os.path.abspath(root)
+    return root if all(os.path.abspath(f).startswith(inside + os.sep) for f in files) else Path(
+        os.path.commonpath([inside, *(os.path.abspath(f.parent) for f in files)])
+    )  # fmt: skip
+
+
+def _add(builder: Builder, image_id: int, labels: Path, layout: Layout, size: tuple[int, int]) -> None:
+    """Add the objects of a label file."""
     try:
-        values = load_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{file}: must hold path, train, val and names")
-    return values
+        lines = read_text(labels).splitlines()
+    except UserError as error:
+        builder.source.problems.append(str(error))
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        origin = f"{labels}:{number}"
+        try:
+            found = _parse(line.split(), layout, size)
+        except ValueError as error:
+            builder.source.problems.append(f"{origin}: {error}")
+            continue
+        polygon = None if found.polygon is None else [found.polygon]
+        builder.object(image_id, layout.classes[found.label], found.bbox, origin, polygon, found.keypoints)
 
 
-def _classes(values: dict[str, Any], file: Path) -> list[str]:
-    names = values.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: names must be a list of class names, or numbers from 0 with their names")
-    if len(set(map(str, names))) < len(names):
-        raise UserError(f"{file}: a class name stands twice in names: {names}")
-    return [str(name) for name in names]
+def _parse(words: list[str], layout: Layout, size: tuple[int, int]) -> _Line:
+    """One line. Raises `ValueError` that says what is wrong with it."""
+    text = " ".join(words)[:60]
+    try:
+        label, *values = map(float, words)
+    except ValueError:
+        raise ValueError(f"{text!r} is not numbers") from None
+    if not all(map(math.isfinite, (label, *values))):
+        raise ValueError(f"{text!r} is not finite")
+    if label != int(label) or not 0 <= label < len(layout.classes):
+        raise ValueError(f"class {words[0][:20]}, but {layout.file.name} names classes 0 to {len(layout.classes) - 1}")
+    if layout.keypoints:
+        return _with_keypoints(int(label), values, layout.keypoints, size, text)
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        hint = "; with keypoints, data.yaml needs kpt_shape" if len(values) > 6 and (len(values) - 4) % 3 == 0 else ""
+        raise ValueError(f"{len(values)} numbers after the class: 4 for a box, 6, 8, … for a polygon{hint}")
+    _check_shares(values, text)
+    pixels = _to_pixels(values, size)
+    if len(values) == 4:
+        return _Line(int(label), _box(pixels))
+    return _Line(int(label), polygon_box(pixels), pixels)
 
 
-def _pictures(root: Path, entry: str, file: Path) -> list[Path]:
-    """A folder of pictures, or a text file that lists them."""
-    path = root / entry
-    if not path.exists() and entry.startswith("../"):  # as Roboflow writes it
-        path = root / entry.removeprefix("../")
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if path.is_file():
-        return [p if (p := Path(line)).is_absolute() else root / line for line in read_list(path)]
-    raise UserError(f"{file}: {path} is neither a folder of pictures nor a list of them")
+def _with_keypoints(label: int, values: list[float], shape: tuple[int, int], size: tuple[int, int], text: str) -> _Line:
+    """A box and its keypoints. Without visibilities, a point at (0, 0) or of negative coordinates is not labelled."""
+    count, numbers = shape
+    if len(values) != 4 + count * numbers:
+        raise ValueError(
+            f"{len(values)} numbers after the class; kpt_shape [{count}, {numbers}] asks for 4 + {count * numbers}"
+        )
+    _check_shares(values[:4], text)
+    keypoints: list[float] = []
+    for k in range(4, len(values), numbers):
+        x, y = values[k : k + 2]
+        visibility = values[k + 2] if numbers == 3 else 2 * (x >= 0 and y >= 0 and (x, y) != (0, 0))
+        if visibility not in (0, 1, 2):
+            raise ValueError(f"visibility {visibility:g} of keypoint {(k - 4) // numbers + 1} is not 0, 1 or 2")
+        if visibility:
+            _check_shares([x, y], text)
+            keypoints += [*_to_pixels([x, y], size), int(visibility)]
+        else:
+            keypoints += [0, 0, 0]
+    return _Line(label, _box(_to_pixels(values[:4], size)), keypoints=keypoints)
 
 
-def _label_file(picture: Path) -> Path:
-    """…/images/…/a.jpg -> …/labels/…/a.txt: the last folder called images counts."""
-    parts = list(picture.parts)
-    for k in range(len(parts) - 2, -1, -1):
-        if parts[k] == "images":
-            parts[k] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
+def _check_shares(values: list[float], text: str) -> None:
+    if any(not -0.01 <= v <= 1.01 for v in values):
+        raise ValueError(f"{text!r} has values outside 0 to 1: YOLO's are shares of the image's size")
+
+
+def _to_pixels(values: list[float], size: tuple[int, int]) -> list[float]:
+    """[x, y, …] as shares of (H, W) -> pixels."""
+    return [v * size[1 - k % 2] for k, v in enumerate(values)]
+
+
+def _box(pixels: list[float]) -> list[float]:
+    """Centre and sides -> XYWH."""
+    x, y, w, h = pixels
+    return [x - w / 2, y - h / 2, w, h]

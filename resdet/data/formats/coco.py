@@ -1,0 +1,113 @@
+"""COCO's JSON as COCO, Roboflow and other tools lay it out: which file is a split's, and where its images lie."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from resdet.data.coco import read_coco_json
+from resdet.data.file_names import REMARK, take_variants
+from resdet.data.formats.common import Source
+from resdet.data.formats.detect import HEAD, json_kind
+from resdet.data.root_category import without_root
+from resdet.errors import UserError
+
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+
+
+def read_coco_files(path: Path, images: Path | None, split: str | None) -> Source:
+    """A JSON file; `split` is what it is called. Raises `UserError`."""
+    content, remarks = without_root(read_coco_json(path))
+    folder = images or image_folder(path, path.parent)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such image folder (the images of {path})")
+    content["images"], taken, problems = take_variants(content["images"], folder)
+    remarks = Counter(remarks) + Counter({REMARK: taken})
+    return Source(path, folder, content, remarks=remarks, problems=problems, split=split)
+
+
+def named_annotations(root: Path, name: str, key: str) -> Path:
+    """The JSON file of a split by the data set's own name for it; `key` is of the config. Raises `UserError`."""
+    there = {path.parent.name: path for path in root.glob("*/_annotations.coco.json")}
+    there |= {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
+    if name in there:
+        return there[name]
+    found = find_annotations(root, name)
+    if not found.is_file():
+        raise UserError(f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'})")
+    return found
+
+
+def find_annotations(root: Path, split: str) -> Path:
+    """The JSON file of a split below `root`, or the only one there is; where there is none, COCO's own name for it.
+
+    Raises `UserError` for several.
+    """
+    names = ALIASES.get(split, (split,))
+    usual = root / "annotations" / f"instances_{split}2017.json"
+    places = [root / name / "_annotations.coco.json" for name in names]
+    places += [usual, *(root / "annotations" / f"instances_{name}.json" for name in names)]
+    for place in places:
+        if place.is_file():
+            return place
+    folders = [root, root / "annotations", *(root / name for name in names)]
+    there = [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
+    there = [path for path in there if json_kind(path) == "coco"]
+    ours = [path for path in there if {path.parent.name.lower(), *_words(path.stem)} & set(names)]
+    if len(ours) > 1:
+        raise UserError(
+            f"{root}: {' and '.join(str(path.relative_to(root)) for path in ours[:4])} may both be the annotations of {split}: "
+            "name one with data.train.annotations=… and data.val.annotations=…"
+        )
+    if not ours and len(there) == 1 and not _is_of_another_split(there[0]) and split in ALIASES:
+        return there[0]
+    return ours[0] if ours else usual
+
+
+def image_folder(annotations: Path, root: Path) -> Path:
+    """Where the images of a JSON file lie: a folder near it, by name, or the one that has the first image it lists."""
+    match = re.fullmatch(r"(?:instances|person_keypoints)_(\w+)", annotations.stem)
+    if match and (annotations.parent.parent / match[1]).is_dir():
+        return annotations.parent.parent / match[1]
+    if annotations.name == "_annotations.coco.json":
+        return annotations.parent
+    near = [annotations.parent, root, annotations.parent.parent]
+    folders = [p for folder in near for p in (folder, folder / "images", folder / annotations.stem)]
+    folders += [
+        folder / name for folder in near for word in _words(annotations.stem) for name in (word, f"images/{word}")
+    ]
+    names = _first_names(annotations)
+    found = next((folder for folder in folders if any(_is_file(folder, name) for name in names)), None)
+    if found:
+        return found
+    return (
+        annotations.parent.parent / match[1]
+        if match and annotations.parent.name == "annotations"
+        else annotations.parent
+    )
+
+
+def _is_of_another_split(path: Path) -> bool:
+    return not {"train", "training", "val", "valid", "validation", "test"}.isdisjoint(_words(path.stem))
+
+
+def _words(stem: str) -> list[str]:
+    return re.sub(r"20\d\d", "", stem.lower()).replace("-", "_").replace(".", "_").split("_")
+
+
+def _first_names(path: Path, count: int = 5) -> list[str]:
+    """The first file names in a JSON file, as they stand there."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD).decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [name for name in re.findall(r'"file_name"\s*:\s*"([^"\\]+)"', head)[:count] if name]
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False

@@ -1,0 +1,270 @@
+"""YOLO's data.yaml, Darknet's obj.data or a list of class names -> the classes, and where images and labels lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from resdet.config import load_yaml
+from resdet.data.formats.common import all_files, image_files, no_images, read_list, read_text, unread_images
+from resdet.data.formats.names import NameIndex, folded
+from resdet.errors import UserError
+
+ALIASES = {"val": ("val", "valid", "validation")}  # what other tools call a split
+SPLITS = ("train", "val", "valid", "validation", "test")
+
+
+class Layout(NamedTuple):
+    """root: what entries are relative to first. entries: split -> folders, lists or images; the key "" for all of a data set
+    that has no splits. keypoints: how many an object has, and 2 or 3 numbers for each; None for boxes and polygons."""
+
+    file: Path
+    root: Path
+    classes: list[str]
+    entries: dict[str, list[str]]
+    keypoints: tuple[int, int] | None
+    keypoint_names: list[str]
+
+
+def read_layout(file: Path) -> Layout:
+    """Raises `UserError`."""
+    if file.suffix.lower() in (".yaml", ".yml"):
+        return _from_yaml(file)
+    if file.suffix.lower() == ".data":
+        return _from_darknet(file)
+    root = file.parent.parent if file.parent.name == "labels" else file.parent
+    return Layout(file, root, _classes(read_list(file), file), _folders(root), None, [])
+
+
+def _from_yaml(file: Path) -> Layout:
+    try:
+        values = load_yaml(read_text(file))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{file}: cannot be read as YAML ({error})")
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: must hold path, train, val and names")
+    root = _below(file.parent, str(values.get("path") or "."))
+    entries: dict[str, list[str]] = {}
+    for split in SPLITS:
+        given = values.get(split)
+        if given:
+            entries[split] = [str(entry) for entry in given] if isinstance(given, list) else [str(given)]
+    classes = _classes(values.get("names"), file)
+    shape = values.get("kpt_shape")
+    if shape is None:
+        return Layout(file, root, classes, entries, None, [])
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(v) is int for v in shape)) or (
+        not 0 < shape[0] <= 10_000 or shape[1] not in (2, 3)
+    ):
+        raise UserError(f"{file}: kpt_shape {str(shape)[:60]} must be [keypoints, 2] or [keypoints, 3]")
+    return Layout(file, root, classes, entries, (shape[0], shape[1]), _keypoint_names(values, shape[0], file))
+
+
+def _below(folder: Path, path: str) -> Path:
+    """`path:` where it is a folder, the yaml's own folder otherwise: it often names the place on another machine."""
+    try:
+        return folder / path if (folder / path).is_dir() else folder
+    except (OSError, ValueError):  # no name that a file can have
+        return folder
+
+
+def _keypoint_names(values: dict[str, Any], count: int, file: Path) -> list[str]:
+    """kpt_names, a list or {class: list}; numbers from one without it."""
+    names = values.get("kpt_names")
+    if isinstance(names, dict) and names:
+        lists = list(names.values())
+        if any(other != lists[0] for other in lists):
+            raise UserError(
+                f"{file}: kpt_names differ between classes; the classes of one data set share their keypoints"
+            )
+        names = lists[0]
+    if names is None:
+        return [str(k + 1) for k in range(count)]
+    if not isinstance(names, list) or len(names) != count:
+        raise UserError(f"{file}: kpt_names must list the {count} keypoints of kpt_shape")
+    return [str(name) for name in names]
+
+
+def _classes(names: Any, file: Path) -> list[str]:
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
+        names = [names[k] for k in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file}: names must be a list of class names, or numbers from 0 with their names")
+    doubled = [name for name, count in Counter(map(str, names)).items() if count > 1]
+    if doubled:
+        raise UserError(f"{file}: a class name stands twice in names: {doubled[0]!r}")
+    return [str(name) for name in names]
+
+
+def _from_darknet(file: Path) -> Layout:
+    """Lines "train = data/train.txt", "names = data/obj.names": paths relative to some folder above."""
+    values = {k.strip(): v.strip() for line in read_list(file) for k, eq, v in [line.partition("=")] if eq}
+    names = next((c for c in _above(file.parent, values.get("names", "")) if c.is_file()), None)
+    if names is None:
+        raise UserError(f"{file}: names: {values.get('names')!r} is not there (the file of class names)")
+    entries = {split: [values[split]] for split in SPLITS if values.get(split)}
+    return Layout(file, file.parent, _classes(read_list(names), names), entries, None, [])
+
+
+def _above(folder: Path, entry: str) -> list[Path]:
+    """The places that a path of Darknet's may mean: without its first folders, which were another machine's."""
+    parts = Path(entry).parts
+    return [folder / entry, *(folder.joinpath(*parts[k:]) for k in range(1, len(parts)))]
+
+
+def _folders(root: Path) -> dict[str, list[str]]:
+    """Without a data.yaml: a folder or list for each split, if there are such; otherwise all images."""
+    found: dict[str, list[str]] = {}
+    for split in SPLITS:
+        for place in (root / "images" / split, root / split / "images", root / split, root / f"{split}.txt"):
+            if place.exists():
+                found[split] = [place.relative_to(root).as_posix()]
+                break
+    return found or {"": ["images" if (root / "images").is_dir() else "."]}
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+class Images(NamedTuple):
+    """files: of a split. folders: those that were taken whole, so that labels without an image can be told."""
+
+    files: list[Path]
+    folders: list[Path]
+
+
+def split_images(
+    layout: Layout, split: str | None, problems: list[str], remarks: Counter[str]
+) -> tuple[Images, str | None]:
+    """The images of a split (None: "train"), and its name as it stands in the file. Raises `UserError`."""
+    names = ("train",) if split is None else ALIASES.get(split, (split,))
+    name = next((n for n in names if n in layout.entries), None)
+    if name is None and "" in layout.entries and split in (None, "train", "val"):
+        name = ""
+    if name is None:
+        has = ", ".join(key for key in layout.entries if key) or "none"
+        raise UserError(f"{layout.file}: names no split {split!r} (it has: {has})")
+    files: dict[Path, None] = {}
+    folders: list[Path] = []
+    for entry in layout.entries[name]:
+        place = _place(layout, entry)
+        if place.is_dir():
+            folders.append(place)
+            inside = all_files(place)
+            problems += unread_images(inside)
+            files |= dict.fromkeys(image_files(inside))
+            if not image_files(inside) and not unread_images(inside):
+                raise no_images(place, inside)
+        elif image_files([place]):
+            files[place] = None
+        else:
+            files |= dict.fromkeys(_listed(place, layout.root, problems, remarks))
+    return Images(list(files), folders), name or None
+
+
+def _place(layout: Layout, entry: str) -> Path:
+    """Where an entry lies: below `path:` or the yaml's folder; without a leading "../", too, as Roboflow writes it."""
+    places = [layout.root / entry, layout.file.parent / entry]
+    inner = re.sub(r"^(\.\./)+", "", entry.replace("\\", "/"))
+    places += [layout.root / inner, layout.file.parent / inner]
+    places += _above(layout.file.parent, entry) if layout.file.suffix.lower() == ".data" else []
+    try:
+        found = list({os.path.realpath(place): place for place in reversed(places) if place.exists()}.values())[::-1]
+    except (OSError, ValueError):  # no name that a file can have
+        found = []
+    if not found:
+        raise UserError(f"{layout.file}: {places[0]} is neither a folder of images nor a list of them")
+    if len(found) > 1 and inner != entry:
+        raise UserError(
+            f"{layout.file}: {entry!r} may be {found[0]} or {found[1]}: write the path that is meant, without '../'"
+        )
+    return found[0]
+
+
+def _listed(listing: Path, root: Path, problems: list[str], remarks: Counter[str]) -> list[Path]:
+    """The images that a text file names, one a line: as absolute paths, or relative to the list or to the data set's folder."""
+    files: list[Path] = []
+    index: NameIndex | None = None
+    for line in read_list(listing):
+        try:
+            near = next((p for p in (listing.parent / line, root / line) if p.is_file()), None)
+        except (OSError, ValueError):
+            near = None
+        if near is not None:
+            files.append(near)
+            continue
+        index = index or NameIndex(p.relative_to(root).as_posix() for p in image_files(all_files(root)))
+        try:
+            files.append(root / index.find(line, remarks))
+        except UserError as error:
+            problems.append(f"{listing}: {error}")
+    return files
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def label_files(images: Images, problems: list[str], remarks: Counter[str]) -> dict[Path, Path]:
+    """Image -> its label file, for those that have one; labels without an image are counted, ambiguous ones are problems."""
+    result: dict[Path, Path] = {}
+    used: set[Path] = set()
+    by_folder: dict[Path, list[Path]] = {}
+    for file in images.files:
+        by_folder.setdefault(file.parent, []).append(file)
+    for folder, files in by_folder.items():
+        texts = _texts(_label_folder(folder)) | (_texts(folder) if folder != _label_folder(folder) else {})
+        exact = {text.stem: text for text in reversed(texts)}
+        near: dict[str, list[Path]] = {}
+        for text in texts:
+            near.setdefault(folded(text.stem), []).append(text)
+        stems = Counter(file.stem for file in files)
+        for file in files:
+            label = exact.get(file.stem)
+            others = [t for t in near.get(folded(file.stem), []) if t.stem not in stems] if label is None else []
+            if len(others) == 1 and sum(folded(f.stem) == folded(file.stem) for f in files) == 1:
+                label = others[0]
+                remarks["label files whose name differs in case or Unicode form from their image's"] += 1
+            elif others:
+                problems.append(f"{file}: its label file may be {' or '.join(map(str, others[:3]))}")
+            if label is not None:
+                result[file] = label
+                used.add(label)
+        for stem, count in stems.items():
+            if count > 1 and stem in exact:
+                same = [str(file) for file in files if file.stem == stem]
+                problems.append(f"{exact[stem]}: may be the label file of {' or '.join(same)}: rename one of them")
+    spare = {
+        t for folder in images.folders for t in all_files(_label_folder(folder)) if t.suffix.lower() == ".txt"
+    } - used
+    spare -= {text for text in spare if text.stem.lower() in NO_LABELS}
+    if spare:
+        remarks[f"label files without an image (left out; the first: {min(spare)})"] = len(spare)
+    return result
+
+
+NO_LABELS = {"classes", "labels", "readme", "readme.roboflow", "readme.dataset", *SPLITS}
+
+
+def _texts(folder: Path) -> dict[Path, None]:
+    """The label files of a folder, in order."""
+    if not folder.is_dir():
+        return {}
+    return dict.fromkeys(
+        sorted(p for p in folder.iterdir() if p.suffix.lower() == ".txt" and not p.name.startswith("."))
+    )
+
+
+def _label_folder(folder: Path) -> Path:
+    """…/images/… -> …/labels/…: the last folder called images counts; the folder itself without one."""
+    parts = list(folder.parts)
+    for k in range(len(parts) - 1, -1, -1):
+        if parts[k] == "images":
+            return Path(*parts[:k], "labels", *parts[k + 1 :])
+    return folder
