@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
-from resdet.data.inspect_files import inspect_files
 
 from pictures import textured
 from resdet.cli import main
@@ -24,6 +23,7 @@ from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source, all_files
 from resdet.data.formats.detect import FINDERS, FORMATS
 from resdet.data.images import read_image
+from resdet.data.quality.files import inspect_files
 from resdet.data.sources import find_format, open_split
 from resdet.errors import UserError
 
@@ -535,6 +535,15 @@ def test_voc_sub_folders_and_near_names(tmp_path) -> None:
         open_split(DataConfig(root=tmp_path), "train")
 
 
+def test_voc_files_and_images_in_folders_of_their_own(tmp_path) -> None:
+    root = voc(tmp_path / "set")
+    shutil.move(root / "JPEGImages", tmp_path / "pictures")
+    train = {"annotations": root / "Annotations", "images": tmp_path / "pictures"}
+    source = open_split(DataConfig.model_validate({"train": train}), "train")
+    assert found(source) == OBJECTS
+    assert source.content["images"][0]["file_name"] == "a.jpg"
+
+
 def test_voc_as_roboflow_lays_it_out(tmp_path) -> None:
     outline = "<polygon><x1>1.5</x1><y1>2</y1><x2>9</x2><y2>2</y2><x3>9</x3><y3>8</y3></polygon>"
     for folder in ("train", "valid"):
@@ -616,7 +625,7 @@ def test_coco_files_of_other_tools_are_found(tmp_path) -> None:
         assert found(source) == OBJECTS
         assert source.images == root / "images"
     data = DataConfig.model_validate({"root": tmp_path / "labelme", "train": {"split": "test"}})
-    with pytest.raises(UserError, match=r"has no splits, so data\.train\.split=test means nothing"):
+    with pytest.raises(UserError, match=r"data\.train\.split=test: labelme's files have no named splits"):
         open_split(data, "train")
 
 

@@ -55,7 +55,6 @@ def test_keys_that_a_format_does_not_use_are_refused(tmp_path) -> None:
     for values, message in (
         ({"format": "labelme", "val": {"split": "x"}}, "no named splits"),
         ({"format": "yolo", "val": {"images": "x"}}, "names the image folders"),
-        ({"format": "voc", "val": {"images": "x", "annotations": "y"}}, "no effect"),
     ):
         with pytest.raises(UserError, match=message):
             open_split(DataConfig.model_validate({"root": tmp_path, **values}), "val")
