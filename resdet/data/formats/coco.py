@@ -18,12 +18,12 @@ ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 
 def read_coco_files(path: Path, images: Path | None, split: str | None) -> Source:
     """A JSON file; `split` is what it is called. Raises `UserError`."""
-    content, remarks = without_root(read_coco_json(path))
+    content, left_out = without_root(read_coco_json(path))
     folder = images or image_folder(path, path.parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder (the images of {path})")
     content["images"], taken, problems = take_variants(content["images"], folder)
-    remarks = Counter(remarks) + Counter({REMARK: taken})
+    remarks = Counter(left_out) + Counter({REMARK: taken})
     return Source(path, folder, content, remarks=remarks, problems=problems, split=split)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resdet.data.images import SUFFIXES, read_header
+from resdet.data.images import ARRAY, SUFFIXES, read_header
 from resdet.errors import UserError, listed
 
 # Files that hold images but cannot be decoded here: naming them beats losing them.
@@ -111,11 +111,6 @@ def all_files(folder: Path) -> list[Path]:
     return found
 
 
-def image_files(files: Iterable[Path]) -> list[Path]:
-    """Those that are images by their suffix."""
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
-
-
 def suffix_counts(files: Iterable[Path]) -> str:
     """ "12 .txt, 3 .heic": what there is instead of what was looked for."""
     counts = Counter(file.suffix.lower() or "without a suffix" for file in files)
@@ -125,7 +120,7 @@ def suffix_counts(files: Iterable[Path]) -> str:
 def no_images(folder: Path, files: Sequence[Path]) -> UserError:
     """The error for a folder without a single image that can be read."""
     return UserError(
-        f"{folder}: no images here (found: {suffix_counts(files)}; read are {', '.join(sorted(SUFFIXES))})"
+        f"{folder}: no images here (found: {suffix_counts(files)}; read are {', '.join(sorted({*SUFFIXES, ARRAY}))})"
     )
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from resdet.config import DataFormat, load_yaml
 from resdet.data.formats.common import read_text
-from resdet.data.images import SUFFIXES
+from resdet.data.images import ARRAY, SUFFIXES
 from resdet.errors import UserError
 
 HEAD = 2**16  # bytes that are looked at of a large file
@@ -62,7 +62,9 @@ def unknown(place: Path) -> UserError:
 
 def is_empty(folder: Path) -> bool:
     """Whether there is neither an image nor a file of annotations, so that a data set is yet to come."""
-    return not any(path.suffix.lower() in SUFFIXES or _foreign(path) for path in islice(_glimpse(folder), 1000))
+    return not any(
+        path.suffix.lower() in {*SUFFIXES, ARRAY} or _foreign(path) for path in islice(_glimpse(folder), 1000)
+    )
 
 
 # ---- the formats that are read ---------------------------------------------------------------------------------------

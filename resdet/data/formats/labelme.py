@@ -22,13 +22,13 @@ from resdet.data.formats.common import (
     Builder,
     Source,
     all_files,
-    image_files,
     image_sizes,
     no_images,
     polygon_box,
     unread_images,
 )
 from resdet.data.formats.names import NameIndex
+from resdet.data.images import images_among
 from resdet.errors import UserError
 from resdet.masks import Rle, encode_bitmap
 
@@ -48,7 +48,7 @@ def read_labelme(path: Path, images: Path | None, split: str | None) -> Source:
     contents = _contents([f for f in files if f.suffix.lower() == ".json"] if path.is_dir() else [path], problems)
     if not contents and not problems:
         raise UserError(f"{folder}: no labelme files (JSON with shapes, one for each image)")
-    pictures = image_files(there)
+    pictures = images_among(there)
     if not pictures:
         raise no_images(images or folder, there)
     labels = {str(s["label"]) for c in contents.values() for s in c["shapes"] if isinstance(s, dict) and s.get("label")}

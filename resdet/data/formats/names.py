@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from resdet.data.images import SUFFIXES
+from resdet.data.images import ARRAY, SUFFIXES
 from resdet.errors import UserError
 
 
@@ -66,7 +66,7 @@ def folded(name: str) -> str:
 def without_suffix(name: str) -> str:
     """Without the suffix of an image file; a dot in a name of another kind stays."""
     stem, suffix = posixpath.splitext(name)
-    return stem if suffix.lower() in SUFFIXES else name
+    return stem if suffix.lower() in {*SUFFIXES, ARRAY} else name
 
 
 def _folded_stem(name: str) -> str:

@@ -21,13 +21,13 @@ from resdet.data.formats.common import (
     Builder,
     Source,
     all_files,
-    image_files,
     image_sizes,
     no_images,
     read_list,
     unread_images,
 )
 from resdet.data.formats.names import NameIndex
+from resdet.data.images import images_among
 from resdet.errors import UserError
 from resdet.masks import encode_bitmap
 
@@ -63,7 +63,7 @@ def read_voc(root: Path, images: Path | None, split: str | None, origin: Origin 
     """
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     there = all_files(images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root))
-    pictures = image_files(there)
+    pictures = images_among(there)
     files = {
         path.relative_to(folder).with_suffix("").as_posix(): _parse(path)
         for path in all_files(folder)

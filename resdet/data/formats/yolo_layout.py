@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from resdet.config import load_yaml
-from resdet.data.formats.common import all_files, image_files, no_images, read_list, read_text, unread_images
+from resdet.data.formats.common import all_files, no_images, read_list, read_text, unread_images
 from resdet.data.formats.names import NameIndex, folded
+from resdet.data.images import images_among
 from resdet.errors import UserError
 
 ALIASES = {"val": ("val", "valid", "validation")}  # what other tools call a split
@@ -159,10 +160,10 @@ def split_images(
             folders.append(place)
             inside = all_files(place)
             problems += unread_images(inside)
-            files |= dict.fromkeys(image_files(inside))
-            if not image_files(inside) and not unread_images(inside):
+            files |= dict.fromkeys(images_among(inside))
+            if not images_among(inside) and not unread_images(inside):
                 raise no_images(place, inside)
-        elif image_files([place]):
+        elif images_among([place]):
             files[place] = None
         else:
             files |= dict.fromkeys(_listed(place, layout.root, problems, remarks))
@@ -200,7 +201,7 @@ def _listed(listing: Path, root: Path, problems: list[str], remarks: Counter[str
         if near is not None:
             files.append(near)
             continue
-        index = index or NameIndex(p.relative_to(root).as_posix() for p in image_files(all_files(root)))
+        index = index or NameIndex(p.relative_to(root).as_posix() for p in images_among(all_files(root)))
         try:
             files.append(root / index.find(line, remarks))
         except UserError as error:
