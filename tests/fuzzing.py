@@ -207,7 +207,8 @@ def read_results_text(text: str, folder: Path) -> None:
     (folder / "gt.json").write_text(json.dumps(COCO))
     (folder / "r.json").write_text(text)
     truth = Evaluation(folder / "gt.json")
-    truth.score(*read_results(folder / "r.json", truth))
+    found = read_results(folder / "r.json", truth)
+    truth.score(found.entries, found.kinds)
 
 
 def read_voc_text(text: str, folder: Path) -> None:

@@ -25,7 +25,7 @@ class Checkpoint:
 
     model: dict[str, Tensor]
     class_names: list[str] = field(default_factory=list)
-    category_ids: list[int | None] = field(default_factory=list)
+    category_ids: list[int | str | None] = field(default_factory=list)
     config: str = ""
     iteration: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)

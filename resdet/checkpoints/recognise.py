@@ -38,7 +38,7 @@ class Recognised:
     weights: dict[str, Tensor]
     whole: bool = True
     class_names: list[str] = field(default_factory=list)
-    category_ids: list[int] = field(default_factory=list)
+    category_ids: list[int | str | None] = field(default_factory=list)
     min_size: int = 800
     max_size: int = 1333
     pixel_range: tuple[float, float] | None = None  # of images deeper than 8 bits, if it was trained on such
@@ -199,7 +199,8 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         channels = found.values.pop("input", {}).get("channels", 3)
         found.notes = add_numerics(found.values, source, inside, meta)
         found.values["input"] = input_section(found.values["input"], channels)
-        found.class_names, found.category_ids = class_names(source, found.values["num_classes"], meta)
+        found.class_names, ids = class_names(source, found.values["num_classes"], meta)
+        found.category_ids = list(ids)
     return found
 
 

@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub.add_argument("--split", choices=("train", "val"), default="train", help="that --fix mends, or stats draws")
     look.add_argument("--output", type=Path, help="folder for findings.json")
     look.add_argument("--fix", type=Path, metavar="OUT.json", help="write the split with what can be mended")
+    look.add_argument(
+        "--drop", action="store_true", help="let --fix lose more than a tenth of the images, objects or masks"
+    )
     draw.add_argument("--output", type=Path, required=True, help="folder for stats.png")
     to_coco = kinds.add_parser("convert", help="Pascal VOC, YOLO, labelme or COCO to one COCO JSON")
     to_coco.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, or a COCO JSON")
@@ -57,14 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.kind == "stats":
             stats(config, output, args.split)
             return 0
-        return 2 if check(config, output, args.fix, args.split) else 0
+        return 2 if check(config, output, args.fix, args.split, drop=args.drop) else 0
 
     return guarded(run)
 
 
-def check(config: Config, output: Path | None, fix: Path | None, split: Split) -> int:
+def check(config: Config, output: Path | None, fix: Path | None, split: Split, *, drop: bool = False) -> int:
     """Look at everything, print the table, write findings.json into `output` and a repaired `split` to `fix`.
 
+    drop: write the repaired split also where that loses more than a tenth of its images, objects or masks.
     -> the number of errors
     """
     from rich.progress import Progress
@@ -121,9 +125,14 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split) -
         write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
         console.print(f"written: {output / 'findings.json'}")
     if fix:
-        content, done = repair(sources[split], [f for f in findings if f.split == split])
-        write_json(fix, content)
-        mended = ", ".join(f"{count} {code}" for code, count in sorted(done.items()) if count) or "nothing"
+        repaired = repair(sources[split], [f for f in findings if f.split == split])
+        mended = ", ".join(f"{count} {code}" for code, count in sorted(repaired.done.items()) if count) or "nothing"
+        if repaired.costs() and not drop:
+            raise UserError(
+                f"{fix}: not written, for the repair would lose {' and '.join(repaired.costs())} of {split} ({mended}): "
+                "correct what the table says, or add --drop to do without them"
+            )
+        write_json(fix, repaired.content)
         console.print(f"written: {fix}: {split} with these mended: {mended}")
     return errors(findings)
 
@@ -182,7 +191,7 @@ def describe(title: str, source: Source) -> None:
     )
     for note in source.notes:
         console.print(f"  {note}")
-    for remark, count in source.remarks.items():
+    for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
         console.print(f"  {count} {remark}")
 
 

@@ -109,11 +109,14 @@ def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
     from resdet.runtime.console import console
 
     evaluation = Evaluation(annotations)
-    entries, kinds = read_results(results, evaluation)
+    found = read_results(results, evaluation)
     make_folder(output)
-    metrics, tables = evaluation.score(entries, kinds)
-    report(evaluation, metrics, tables, entries, output)
-    if note := crowding_note(evaluation, entries):
+    for path, readings in ((annotations, evaluation.readings), (results, found.readings)):
+        for what, count in readings.summary().items():
+            console.print(f"{path}: {count} {what}", markup=False)
+    metrics, tables = evaluation.score(found.entries, found.kinds)
+    report(evaluation, metrics, tables, found.entries, output)
+    if note := crowding_note(evaluation, found.entries):
         console.print(note)
     return metrics
 

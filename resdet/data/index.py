@@ -36,9 +36,9 @@ class Objects(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """One picture: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
+    """One image: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
 
-    image_id: int
+    image_id: int | str
     file: Path
     size: tuple[int, int]
     objects: Objects
@@ -83,7 +83,7 @@ class ImageList(Sequence[ImageInfo]):
         masks = [_unpack(_part(self.arrays["masks"], self.arrays["mask_ends"], m)) for m in range(first, last)]
         height, width = (int(side) for side in self.sizes[index])
         objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks)
-        return ImageInfo(int(self.arrays["ids"][index]), self.folder / name, (height, width), objects)
+        return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects)
 
     def __iter__(self) -> Iterator[ImageInfo]:
         return (self[k] for k in range(len(self)))
@@ -130,7 +130,7 @@ class ImageList(Sequence[ImageInfo]):
 
 def pack(
     folder: Path,
-    ids: Sequence[int],
+    ids: Sequence[int | str],
     names: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     owners: Sequence[int],
@@ -147,7 +147,7 @@ def pack(
     order = np.argsort(np.array(owners, np.int64), kind="stable")  # an image's objects stay in their order
     packed = [_packed(masks[k]) for k in order.tolist()]
     return ImageList(folder, {
-        "ids": np.array(ids, np.int64),
+        "ids": np.array(ids, np.str_ if ids and isinstance(ids[0], str) else np.int64),
         "sizes": np.array(sizes, np.int32).reshape(-1, 2),
         "names": np.frombuffer(b"".join(encoded), np.uint8),
         "name_ends": np.cumsum([len(name) for name in encoded], dtype=np.int64),

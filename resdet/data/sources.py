@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 
 from resdet.config import DataConfig, DataFormat, SplitConfig, data_root
-from resdet.data.coco import is_id
 from resdet.data.formats.coco import find_annotations, image_folder, named_annotations, read_coco_files
 from resdet.data.formats.common import Reader, Source, read_list
 from resdet.data.formats.detect import FINDERS, Detected, detect, is_empty, unknown
@@ -20,6 +19,7 @@ from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.names import NameIndex
 from resdet.data.formats.voc import read_voc
 from resdet.data.formats.yolo import read_yolo
+from resdet.data.rules import Id, id_kind, is_id
 from resdet.errors import UserError
 
 Split = Literal["train", "val"]
@@ -136,7 +136,7 @@ def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
     return given.images or image_folder(annotations, root), annotations
 
 
-def subset(source: Source, images: set[int]) -> Source:
+def subset(source: Source, images: set[Id]) -> Source:
     """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
     left_out = _ids(source) - images
     content = {
@@ -147,23 +147,24 @@ def subset(source: Source, images: set[int]) -> Source:
     return replace(source, content=content)
 
 
-def _ids(source: Source, count: int | None = None) -> set[int]:
+def _ids(source: Source, count: int | None = None) -> set[Id]:
     """Of the first `count` images."""
-    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"))}
+    kind = id_kind(source.content["images"])
+    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"), kind)}
 
 
-def _id(value: Any) -> int | None:
-    return value if is_id(value) else None
+def _id(value: Any) -> Id | None:
+    return value if is_id(value) or is_id(value, str) else None
 
 
 def _listed(source: Source, listing: Path) -> Source:
     """The images that a list file names: by path, file name or stem, one a line. Raises `UserError` for unknown ones."""
-    by_name: dict[str, int] = {}
+    by_name: dict[str, Id] = {}
     for entry in source.content["images"]:
         by_name.setdefault(Path(str(entry.get("file_name"))).as_posix(), entry.get("id"))
     index = NameIndex(by_name)
     wanted = read_list(listing)
-    chosen: set[int] = set()
+    chosen: set[Id] = set()
     unknown: list[str] = []
     for line in wanted:
         try:
@@ -177,16 +178,17 @@ def _listed(source: Source, listing: Path) -> Source:
     return subset(source, chosen)
 
 
-def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[int]:
+def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[Id]:
     """Image ids for validation: about `share` of every class, rarest first (iterative stratification, Sechidis et al. 2011).
 
     pattern: a regular expression on file names; images that match equally (its first group, or all of the match) stay
     together, such as the frames of one video.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[str, list[Id]] = {}
     unmatched: list[str] = []
+    kind_of_id = id_kind(source.content["images"])
     for entry in source.content["images"]:
-        if not is_id(entry.get("id")):
+        if not is_id(entry.get("id"), kind_of_id):
             continue  # an error of every split
         name = str(entry.get("file_name"))
         match = re.search(pattern, name) if pattern else None
@@ -208,7 +210,7 @@ def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> s
             contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1
     totals: Counter[Any] = sum(contents.values(), Counter())
     held: Counter[Any] = Counter()
-    result: set[int] = set()
+    result: set[Id] = set()
     order = [sorted(groups)[k] for k in np.random.default_rng(seed).permutation(len(groups))]
     waiting = dict.fromkeys(order)
     for kind in sorted(totals, key=lambda k: (k is None, totals[k])):  # rarest class first, then what has no object

@@ -17,16 +17,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from resdet.data.coco import (
-    Annotations,
+from resdet.data.coco import Annotations, read_coco_json
+from resdet.data.normalise import Readings, normalise
+from resdet.data.outlines import area_of
+from resdet.data.rules import (
     check_flags,
     check_ids,
+    id_kind,
     is_id,
     is_size,
     parse_box,
     parse_segmentation,
     read_categories,
-    read_coco_json,
 )
 from resdet.errors import listed
 from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, metrics_table
@@ -40,6 +42,7 @@ AREAS = {
 }  # in square pixels, both ends inside
 Kind = Literal["bbox", "segm"]
 Metrics = dict[str, dict[str, float | None]]
+ANY_SIZE = (10**9, 10**9)  # of an image whose size is not given, where only boxes are scored
 
 
 class Crowding(NamedTuple):
@@ -61,15 +64,18 @@ class Evaluation:
     def __init__(
         self, annotations: Path, image_ids: Collection[int] | None = None, content: dict[str, Any] | None = None
     ) -> None:
-        content = content or read_coco_json(annotations)
+        self.source, self.readings = annotations, Readings()
         problems: list[str] = []
-        known = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"))}
+        if content is None:
+            content, self.readings, problems = normalise(read_coco_json(annotations))
+        kind = id_kind(content["images"])
+        known = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"), kind)}
         if len(known) < len(content["images"]):
             problems.append(f"{len(content['images']) - len(known)} images have no id, or one that is used twice")
         chosen = known if image_ids is None else {identity: known[identity] for identity in image_ids}
         size_of = {identity: (entry.get("height"), entry.get("width")) for identity, entry in chosen.items()}
-        self.source = annotations
         self.category_names = read_categories(content["categories"], problems)
+        self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.without_mask = 0
         entries: list[dict[str, Any]] = []
         for i, entry in enumerate(content["annotations"]):
@@ -77,20 +83,21 @@ class Evaluation:
             image_id, category = check_ids(entry, known, self.category_names, wrong)
             if image_id in size_of and category is not None:
                 size = size_of[image_id]
-                if is_size(*size):
+                if not is_size(*size) and not self.has_masks:
+                    size = ANY_SIZE
+                if is_size(*size) or size is ANY_SIZE:
                     check_flags(entry, wrong)
                     usable = parse_box(entry.get("bbox"), size, wrong) is not None
                     outline = parse_segmentation(entry.get("segmentation"), size, wrong, Counter())
                     if usable:
                         entries.append(self._completed({**entry, "segmentation": outline}, len(entries) + 1, size))
                 else:
-                    problems.append(
-                        f"image {image_id}: height {size[0]!r} and width {size[1]!r} are no size of a picture"
+                    wrong.append(
+                        f"height {size[0]!r} and width {size[1]!r} of image {image_id} are no size of an image"
                     )
             problems += [f"annotation {entry.get('id', f'number {i}')}: {text}" for text in wrong]
         if problems:
             raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
-        self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.image_sizes = size_of
         # The backends see numbers of our own and nothing that they do not use: pycocotools takes an annotation with id 0 for
         # no match at all, hotcoco refuses negative ids and odd values in fields that no score depends on.
@@ -120,12 +127,9 @@ class Evaluation:
             x1, y1, x2, y2 = parse_box(entry["bbox"], size, []) or (0, 0, 0, 0)
             entry["segmentation"] = [[x1, y1, x2, y1, x2, y2, x1, y2]]
             if entry.get("area") is None:
-                entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-        if entry.get("area") is None:
-            rle = entry["segmentation"]
-            if not isinstance(rle, dict) or isinstance(rle["counts"], list):
-                rle = coco_mask.frPyObjects(rle, *size)
-            entry["area"] = float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
+                entry["area"] = area_of({"bbox": entry["bbox"]}, size)
+        elif entry.get("area") is None:
+            entry["area"] = area_of(entry, size)
         return entry
 
     def kinds(self, *, masks: bool) -> tuple[Kind, ...]:

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from resdet.data.coco import check_ids, is_box, is_number, parse_segmentation, read_json
+from resdet.data.json_files import read_json
+from resdet.data.normalise import Ids, Readings, normalise_objects
+from resdet.data.rules import check_ids, is_box, is_number, is_size, parse_segmentation
 from resdet.errors import UserError, listed
-from resdet.evaluation.coco import Evaluation, Kind, Metrics
+from resdet.evaluation.coco import ANY_SIZE, Evaluation, Kind, Metrics
 from resdet.evaluation.tables import COCO_LIMIT
 from resdet.writing import write_json
 
 
-def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any]], tuple[Kind, ...]]:
-    """A COCO results JSON -> its entries and what they can be scored for. Raises one `UserError` that lists all mistakes."""
-    results = read_json(path)
-    if not isinstance(results, list) or not all(isinstance(entry, dict) for entry in results):
+class Results(NamedTuple):
+    """The detections of a results file in plain form, what they can be scored for, and what was read how."""
+
+    entries: list[dict[str, Any]]
+    kinds: tuple[Kind, ...]
+    readings: Readings
+
+
+def read_results(path: Path, evaluation: Evaluation) -> Results:
+    """A COCO results JSON. Raises one `UserError` that lists all mistakes."""
+    given = read_json(path)
+    if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         raise UserError(
             f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"
         )
+    readings = Readings()
+    images = Ids([{"id": identity} for identity in evaluation.image_sizes], "image", readings, [])
+    categories = Ids([{"id": identity} for identity in evaluation.category_names], "category", readings, [])
+    results = normalise_objects(given, images, categories, evaluation.image_sizes, readings, "entry")
     problems: list[str] = []
     for i, entry in enumerate(results):
         problems += [f"entry {i}: {text}" for text in _check_result(entry, evaluation)]
@@ -28,7 +42,7 @@ def read_results(path: Path, evaluation: Evaluation) -> tuple[list[dict[str, Any
         problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
     if problems:
         raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
-    return results, evaluation.kinds(masks=masks > 0)
+    return Results(results, evaluation.kinds(masks=masks > 0), readings)
 
 
 def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
@@ -44,8 +58,8 @@ def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
         wrong.append("has neither bbox nor segmentation")
     if box is not None and not is_box(box):
         wrong.append(f"bbox {str(box)[:60]} is not [x, y, width, height]")
-    before = len(wrong)
-    usable = parse_segmentation(rle, evaluation.image_sizes[image_id], wrong, Counter())
+    before, size = len(wrong), evaluation.image_sizes[image_id]
+    usable = parse_segmentation(rle, size if is_size(*size) else ANY_SIZE, wrong, Counter())
     if "segmentation" in entry and usable is None and len(wrong) == before:
         wrong.append("its segmentation is empty")
     return wrong

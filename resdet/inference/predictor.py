@@ -66,7 +66,7 @@ class Predictor:
         model_config.num_classes = count = found.values["num_classes"]
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
-        self.category_ids: list[int] = found.category_ids or list(range(1, count + 1))
+        self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
         self.model = model or build_model(model_config)
         assert isinstance(self.model, RCNN)
         box_head = self.model.heads["box"]
@@ -192,7 +192,9 @@ def to_instances(
     return results
 
 
-def to_coco(instances: Instances, image_id: int, category_ids: Sequence[int | None]) -> list[dict[str, Any]]:
+def to_coco(
+    instances: Instances, image_id: int | str, category_ids: Sequence[int | str | None]
+) -> list[dict[str, Any]]:
     """COCO results entries: bbox as XYWH, and the mask as RLE. category_ids: label by label."""
     rles: Sequence[Any] = instances.rle() or [None] * len(instances)
     entries = []

@@ -15,7 +15,7 @@ from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
-from resdet.data.quality.summary import check_before_training
+from resdet.data.quality.summary import check_annotations, check_before_training
 from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import coco_paths, find_format, open_split
@@ -145,7 +145,9 @@ def require_data(config: Config, splits: list[Literal["train", "val"]]) -> None:
 
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
     """The checked annotations of a split, with one line about them."""
-    return parse_split(split, open_split(config.data, split))
+    source = open_split(config.data, split)
+    check_annotations({split: source})
+    return parse_split(split, source)
 
 
 def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
@@ -153,6 +155,7 @@ def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
     source.whole()
     read = parse_coco(source.content, source.images, source.path, source.origins)
     read.skipped += source.remarks
+    read.skipped.update(source.readings.summary())
     if split == "val":
         read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")

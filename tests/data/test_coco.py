@@ -118,7 +118,7 @@ def test_what_belongs_to_no_image_is_in_every_split(choice: dict, tmp_path) -> N
         ({"annotations": [annotation(segmentation={"size": [60, 80], "counts": [5]})]}, "do not add up to 60 x 80"),
         ({"categories": []}, '"categories" is empty'),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is used twice"),
-        ({"images": [{"id": 10, "file_name": "a.jpg", "height": 60}]}, "width None must be positive"),
+        ({"images": [{"id": 10, "file_name": "no.jpg", "height": 60}]}, "width None must be positive"),
         ({"images": [{"id": 10, "file_name": "no.jpg", "height": 60, "width": 80}]}, r"no\.jpg does not exist"),
         ({"images": 3}, '"images" is missing or is not a list'),
     ],

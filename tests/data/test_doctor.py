@@ -18,6 +18,7 @@ from pictures import textured
 from resdet.config import DataConfig, ModelConfig
 from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source
+from resdet.data.normalise import READINGS
 from resdet.data.quality.advice import best_anchors, best_overlaps, examine_sizes
 from resdet.data.quality.checks import compare, crossed_share, examine, unusable
 from resdet.data.quality.files import inspect_files, leaks
@@ -45,7 +46,8 @@ def source(folder: Path, name: str = "train") -> Source:
             "segmentation": [[x, y, x + 30, y, x + 30, y + 20, x, y + 20]],
         })  # fmt: skip
     content["annotations"] += [
-        dict(e, id=e["id"] + 20, bbox=[60, 45, 8, 9], segmentation=None) for e in content["annotations"]
+        dict(e, id=e["id"] + 20, bbox=[60, 45, 8, 9], segmentation=[[60, 45, 68, 45, 68, 54, 60, 54]])
+        for e in content["annotations"]
     ]
     return Source(folder / f"{name}.json", images, content)
 
@@ -103,17 +105,14 @@ def cut_off(s: Source) -> None:
     file.write_bytes(file.read_bytes()[:-300])
 
 
-def within_a_folder(s: Source) -> None:
-    """Named as Windows' tools do."""
-    (s.images / "sub").mkdir()
-    (s.images / "1.jpg").rename(s.images / "sub/1.jpg")
-    s.content["images"][0]["file_name"] = "sub\\1.jpg"
-
-
 PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("unusable", lambda s: s.problems.extend(["a.xml: not readable as XML", "b.xml: object 1: has no bndbox"]), 2),
     ("image-id", one("images", 1, id="x"), 1),
     ("image-size", one("images", 0, height=0), 1),
+    ("image-name", one("images", 1, file_name=None), 1),
+    ("crowd-flag", one("annotations", 3, iscrowd=5), 1),
+    ("crowd-only", each("annotations", lambda e: e.update(iscrowd=1)), 24),
+    ("mask-missing", lambda s: [e.update(segmentation=None) for e in s.content["annotations"][12:]], 12),
     ("category-id", lambda s: s.content["categories"].append({"id": 1, "name": "c"}), 1),
     ("category-name", lambda s: s.content["categories"].append({"id": 3, "name": "a"}), 1),
     ("category-gap", lambda s: s.content["categories"].extend([{"id": 5, "name": "c"}, {"id": 11, "name": "d"}]), 2),
@@ -124,7 +123,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("box-xyxy", each("annotations", corners), 24),
     ("box-normalised", each("annotations", shares), 24),
     ("box-degenerate", one("annotations", 20, bbox=[5, 5, 0, 9]), 1),
-    ("box-outside", one("annotations", 20, bbox=[70, 5, 20, 9]), 1),
+    ("box-outside", one("annotations", 20, bbox=[70, 5, 20, 9], segmentation=None), 1),
     ("box-nowhere", one("annotations", 20, bbox=[100, 5, 20, 9]), 1),
     ("polygon-short", one("annotations", 20, segmentation=[[1, 1, 9, 10], [60, 45, 68, 45, 68, 54, 60, 54]]), 1),
     ("polygon-crossing", one("annotations", 20, segmentation=[[60, 45, 68, 54, 68, 45, 60, 54]]), 1),
@@ -132,7 +131,6 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("mask-empty", one("annotations", 20, segmentation={"size": [60, 80], "counts": [4800]}), 1),
     ("mask-malformed", one("annotations", 20, segmentation={"size": [1, 1], "counts": [1]}), 1),
     ("duplicate", lambda s: s.content["annotations"].append(dict(s.content["annotations"][0], id=99)), 1),
-    ("file-backslash", within_a_folder, 1),
     ("file-missing", lambda s: (s.images / "3.jpg").unlink(), 1),
     ("file-empty", lambda s: (s.images / "3.jpg").write_bytes(b""), 1),
     ("file-unreadable", lambda s: (s.images / "3.jpg").write_bytes(b"no picture"), 1),
@@ -175,7 +173,7 @@ def test_rare_classes(tmp_path) -> None:
     assert {f.code: f.examples for f in examine("train", s)} == {"class-rare": ["a: 6", "b: 6"]}
 
 
-MENDED = [code for code, (_, _, fix) in KINDS.items() if "--fix" in fix]
+MENDED = [code for code, (_, _, fix) in KINDS.items() if "--fix" in fix and code not in READINGS]
 
 
 @pytest.mark.parametrize("code", MENDED)
@@ -184,14 +182,17 @@ def test_what_can_be_mended_is(code: str, tmp_path) -> None:
     s, good = source(tmp_path / "bad"), source(tmp_path / "good")
     plant(s)
     before = copy.deepcopy(s.content)
-    content, done = repair(s, everything(s))
+    repaired = repair(s, everything(s))
+    content, done = repaired.content, repaired.done
     assert sum(done.values()) >= 1
     assert s.content == before or "nan" in str(before)  # the original is left alone
     mended = Source(s.path, s.images, content)
     assert everything(mended) == [], done
     read = parse_coco(content, s.images, s.path)
     if code in ("off-by-one", "image-size", "file-size"):
-        assert content["annotations"] == good.content["annotations"]
+        assert [{k: v for k, v in e.items() if k != "area"} for e in content["annotations"]] == good.content[
+            "annotations"
+        ]
     if code in ("box-xyxy", "box-normalised"):
         boxes = [e["bbox"] for e in content["annotations"]]
         np.testing.assert_allclose(boxes, [e["bbox"] for e in good.content["annotations"]], atol=1e-9)

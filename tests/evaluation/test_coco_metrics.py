@@ -229,7 +229,7 @@ def test_mistakes_in_results_are_listed(tmp_path, change: dict, message: str) ->
     [
         ({"bbox": None}, "bbox None is not"),
         ({"image_id": [1]}, r"image_id \[1\] is not among"),
-        ({"category_id": "5"}, "category_id '5' is not among"),
+        ({"category_id": "7"}, "category_id '7' is not among"),
         ({"segmentation": 3}, "neither polygons"),
     ],
 )

@@ -10,6 +10,7 @@ from resdet.data.coco import read_coco_json
 from resdet.data.file_names import REMARK, take_variants
 from resdet.data.formats.common import Source
 from resdet.data.formats.detect import HEAD, json_kind
+from resdet.data.normalise import normalise
 from resdet.data.root_category import without_root
 from resdet.errors import UserError
 
@@ -18,13 +19,16 @@ ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 
 def read_coco_files(path: Path, images: Path | None, split: str | None) -> Source:
     """A JSON file; `split` is what it is called. Raises `UserError`."""
-    content, left_out = without_root(read_coco_json(path))
+    content = read_coco_json(path)
     folder = images or image_folder(path, path.parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder (the images of {path})")
     content["images"], taken, problems = take_variants(content["images"], folder)
+    plain = normalise(content, folder)
+    content, left_out = without_root(plain.content)
     remarks = Counter(left_out) + Counter({REMARK: taken})
-    return Source(path, folder, content, remarks=remarks, problems=problems, split=split)
+    problems += plain.problems
+    return Source(path, folder, content, remarks=remarks, problems=problems, readings=plain.readings, split=split)
 
 
 def named_annotations(root: Path, name: str, key: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resdet.data.images import ARRAY, SUFFIXES, read_header
+from resdet.data.normalise import Readings
 from resdet.errors import UserError, listed
 
 # Files that hold images but cannot be decoded here: naming them beats losing them.
@@ -28,9 +29,10 @@ class Source:
     content:  {"images", "annotations", "categories"} as in a COCO file.
     origins:  annotation id -> the file and line it came from, for messages; empty for COCO, where the id says it.
     remarks:  what was left out or taken in a particular way, counted.
-    problems: what could not be read and so is not in `content`: files, lines, objects.
+    problems: what could not be read and so is not in `content`, or is ambiguous: files, lines, objects.
     notes:    how the whole was read (the format and why, the convention of its coordinates), for people.
     split:    the data set's own name for the part that this is; None for all of it, or where it has no parts.
+    readings: what of `content` was written in another form than COCO's.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Source:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     split: str | None = None
+    readings: Readings = field(default_factory=Readings)
 
     def whole(self) -> Source:
         """Itself. Raises one `UserError` with all `problems` if there are any."""

@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from resdet.data.coco import is_number, is_size, read_json
 from resdet.data.formats.common import (
     Builder,
     Source,
@@ -29,6 +28,8 @@ from resdet.data.formats.common import (
 )
 from resdet.data.formats.names import NameIndex
 from resdet.data.images import images_among
+from resdet.data.json_files import read_json
+from resdet.data.rules import is_number, is_size
 from resdet.errors import UserError
 from resdet.masks import Rle, encode_bitmap
 

@@ -15,13 +15,28 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from resdet.class_names import few, find_matches
-from resdet.data.coco import is_box, is_id, is_polygons, is_size, no_collection, read_categories
 from resdet.data.formats.common import Source
+from resdet.data.json_files import no_collection
+from resdet.data.outlines import box_of
 from resdet.data.quality.report import FEW, Entry, Finding, Findings
-from resdet.masks import rle_covers
+from resdet.data.rules import (
+    IDS,
+    Id,
+    check_flags,
+    id_kind,
+    is_box,
+    is_id,
+    is_name,
+    is_size,
+    parse_segmentation,
+    read_categories,
+    size_of,
+)
 
 # Neighbours among the ids of COCO's 80 categories (cocodataset.org, instances_val2017.json) that are not consecutive.
 COCO_GAPS = {(11, 13), (25, 27), (28, 31), (44, 46), (65, 67), (67, 70), (70, 72), (82, 84)}
+
+MISSING = 0.05  # of a split's objects may lack the mask that others have before it is told
 
 
 @no_collection()
@@ -31,11 +46,13 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
     outlines: also look for polygons that cross themselves, most of the time that this takes.
     """
     found = Findings(split)
+    found.add_readings(source.readings)
     images = _images(source, found)
     categories = _categories(source, found)
     entries = _known(source, images, categories, found)
     boxed = _boxes(source, entries, images, found)
-    _masks(source, boxed, images, found, outlines)
+    _masks(source, entries, {id(entry) for entry in boxed}, images, found, outlines)
+    _crowds(source, entries, found)
     _duplicates(source, boxed, found)
     if split == "train":
         counts = Counter(entry["category_id"] for entry in boxed)
@@ -74,7 +91,7 @@ def compare(train: Source, val: Source) -> list[Finding]:
     elif only_train or only_val:
         found.add("categories-differ", f"only in train: {only_train}, only in val: {only_val}")
     used = [[a.get("category_id") for a in source.content["annotations"]] for source in (train, val)]
-    counts = [Counter(filter(is_id, ids)) for ids in used]
+    counts = [Counter(i for i in ids if type(i) in IDS) for ids in used]
     train_ids = list(categories[0])
     for (identity, name), label in zip(categories[1].items(), labels, strict=True):
         if counts[1][identity] and (label is None or not counts[0][train_ids[label]]):
@@ -85,18 +102,23 @@ def compare(train: Source, val: Source) -> list[Finding]:
 def name_of(source: Source, entry: Entry, number: int = 0) -> str:
     """What messages call an annotation."""
     identity = entry.get("id")
-    known = source.origins.get(identity) if is_id(identity) else None
+    known = source.origins.get(identity) if isinstance(identity, int) else None
     return known or f"annotation {identity if identity is not None else f'number {number}'}"
 
 
-def _images(source: Source, found: Findings) -> dict[int, Entry]:
-    images: dict[int, Entry] = {}
+def _images(source: Source, found: Findings) -> dict[Id, Entry]:
+    images: dict[Id, Entry] = {}
+    kind = id_kind(source.content["images"])
+    if not source.content["images"]:
+        found.add("empty", f"{source.path}: images")
     for i, entry in enumerate(source.content["images"]):
         identity = entry.get("id")
-        if not is_id(identity) or identity in images:
+        if not is_id(identity, kind) or identity in images:
             found.add("image-id", f"image number {i} ({entry.get('file_name')}): {identity!r}")
             continue
         images[identity] = entry
+        if not is_name(entry.get("file_name")):
+            found.add("image-name", f"image {identity}: {str(entry.get('file_name'))[:40]!r}", identity)
         sides = entry.get("height"), entry.get("width")
         if not is_size(*sides):
             found.add(
@@ -105,11 +127,14 @@ def _images(source: Source, found: Findings) -> dict[int, Entry]:
     return images
 
 
-def _categories(source: Source, found: Findings) -> dict[int, str]:
-    categories: dict[int, str] = {}
+def _categories(source: Source, found: Findings) -> dict[Any, str]:
+    categories: dict[Any, str] = {}
+    kind = id_kind(source.content["categories"])
+    if not source.content["categories"]:
+        found.add("empty", f"{source.path}: categories")
     for entry in source.content["categories"]:
         identity, name = entry.get("id"), str(entry.get("name", entry.get("id")))
-        if not is_id(identity) or identity in categories:
+        if not is_id(identity, kind) or identity in categories:
             found.add("category-id", f"{name}: {identity!r}")
             continue
         if name in categories.values():
@@ -117,14 +142,14 @@ def _categories(source: Source, found: Findings) -> dict[int, str]:
                 "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
             )
         categories[identity] = name
-    for before, after in pairwise(sorted(categories)):
+    for before, after in pairwise(sorted(categories)) if kind is int else ():
         if after > before + 1 and (before, after) not in COCO_GAPS:
             text = f"none between {before} ({categories[before]}) and {after} ({categories[after]})"
             found.add("category-gap", text)
     return categories
 
 
-def _known(source: Source, images: dict[int, Entry], categories: dict[int, str], found: Findings) -> list[Entry]:
+def _known(source: Source, images: dict[Id, Entry], categories: dict[Any, str], found: Findings) -> list[Entry]:
     """The annotations whose image and category are listed."""
     used = {e.get("category_id") for e in source.content["annotations"] if is_id(e.get("category_id"))}
     unknown = used - categories.keys()
@@ -133,31 +158,28 @@ def _known(source: Source, images: dict[int, Entry], categories: dict[int, str],
     kept = []
     for i, entry in enumerate(source.content["annotations"]):
         image, category = entry.get("image_id"), entry.get("category_id")
-        category = category if is_id(category) else str(category)
-        if not is_id(image) or image not in images:
+        if type(image) not in IDS or image not in images:
             found.add("image-unknown", f"{name_of(source, entry, i)}: image_id {image!r}", i)
         elif shift:
+            if type(category) not in IDS:
+                found.add("category-unknown", f"{name_of(source, entry, i)}: category_id {category!r}", i)
+                continue
             if category in unknown:
                 text = f"category_id {category}, listed are {sorted(categories)[:4]}…"
                 found.add("off-by-one", f"{name_of(source, entry, i)}: {text}", shift)
             kept.append(entry)
-        elif category not in categories:
+        elif type(category) not in IDS or category not in categories:
             found.add("category-unknown", f"{name_of(source, entry, i)}: category_id {category!r}", i)
         else:
             kept.append(entry)
     return kept
 
 
-def _size(image: Entry) -> tuple[float, float] | None:
-    height, width = image.get("height"), image.get("width")
-    return (height, width) if is_size(height, width) else None  # type: ignore[return-value]
-
-
-def _boxes(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings) -> list[Entry]:
+def _boxes(source: Source, entries: list[Entry], images: dict[Id, Entry], found: Findings) -> list[Entry]:
     """The annotations with a box that has an area."""
     whole: list[tuple[Entry, tuple[float, float]]] = []
     for i, entry in enumerate(entries):
-        box, size = entry.get("bbox"), _size(images[entry["image_id"]])
+        box, size = entry.get("bbox"), size_of(images[entry["image_id"]])
         if not is_box(box):
             found.add("box-malformed", f"{name_of(source, entry, i)}: {str(box)[:60]}", id(entry))
         elif size:
@@ -190,61 +212,61 @@ def _boxes(source: Source, entries: list[Entry], images: dict[int, Entry], found
     return [whole[k][0] for k in np.nonzero(sized & ~nowhere)[0]]
 
 
-def _masks(source: Source, entries: list[Entry], images: dict[int, Entry], found: Findings, outlines: bool) -> None:
+def _masks(
+    source: Source, entries: list[Entry], boxed: set[int], images: dict[Id, Entry], found: Findings, outlines: bool
+) -> None:
+    """boxed: id() of the entries whose box can be compared with their mask."""
     for i, entry in enumerate(entries):
-        value = entry.get("segmentation")
-        if not value:
+        value, size = entry.get("segmentation"), size_of(images[entry["image_id"]])
+        if not value or not size:
             continue
-        what, (height, width) = name_of(source, entry, i), _size(images[entry["image_id"]]) or (1, 1)
-        if isinstance(value, dict):
-            around = rle_corners(value, int(height), int(width))
-        else:
-            around = _polygons(value, what, entry, found, outlines)
-        if isinstance(around, str):
-            if around:
-                found.add(around, f"{what}", id(entry))
+        what, wrong = name_of(source, entry, i), list[str]()
+        outline = parse_segmentation(value, size, wrong, Counter())
+        for problem in wrong:
+            found.add("mask-malformed", f"{what}: {problem}", id(entry))
+        if wrong:
             continue
-        if not entry.get("iscrowd"):
+        if not isinstance(value, dict):
+            _polygons(value, what, entry, found, outlines)
+        around = box_of(outline, size)
+        if not around:
+            continue  # polygons of under three points alone
+        if around[2] <= 0 or around[3] <= 0:
+            found.add("mask-empty", what, id(entry))
+        elif id(entry) in boxed and not entry.get("iscrowd"):
             x, y, w, h = entry["bbox"]
-            apart_x = max(abs(around[0] - x), abs(around[2] - x - w))
-            apart_y = max(abs(around[1] - y), abs(around[3] - y - h))
+            left, top, right, bottom = around[0], around[1], around[0] + around[2], around[1] + around[3]
+            apart_x, apart_y = max(abs(left - x), abs(right - x - w)), max(abs(top - y), abs(bottom - y - h))
             if apart_x > max(0.1 * w, 2) or apart_y > max(0.1 * h, 2):
-                text = f"{what}: box {_short([x, y, x + w, y + h])}, mask {_short(around)} (corners)"
+                text = (
+                    f"{what}: box {_short([x, y, x + w, y + h])}, mask {_short([left, top, right, bottom])} (corners)"
+                )
                 found.add("polygon-apart", text, id(entry))
 
 
-def rle_corners(value: Entry, height: int, width: int) -> list[float] | str:
-    """Corners of a mask, or the code of what is wrong with it."""
-    try:
-        if value.get("size") != [height, width]:
-            return "mask-malformed"
-        if not rle_covers(value.get("counts"), height * width):
-            return "mask-malformed"
-        rle = coco_mask.frPyObjects(value, height, width) if isinstance(value["counts"], list) else value
-        if not coco_mask.area(rle):
-            return "mask-empty"
-        x, y, w, h = coco_mask.toBbox(rle).tolist()
-    except (KeyError, TypeError, ValueError):
-        return "mask-malformed"
-    return [x, y, x + w, y + h]
-
-
-def _polygons(value: Any, what: str, entry: Entry, found: Findings, outlines: bool) -> list[float] | str:
-    """Corners around the polygons, or the code of what is wrong; "" where that is reported already."""
-    if not is_polygons(value):
-        return "mask-malformed"
+def _polygons(value: list[list[float]], what: str, entry: Entry, found: Findings, outlines: bool) -> None:
     for polygon in value:
         if len(polygon) < 6:
             found.add("polygon-short", f"{what}: {len(polygon) // 2} points", id(entry))
         elif outlines and crossed_share(polygon) > 0.1:
             found.add("polygon-crossing", f"{what}: {len(polygon) // 2} points", id(entry))
-    around = [(min(p[::2]), min(p[1::2]), max(p[::2]), max(p[1::2])) for p in value if len(p) >= 6]
-    if not around:
-        return ""
-    if not any(x2 > x1 and y2 > y1 for x1, y1, x2, y2 in around):
-        return "mask-empty"
-    left, top, right, bottom = zip(*around, strict=True)
-    return [min(left), min(top), max(right), max(bottom)]
+
+
+def _crowds(source: Source, entries: list[Entry], found: Findings) -> None:
+    """Crowd flags, and objects that lack what others have."""
+    plain = [entry for entry in entries if not entry.get("iscrowd")]
+    for i, entry in enumerate(entries):
+        wrong: list[str] = []
+        check_flags(entry, wrong)
+        for problem in wrong:
+            found.add("crowd-flag", f"{name_of(source, entry, i)}: {problem}", id(entry))
+    if entries and not plain and found.split == "train":
+        for entry in entries:
+            found.add("crowd-only", name_of(source, entry), id(entry))
+    without = [entry for entry in plain if not entry.get("segmentation")]
+    if MISSING * len(plain) < len(without) < len(plain):
+        for entry in without:
+            found.add("mask-missing", name_of(source, entry), id(entry))
 
 
 def signed_area(points: np.ndarray) -> float:

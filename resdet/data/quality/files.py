@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from resdet.data.coco import leads_out
 from resdet.data.formats.common import Source
 from resdet.data.images import decode_image, open_pillow, read_header
 from resdet.data.quality.report import Finding, Findings
+from resdet.data.rules import leads_out
 from resdet.errors import UserError
 
 
@@ -57,11 +57,6 @@ def inspect_files(
     return list(found.by_code.values()), digests
 
 
-def slashed(name: str) -> str:
-    """A file name of Windows as other systems, and Windows, read it."""
-    return name.replace("\\", "/")
-
-
 def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
     """Pictures of equal content in both splits."""
     found = Findings("both")
@@ -77,8 +72,6 @@ def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report
     try:
         data = path.read_bytes()
     except OSError as error:
-        if "\\" in entry["file_name"] and (root / slashed(entry["file_name"])).is_file():
-            return Report("file-backslash", f"image {identity}: {entry['file_name']}", identity, b"")
         return Report("file-missing", f"image {identity}: {path} ({error.strerror})", identity, b"")
     if not data:
         return Report("file-empty", f"image {identity}: {path}", identity, b"")

@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from resdet.data.formats.common import Source
-from resdet.data.quality.checks import rle_corners
-from resdet.data.quality.files import slashed
+from resdet.data.outlines import area_of, box_of
 from resdet.data.quality.report import KINDS, Entry, Finding
+from resdet.data.rules import is_size
 
 BY_NUMBER = ("image-unknown", "category-unknown")
-DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate")
-LOST_FILES = ("file-missing", "file-empty", "file-unreadable", "file-truncated")
+DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate", "crowd-flag")
+LOST_FILES = ("image-name", "file-missing", "file-empty", "file-unreadable", "file-truncated")
+MAY_BE_LOST = 0.1  # of the objects or images, unless the user says that they are to go
 
 
-def repair(source: Source, findings: list[Finding]) -> tuple[dict[str, Any], dict[str, int]]:
-    """COCO's structure without what can be mended, and how many of each code were."""
+@dataclass
+class Repair:
+    """COCO's structure without what can be mended, and how many of each code were. `lost`: entries that are gone, by kind;
+    `masks` counts objects that lost only their mask."""
+
+    content: dict[str, Any]
+    done: dict[str, int]
+    lost: dict[str, int]
+    of: dict[str, int]
+
+    def costs(self) -> list[str]:
+        """What more than `MAY_BE_LOST` of is gone, in words."""
+        return [
+            f"{count} of {self.of[kind]} {kind}"
+            for kind, count in self.lost.items()
+            if count > MAY_BE_LOST * self.of[kind]
+        ]
+
+
+def repair(source: Source, findings: list[Finding]) -> Repair:
+    """The annotations of a source without what can be mended; the source is left alone."""
     by_code = {finding.code: finding for finding in findings}
     marked = {code: set(by_code[code].items) if code in by_code else set() for code in KINDS}
-    done: Counter[str] = Counter()
+    done: Counter[str] = Counter({code: reading.count for code, reading in source.readings.items()})
     if "unusable" in by_code:
         done["unusable"] = by_code["unusable"].count  # the content is without them already
-    sizes = {image: size for code in ("file-size", "image-size") for image, size in _sizes(by_code.get(code))}
+    sizes = dict(_sizes(by_code.get("file-size")))
     images = []
     for entry in source.content["images"]:
         code = next((c for c in LOST_FILES if entry.get("id") in marked[c]), None)
@@ -34,37 +53,42 @@ def repair(source: Source, findings: list[Finding]) -> tuple[dict[str, Any], dic
         if entry.get("id") in sizes:
             done["file-size"] += 1
             entry = {**entry, "height": sizes[entry["id"]][0], "width": sizes[entry["id"]][1]}
-        if entry.get("id") in marked["file-backslash"]:
-            done["file-backslash"] += 1
-            entry = {**entry, "file_name": slashed(entry["file_name"])}
         images.append(entry)
     kept = {entry.get("id"): entry for entry in images}
+    listed, given = source.content["images"], source.content["annotations"]
     annotations = []
-    for i, entry in enumerate(source.content["annotations"]):
-        image = kept.get(entry.get("image_id"))
+    for i, entry in enumerate(given):
         dropped = next((c for c in BY_NUMBER if i in marked[c]), None)
         dropped = dropped or next((c for c in DROPPED if id(entry) in marked[c]), None)
-        if dropped or image is None:
+        if dropped or entry["image_id"] not in kept:
             done[dropped or "its image is gone"] += 1
             continue
-        annotations.append(_mended(entry, image, by_code, marked, done))
-    return {**source.content, "images": images, "annotations": annotations}, dict(done)
+        annotations.append(_mended(entry, kept[entry["image_id"]], by_code, marked, done))
+    masks, left = (sum(bool(e.get("segmentation")) for e in entries) for entries in (given, annotations))
+    return Repair(
+        {**source.content, "images": images, "annotations": annotations},
+        dict(done),
+        lost={"images": len(listed) - len(images), "objects": len(given) - len(annotations), "masks": masks - left},
+        of={"images": len(listed), "objects": len(given), "masks": masks},
+    )
 
 
-def _sizes(finding: Finding | None) -> list[tuple[int, tuple[int, int]]]:
+def _sizes(finding: Finding | None) -> list[tuple[Any, tuple[int, int]]]:
     return [item for item in finding.items if isinstance(item, tuple)] if finding else []
 
 
 def _mended(
     entry: Entry, image: Entry, by_code: dict[str, Finding], marked: dict[str, set[Any]], done: Counter[str]
 ) -> Entry:
-    width, height = image["width"], image["height"]
+    height, width = size = (image.get("height", 0), image.get("width", 0))
     box = entry["bbox"]
     new = dict(entry)
     here: list[str] = [code for code in marked if id(entry) in marked[code]]
     if "off-by-one" in by_code:
         new["category_id"] = entry["category_id"] + by_code["off-by-one"].items[0]
         done["off-by-one"] += 1
+    if "crowd-only" in here:
+        new["iscrowd"] = 0
     if "box-xyxy" in here:
         new["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
     if "box-normalised" in here:
@@ -77,18 +101,14 @@ def _mended(
     emptied = "polygon-short" in here and not new["segmentation"]
     if "mask-empty" in here or "mask-malformed" in here or emptied:
         new.pop("segmentation")
-    if "polygon-apart" in here:
-        value = new["segmentation"]
-        corners = rle_corners(value, height, width) if isinstance(value, dict) else _corners(value)
-        if not isinstance(corners, str):
-            new["bbox"] = [corners[0], corners[1], corners[2] - corners[0], corners[3] - corners[1]]
+    if "polygon-apart" in here and (around := box_of(new["segmentation"], (height, width))):
+        new["bbox"] = around
     for code in here:
         done[code] += "--fix" in KINDS[code][2]
     if new.get("bbox") != box and not new.get("segmentation"):
-        new["area"] = new["bbox"][2] * new["bbox"][3]
+        new.pop("area", None)
+    if is_size(*size):  # what COCO's own tools cannot do without
+        new["iscrowd"] = new.get("iscrowd") or 0
+        if new.get("area") is None:
+            new["area"] = area_of(new, size)
     return new
-
-
-def _corners(polygons: list[list[float]]) -> list[float]:
-    points = np.concatenate([np.reshape(p, (-1, 2)) for p in polygons])
-    return [*points.min(0).tolist(), *points.max(0).tolist()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from resdet.data.normalise import READINGS, Readings
+
 FEW = 10  # objects of a class below which a model will hardly learn it
 Severity = Literal["error", "warning"]
 Entry = dict[str, Any]
@@ -42,12 +44,21 @@ class Findings:
         finding = self.by_code.setdefault(code, Finding(self.split, code, severity, what, fix))
         finding.add(example, item)
 
+    def add_readings(self, readings: Readings) -> None:
+        """What was read in another form than it is written."""
+        for code, reading in readings.items():
+            severity, what, fix = KINDS[code]
+            self.by_code[code] = Finding(self.split, code, severity, what, fix, reading.count, reading.examples)
+
 
 # code: (severity, what it is, how it is mended; "--fix" where `repair` can)
 KINDS: dict[str, tuple[Severity, str, str]] = {
     "unusable": ("error", "files, lines or objects that cannot be read", "correct them, or --fix leaves them out"),
+    **{code: ("warning", what, "--fix writes COCO's form") for code, what in READINGS.items()},
+    "empty": ("error", "a list of the annotation file is empty", "name at least one image and one category"),
     "image-id": ("error", "image id missing, not an integer, or used twice", "give every image an id of its own"),
     "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
+    "image-name": ("error", "file_name missing or not a name", "name the file, or --fix drops the image"),
     "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),
     "category-name": ("warning", "two categories of one name", "merge them, or rename one"),
     "category-gap": ("warning", "category ids with gaps (harmless here: labels are counted without them)",
@@ -65,6 +76,11 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "polygon-crossing": ("warning", "polygons that cross themselves badly", "redraw them: the crossed part counts as outside"),
     "polygon-apart": ("warning", "masks that disagree with their box by over 10 % of its size",
                       "--fix sets the box to the mask's"),
+    "crowd-flag": ("error", "iscrowd is neither 0 nor 1", "write 0 or 1, or --fix drops the object"),
+    "crowd-only": ("error", "every annotation is a crowd region (iscrowd: 1), so there is nothing to learn from",
+                   "set iscrowd to 0 where an annotation is a single object, as CVAT's brush masks are; --fix does so for all"),
+    "mask-missing": ("warning", "objects without a mask among others with one (they train the box head alone)",
+                     "annotate their masks, or train boxes alone with model.mask=null"),
     "mask-empty": ("warning", "masks without a pixel", "--fix drops the mask and keeps the box"),
     "mask-malformed": ("error", "segmentation is neither polygons nor RLE of the image's size", "--fix drops the mask"),
     "duplicate": ("warning", "the same object annotated twice", "--fix keeps one"),
@@ -83,7 +99,6 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "too-large": ("warning", "objects larger than the largest anchor reaches",
                   "lower data.min_size, or raise model.anchors.sizes"),
     "anchors": ("warning", "objects that no anchor overlaps by half", "see the advice on anchors below"),
-    "file-backslash": ("error", "file names with the backslashes of Windows", "write / instead, as --fix does"),
     "file-missing": ("error", "pictures that are not there", "correct file_name or the folder, or --fix drops the image"),
     "file-empty": ("error", "pictures of zero bytes", "copy them again, or --fix drops the image"),
     "file-unreadable": ("error", "files that are no readable picture", "replace them, or --fix drops the image"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from resdet.data.formats.common import Source
+from resdet.data.normalise import READINGS
 from resdet.data.quality.checks import compare, examine, unusable
 from resdet.data.quality.files import inspect_files
 from resdet.data.quality.report import Finding
@@ -15,19 +17,27 @@ from resdet.errors import UserError
 from resdet.runtime.console import console
 
 # Warnings that are told elsewhere, or of no weight before a training.
-QUIET = ("class-rare", "class-unseen", "category-gap", "categories-differ")
+QUIET = ("class-rare", "class-unseen", "category-gap", "categories-differ", *READINGS)
 SHORT = 3000  # pictures up to which a training looks at every file before it starts
 
 
 def check_before_training(sources: dict[str, Source]) -> None:
     """The short form: annotations, and the files of small sets, without decoding. Raises `UserError` with all errors."""
-    findings = unusable(sources)
+    findings: list[Finding] = []
     for name, source in sources.items():
-        findings += examine(name, source, outlines=len(source.content["annotations"]) <= 10 * SHORT)
         if len(source.content["images"]) <= SHORT:
             findings += inspect_files(name, source, decode=False)[0]
     if len(sources) == 2:
         findings += compare(sources["train"], sources["val"])
+    check_annotations(sources, findings)
+
+
+def check_annotations(sources: dict[str, Source], others: Sequence[Finding] = ()) -> None:
+    """Annotations alone, with other findings about the same data. Raises `UserError` with all errors."""
+    findings = unusable(sources)
+    for name, source in sources.items():
+        findings += examine(name, source, outlines=len(source.content["annotations"]) <= 10 * SHORT)
+    findings += others
     for finding in findings:
         if finding.severity == "warning" and finding.code not in QUIET:
             console.print(f"warning: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
