@@ -84,6 +84,21 @@ class Samples(NamedTuple):
     targets: Targets
 
 
+class Loss(NamedTuple):
+    """A loss before its division: the sum of its terms, () float32, and their number, () of any dtype.
+
+    Only the training step divides, after adding the counts of all parts of the batch and of all processes, so that the
+    gradients do not depend on how a batch is split.
+    """
+
+    sum: Tensor
+    count: Tensor  # type: ignore[assignment]
+
+    def mean(self) -> Tensor:
+        """The loss of these terms alone: () float32."""
+        return self.sum / self.count.clamp(min=1)
+
+
 class Detections(NamedTuple):
     """Predictions for a batch, padded to D an image, by falling score. A head takes one and returns a completed one.
 

@@ -19,14 +19,19 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 import resdet
+from resdet.boxes import paired_iou
 from resdet.checkpoints.checkpoint import Checkpoint
 from resdet.commands.common import guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
+from resdet.models.detector import LossSums
+from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.runtime.distributed import data_parallel, joined
+from resdet.structures import Loss, Samples
 from resdet.training import saver
 from resdet.training.setup import read_split
 from resdet.training.step import TrainingStep
@@ -65,6 +70,19 @@ def gradients(config: resdet.Config) -> None:
         gradients_of(config)
 
 
+class IoUHead(nn.Module):
+    """A user's head, whose loss has a count of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool, self.fc = RoIAlign(7), nn.Linear(channels * 49, 1)
+
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
+        found = self.fc(self.pool(features, *flatten_rois(samples.boxes)).flatten(1)).view(samples.valid.shape)
+        error = (found - paired_iou(samples.boxes, samples.gt_boxes)).abs()
+        return {"iou": Loss(torch.where(samples.positive, error, 0.0).sum(), samples.positive.sum())}
+
+
 def gradients_of(config: resdet.Config) -> None:
     with joined(torch.device("cpu")) as processes:
         data = DetectionDataset(
@@ -72,10 +90,13 @@ def gradients_of(config: resdet.Config) -> None:
         )
         torch.manual_seed(0)
         model = resdet.build_model(config.model).train()
-        forward = data_parallel(model, processes, torch.device("cpu"))
+        model.heads["iou"] = IoUHead(model.fpn.channels)
+        forward = data_parallel(LossSums(model), processes, torch.device("cpu"))
         loader = training_loader(data, 4, 0, rank=processes.rank, world=processes.world)
         batch = next(islice(loader, 1, None)).batch
-        losses = forward(to_device(batch, torch.device("cpu")))
+        found = forward(to_device(batch, torch.device("cpu")))
+        divisors = processes.divisors({name: loss.count for name, loss in found.items()})
+        losses = {name: loss.sum / divisors[name] for name, loss in found.items()}
         torch.stack(list(losses.values())).sum().backward()
         losses = {k: v.detach() for k, v in losses.items()}
         found = {"losses": processes.mean(losses), "gradients": {n: p.grad for n, p in model.named_parameters()}}

@@ -17,7 +17,7 @@ from resdet.runtime.distributed import Distributed
 
 
 class Scores(NamedTuple):
-    """images: how many were looked at. entries: COCO results. losses: their means over the images, by name."""
+    """images: how many were looked at. entries: COCO results. losses: their means over the dataset, by name."""
 
     metrics: Metrics
     tables: str
@@ -49,7 +49,7 @@ def evaluate_dataset(
     """
     distributed = distributed or Distributed()
     entries: list[dict[str, Any]] = []
-    sums: dict[str, float] = {}
+    sums: dict[str, tuple[float, float]] = {}  # of the terms, and their counts
     images = 0
     for loaded, found, values in predict_dataset(
         model, dataset, device=device, batch_size=batch_size, amp=amp, losses=losses, paste=paste,
@@ -58,13 +58,17 @@ def evaluate_dataset(
         seen(loaded)
         entries += found
         images += len(loaded.indices)
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value * len(loaded.indices)
+        for name, (value, count) in values.items():
+            value_before, count_before = sums.get(name, (0.0, 0.0))
+            sums[name] = value_before + value, count_before + count
     shares = distributed.gather((entries, sums, images))
     if not distributed.main:
         return None
     entries = [entry for share, _, _ in shares for entry in share]
     images = sum(count for _, _, count in shares)
     metrics, tables = evaluation.score(entries, evaluation.kinds(masks=masks), limit=max(COCO_LIMIT, max_detections))
-    means = {name: sum(share.get(name, 0.0) for _, share, _ in shares) / images for name in shares[0][1]}
+    means = {}
+    for name in sums:
+        totals, counts = zip(*(share.get(name, (0.0, 0.0)) for _, share, _ in shares), strict=True)
+        means[name] = sum(totals) / max(sum(counts), 1.0)
     return Scores(metrics, tables, images, entries, means)

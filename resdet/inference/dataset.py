@@ -25,11 +25,11 @@ class Predicted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Of a batch: its COCO results entries and, if asked for, its losses."""
+    """Of a batch: its COCO results entries and, if asked for, its losses as (sum, count)."""
 
     loaded: LoadedBatch
     entries: list[dict[str, Any]]
-    losses: dict[str, float]
+    losses: dict[str, tuple[float, float]]
 
 
 def predict_dataset(
@@ -56,9 +56,11 @@ def predict_dataset(
         batch = to_device(loaded.batch, device)
         with torch.no_grad(), autocast(device, amp):
             detections = predict_in_parts(model, batch)
-            values = model(batch) if losses else {}
+            values = model.losses(batch) if losses else {}
         later = [None if t is None else AsyncHostCopy(t) for t in detections]
-        return Predicted(loaded, later, {name: AsyncHostCopy(value) for name, value in values.items()})
+        return Predicted(
+            loaded, later, {name: AsyncHostCopy(torch.stack([x.sum, x.count.to(x.sum)])) for name, x in values.items()}
+        )
 
     def found(loaded: LoadedBatch, detections: list[AsyncHostCopy | None], values: dict[str, AsyncHostCopy]) -> Found:
         arrived = Detections(*(None if t is None else t.tensor() for t in detections))  # type: ignore[arg-type]
@@ -70,7 +72,7 @@ def predict_dataset(
             for entry in to_coco(of_image, infos[index].image_id, ids)
             if entry["category_id"] is not None
         ]
-        return Found(loaded, entries, {name: value.read() for name, value in values.items()})
+        return Found(loaded, entries, {name: tuple(value.read()) for name, value in values.items()})
 
     was_training = model.training
     model.eval()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resdet.models.backbones.resnet import ResNet
 from resdet.models.fpn import FPN
 from resdet.models.layers import ConvNorm, fold_for_good
-from resdet.structures import Batch, Detections
+from resdet.structures import Batch, Detections, Loss
 
 
 class Detector(nn.Module):
@@ -39,7 +39,11 @@ class Detector(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses by name, in training and in evaluation mode alike."""
+        """The mean losses of this batch by name, in training and in evaluation mode alike."""
+        return {name: loss.mean() for name, loss in self.losses(batch).items()}
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """The losses by name as sums and counts, which the training step adds over parts and processes."""
         raise NotImplementedError
 
     def predict(self, batch: Batch) -> Detections:
@@ -76,3 +80,14 @@ class Detector(nn.Module):
         rows = torch.arange(images.shape[2], device=images.device) < h
         columns = torch.arange(images.shape[3], device=images.device) < w
         return images * (rows[:, None, :, None] & columns[:, None, None, :])
+
+
+class LossSums(nn.Module):
+    """`Detector.losses` as a module's forward: what data parallelism and the compiler wrap."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> dict[str, Loss]:
+        return self.model.losses(batch)

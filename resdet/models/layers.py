@@ -183,19 +183,6 @@ class DeformableConv2d(nn.Module):
         return y
 
 
-def shared_count(count: Tensor, training: bool) -> Tensor:
-    """What a sum over `count` samples is divided by: () -> (), above zero.
-
-    In training the mean of the processes' counts: averaging their gradients then divides the sum over the whole batch by
-    the count of the whole batch, however the images are spread. In evaluation each process is on its own.
-    """
-    if not (training and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return count.clamp(min=1)
-    total = count.to(torch.float32)
-    dist.all_reduce(total)
-    return total.clamp(min=1) / dist.get_world_size()
-
-
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """The normalisation layer of that name over `channels`; "gn" has 32 groups (Wu & He 2018)."""
     if norm == "none":

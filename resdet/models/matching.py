@@ -12,6 +12,8 @@ from resdet.structures import Samples, Targets
 
 # Objects matched at a time: 268 thousand anchors (800 x 1333) against 16 objects are 17 MB an image.
 CHUNK = 16
+MULTIPLIER = 0x9E3779B1
+INVERSE = pow(MULTIPLIER, -1, 2**32)
 
 
 class Matches(NamedTuple):
@@ -84,8 +86,9 @@ def uniform(keys: Tensor, n: int) -> Tensor:
     A pure function: the same draw for the same image on any device, in any batch, in eager mode or a graph.
     """
     mask = 0xFFFFFFFF
-    x = torch.arange(n, device=keys.device) * 0x9E3779B1
-    x = (x + keys[:, None]) & mask
+    # (position * M + key) mod 2**32, with the product of constants kept out of reach of the compiler: folded, it is a number
+    # that Triton's int32 does not hold.
+    x = ((torch.arange(n, device=keys.device) + ((keys[:, None] * INVERSE) & mask)) * MULTIPLIER) & mask
     for multiplier, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         x = ((x ^ (x >> shift)) * multiplier) & mask
     x = x ^ (x >> 16)

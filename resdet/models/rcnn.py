@@ -13,14 +13,14 @@ from resdet.models.detector import Detector
 from resdet.models.fpn import FPN
 from resdet.models.heads.rpn import RPN
 from resdet.models.matching import sample_rois
-from resdet.structures import Batch, Detections, Samples
+from resdet.structures import Batch, Detections, Loss, Samples
 
 
 class RoIHead(Protocol):
     """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`."""
 
-    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Named scalar losses, from the pyramid p2..p6 and the sampled RoIs."""
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
+        """Named losses, each a sum and a count, from the pyramid p2..p6 and the sampled RoIs."""
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """The detections completed. Heads run in the order of the dict; the box head, the first, is given proposals."""
@@ -54,13 +54,13 @@ class RCNN(Detector):
         self.samples, self.positive_fraction = samples, positive_fraction
         self.iou_threshold, self.low_quality = iou_threshold, low_quality
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses: rpn_objectness, rpn_box, box_class, box_reg, and mask. In training and in evaluation mode alike."""
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """rpn_objectness, rpn_box, box_class, box_reg, mask, and those of other heads."""
         assert batch.targets is not None, "losses need targets"
         features = self.features(batch)
         with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
             scores = self.rpn(features, _size(batch.images))
-        losses: dict[str, Tensor] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
+        losses: dict[str, Loss] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
         boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
         samples = sample_rois(
             boxes, valid, batch.targets, batch.keys + 1,

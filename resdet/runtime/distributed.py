@@ -85,6 +85,17 @@ class Distributed:
         dist.all_reduce(stacked)
         return dict(zip(values, stacked / self.world, strict=True))
 
+    def divisors(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What each process divides its sums by, from its counts by name: the mean of all processes' counts, above zero.
+
+        The mean of the processes' gradients is then the sum over the whole batch divided by the count of the whole batch.
+        """
+        if self.world == 1:
+            return {name: count.clamp(min=1) for name, count in counts.items()}
+        stacked = torch.stack([count.to(torch.float32) for count in counts.values()])
+        dist.all_reduce(stacked)
+        return dict(zip(counts, stacked.clamp(min=1) / self.world, strict=True))
+
     def share_buffers(self, buffers: list[Tensor]) -> None:
         """The main process's statistics for all, so that all evaluate the same model."""
         if self.world > 1:
@@ -227,8 +238,7 @@ class _Watch(threading.Thread):
 def data_parallel(model: nn.Module, processes: Distributed, device: torch.device) -> nn.Module:
     """The same forward, whose backward averages the gradients of all processes.
 
-    Losses are divided by counts averaged over the processes (`layers.shared_count`), so that the mean of the gradients is
-    that of the whole batch.
+    Losses are divided by `Distributed.divisors`, so that the mean of the gradients is that of the whole batch.
     """
     if processes.world == 1:
         return model

@@ -13,7 +13,7 @@ from resdet.config import Config, dump_config
 from resdet.data.dataset import DetectionDataset
 from resdet.errors import UserError
 from resdet.evaluation.coco import Metrics, evaluation_of
-from resdet.models.detector import Detector
+from resdet.models.detector import Detector, LossSums
 from resdet.runtime.console import console
 from resdet.runtime.device import compiled
 from resdet.runtime.distributed import Distributed, data_parallel
@@ -51,7 +51,9 @@ class Run:
             model.to(memory_format=torch.channels_last)
         if t.compile:
             torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
-        self.forward = data_parallel(compiled(model, t.compile, fullgraph=True, dynamic=False), distributed, device)
+        self.forward = data_parallel(
+            compiled(LossSums(model), t.compile, fullgraph=True, dynamic=False), distributed, device
+        )
         # A CUDA graph overwrites the gradients that it made when it runs again: parts of a batch add to others, which stay.
         self.gradients_stay = t.compile == "reduce-overhead" and t.accumulate > 1
         if self.gradients_stay:

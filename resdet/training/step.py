@@ -13,7 +13,7 @@ from resdet.errors import UserError
 from resdet.models.layers import BatchNorm2d
 from resdet.runtime.console import console
 from resdet.runtime.device import AsyncHostCopy, autocast
-from resdet.structures import Batch
+from resdet.structures import Batch, Loss
 from resdet.training.faults import BAD_STEPS, dump_path, explain_oom, first_not_finite
 from resdet.training.optim import learning_rate
 from resdet.training.state import Run
@@ -48,7 +48,7 @@ class TrainingStep:
             for group in self.run.optimizer.param_groups:
                 group["lr"] = self.rate * group["lr_scale"]
             statistics = [(b, b.clone()) for b in self._statistics()]
-            losses = self._backward(batch)
+            losses = self._backward(batch, statistics)
             if self._previous:
                 # Only now, when this step's work is queued: asking earlier would make the device wait for the host.
                 self._check(self._previous)
@@ -66,20 +66,37 @@ class TrainingStep:
             self._check(self._previous)
             self._previous = None
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """The gradients of the mean losses, in equal parts of the batch if it is not to fit at once."""
-        t = self.run.config.train
-        self.run.optimizer.zero_grad(set_to_none=not self.run.gradients_stay)
-        sums: dict[str, Tensor] = {}
+    def _backward(self, batch: Batch, statistics: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """The gradients of the mean losses of the whole batch of all processes, part by part. -> this process's losses.
+
+        statistics: buffers and their values before the step.
+        """
+        t, run = self.run.config.train, self.run
+        run.optimizer.zero_grad(set_to_none=not run.gradients_stay)
+        means: dict[str, Tensor] = {}
         parts = split_batch(batch, t.accumulate)
+        divisors = self._divisors_of(parts, statistics) if len(parts) > 1 else None
         for k, part in enumerate(parts, 1):
-            later = isinstance(self.run.forward, nn.parallel.DistributedDataParallel) and k < len(parts)
-            with self.run.forward.no_sync() if later else nullcontext():  # type: ignore[operator]
-                with autocast(self.run.device, t.amp):
-                    losses = {name: loss / t.accumulate for name, loss in self.run.forward(part).items()}
-                self.run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
-            sums = {name: sums.get(name, 0) + loss.detach() for name, loss in losses.items()}
-        return sums
+            later = isinstance(run.forward, nn.parallel.DistributedDataParallel) and k < len(parts)
+            with run.forward.no_sync() if later else nullcontext():  # type: ignore[operator]
+                with autocast(run.device, t.amp):
+                    found: dict[str, Loss] = run.forward(part)
+                divisors = divisors or run.distributed.divisors({name: loss.count for name, loss in found.items()})
+                losses = {name: loss.sum / divisors[name] for name, loss in found.items()}
+                run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        return means
+
+    def _divisors_of(self, parts: list[Batch], statistics: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """The counts of all parts, which the first backward needs already: a forward pass of each without gradients."""
+        counts: dict[str, Tensor] = {}
+        for part in parts:
+            with torch.no_grad(), autocast(self.run.device, self.run.config.train.amp):
+                found: dict[str, Loss] = self.run.forward(part)
+            counts = {name: counts.get(name, 0) + loss.count for name, loss in found.items()}
+        for buffer, before in statistics:
+            buffer.copy_(before)
+        return self.run.distributed.divisors(counts)
 
     def _update(self, losses: dict[str, Tensor]) -> Tensor:
         """Step, on the device's own word that all numbers are finite. -> () bool, on the device."""
@@ -103,9 +120,9 @@ class TrainingStep:
         return finite
 
     def _statistics(self) -> list[Tensor]:
-        """Running means and variances that training changes, which one bad batch would spoil for good."""
+        """Running statistics that training changes, which one bad batch would spoil for good."""
         norms = [m for m in self.run.model.modules() if isinstance(m, BatchNorm2d) and m.training]
-        return [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        return [b for m in norms for b in (m.running_mean, m.running_var, m.num_batches_tracked) if b is not None]
 
     def _check(self, done: Done) -> None:
         """Count a step whose numbers were not finite, keep what made it so; raises `UserError` after a few in a row."""

@@ -84,7 +84,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, **options: o
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(b, r, 4)
     no = torch.zeros(b, r, dtype=torch.bool)
     samples = Samples(boxes, labels, no, labels >= 0, torch.zeros_like(labels), boxes, None)
-    return head.loss({}, samples)["box_class"].item()
+    return head.loss({}, samples)["box_class"].mean().item()
 
 
 def test_focal_and_weighted_classification_against_the_formula() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
@@ -60,6 +61,21 @@ def test_sampling_depends_on_the_key_alone() -> None:
     both = sample(positive.expand(2, -1), ~positive.expand(2, -1), torch.tensor([9, 5]), 64, 16)
     assert torch.equal(one[0][0], both[0][1])
     assert not torch.equal(both[0][0], both[0][1])
+
+
+def test_uniform_is_murmurs_finaliser_without_a_constant_that_triton_cannot_hold() -> None:
+    """Inductor folds the product of a range and a constant; the result must fit int32, so the key stands between them."""
+    keys, n = torch.tensor([0, 1, -7, 2**31, 2**40 + 5, 2**62 + 11]), 300
+    found = uniform(keys, n)
+    for row, key in zip(found, keys.tolist(), strict=True):
+        for i in range(0, n, 37):
+            x = (i * 0x9E3779B1 + key) % 2**32
+            x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+            x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+            assert row[i].item() == ((x ^ (x >> 16)) >> 8) / 2**24
+    graph = make_fx(lambda k: uniform(k, n))(keys)
+    (arange,) = (node for node in graph.graph.nodes if "arange" in str(node.target))
+    assert all("mul" not in str(user.target) for user in arange.users)
 
 
 def test_uniform_is_uniform_and_independent_between_keys() -> None:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
 from resdet.kernels.nms import nms, soft_nms
 from resdet.models.heads.rpn import box_distance
-from resdet.models.layers import ConvNorm, Norm, shared_count
+from resdet.models.layers import ConvNorm, Norm
 from resdet.models.matching import take
 from resdet.models.roi_align import RoIAlign, flatten_rois
-from resdet.structures import Detections, Samples
+from resdet.structures import Detections, Loss, Samples
 
 # Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
 MAX_CANDIDATES = 8192
@@ -118,10 +118,10 @@ class BoxHead(nn.Module):
         x = self.trunk(self.pool(features, *flatten_rois(boxes)), valid.flatten())
         return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.num_classes, 4)
 
-    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Both sums run over the sampled RoIs and are divided by their number in the batch."""
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
+        """Both sums run over the sampled RoIs; the count is their number."""
         logits, deltas = self(features, samples.boxes, samples.valid)
-        count = shared_count(samples.valid.sum(), self.training)
+        count = samples.valid.sum()
         label = samples.labels
         entropy = F.cross_entropy(
             at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
@@ -135,8 +135,8 @@ class BoxHead(nn.Module):
         wanted = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
         distance = box_distance(deltas.gather(2, of_class).squeeze(2), wanted, self.loss_beta)
         return {
-            "box_class": entropy.sum() / count,
-            "box_reg": torch.where(samples.positive, distance, 0.0).sum() / count,
+            "box_class": Loss(entropy.sum(), count),
+            "box_reg": Loss(torch.where(samples.positive, distance, 0.0).sum(), count),
         }
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32
 from resdet.masks import targets_in_rois
-from resdet.models.layers import ConvNorm, Norm, shared_count
+from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
-from resdet.structures import MASK_UNKNOWN, Detections, Samples
+from resdet.structures import MASK_UNKNOWN, Detections, Loss, Samples
 
 
 class MaskHead(nn.Module):
@@ -64,8 +64,8 @@ class MaskHead(nn.Module):
         assert self.upsample.bias is not None
         return F.linear(x, weight, self.upsample.bias.repeat(4)).view(len(x), x.shape[1] * 4, -1)
 
-    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Mean over the pixels of the positive RoIs whose object has a mask."""
+    def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
+        """Mean over the pixels of each positive RoI whose object has a mask; the count is the number of these RoIs."""
         gt_masks = samples.targets.masks
         assert gt_masks is not None, "a mask head needs masks in its targets"
         limit = min(self.max_rois, samples.boxes.shape[1])
@@ -80,11 +80,7 @@ class MaskHead(nn.Module):
         # In float32 even when the network is not: a box's coordinates do not fit bfloat16.
         with torch.autocast(boxes.device.type, enabled=False):
             wanted = targets_in_rois(crops, samples.gt_boxes[:, :limit].flatten(0, 1)[rows], boxes, self.size)
-        return {
-            "mask": mask_loss(
-                logits, (wanted >= 0.5).to(wanted.dtype), positive, shared_count(positive.sum(), self.training)
-            )
-        }
+        return {"mask": mask_loss(logits, (wanted >= 0.5).to(wanted.dtype), positive)}
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `mask_probs` (B, D, m, m) of each detection's own class."""
@@ -99,8 +95,8 @@ class MaskHead(nn.Module):
         return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs)
 
 
-def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor, count: Tensor) -> Tensor:
-    """logits (P, m, m) of each object's class, wanted (P, m, m) in 0..1, positive (P,) bool -> the positives' sum over
-    `count`, each the mean of its pixels."""
+def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor) -> Loss:
+    """logits (P, m, m) of each object's class, wanted (P, m, m) in 0..1, positive (P,) bool -> the positives' cross-entropy,
+    each the mean of its pixels."""
     each = F.binary_cross_entropy_with_logits(at_least_float32(logits), wanted, reduction="none").mean((1, 2))
-    return torch.where(positive, each, 0.0).sum() / count
+    return Loss(torch.where(positive, each, 0.0).sum(), positive.sum())

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
 from resdet.kernels.nms import nms, place
 from resdet.models.anchors import Anchors
-from resdet.models.layers import Conv2d, shared_count
+from resdet.models.layers import Conv2d
 from resdet.models.matching import match, sample, take
-from resdet.structures import Targets
+from resdet.structures import Loss, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
@@ -164,12 +164,11 @@ class RPN(nn.Module):
         deltas = take(self.deltas(seen).view(len(shape), a, 4), shape)
         return logits.view(index.shape), deltas.view(*index.shape, 4)
 
-    def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Tensor]:
-        """anchors (A, 4) of all levels. Both sums run over the sampled ones and are divided by their number in the batch
-        (see `fixed_divisor`)."""
+    def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Loss]:
+        """anchors (A, 4) of all levels. Both sums run over the sampled ones; the count is theirs (see `fixed_divisor`)."""
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
-        count = shared_count(valid.sum(), self.training)
+        count = valid.sum()
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
         logits, deltas = self.at(features, index)
@@ -180,8 +179,8 @@ class RPN(nn.Module):
         wanted = encode(take(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
         distance = box_distance(deltas, wanted, self.loss_beta)
         return {
-            "rpn_objectness": objectness / count,
-            "rpn_box": torch.where(positive, distance, 0.0).sum() / count,
+            "rpn_objectness": Loss(objectness, count),
+            "rpn_box": Loss(torch.where(positive, distance, 0.0).sum(), count),
         }
 
 
