@@ -21,13 +21,14 @@ from torch import Tensor
 
 import resdet
 from benchmark import prepared
-from peers import Load, side_of
+from peers import side_of
 from resdet.config import Config
 from resdet.kernels import convolution, winograd
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.rpn import RPN
 from resdet.models.roi_align import RoIAlign
 from resdet.runtime.device import keep_memory
+from workload import Load
 
 
 def gradients_of_whole_maps() -> None:

@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         sys.path.insert(0, str(BENCHMARKS))  # also of the processes that it starts
         from benchmark import benchmark
-        from peers import Load
         from resdet.runtime.device import choose_device
+        from workload import Load
 
         load = Load(tuple(args.size), args.batch, args.objects, args.repeats)
         benchmark(config, load, wanted, choose_device(config.device), args.compare, output, args.profile)

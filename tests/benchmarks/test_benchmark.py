@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from benchmark import evaluation_times, interleaved, limit, milliseconds, rates, report
-from peers import FUSED, Load, made_batch, side_of
+from benchmark import interleaved, limit, milliseconds, rates, report
+from peers import FUSED, side_of
 from resdet.cli import main
 from resdet.config import parse_config
 from resdet.errors import UserError
 from resdet.kernels import convolution
 from resdet.models.build import build_model
+from scoring import evaluation_times
 from tiny import make_batch, small
+from workload import Load, made_batch
 
 
 @pytest.mark.slow
