@@ -297,7 +297,9 @@ class DataConfig(Section):
 class TrainConfig(Section):
     max_iters: Positive = 90000
     batch_size: Positive = 16  # of all processes together
-    accumulate: Positive = 1  # forward passes a step: the batch is split into so many parts
+    accumulate: Positive = (
+        1  # parts of the batch: less memory, same gradients, and a forward pass without gradients more
+    )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
     head_lr: Annotated[float, Field(gt=0)] = 1.0  # the heads' learning rate, times this
