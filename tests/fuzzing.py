@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import io
@@ -16,6 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import fromstring, tostring
 
 import cv2
 import numpy as np
@@ -44,6 +46,23 @@ TOKENS = [
     "", " ", "\n", ":", "- ", "{", "}", "[", "]", "&a *a", "<", ">", "</", "<!--", "&lt;", "&x;", '"', "'", "0", "-1",
     "1e999", "nan", "999999999999999999999", "../..", "\x00", "%", "!!python/object/apply:os.system", "null", "true", "é",
 ]  # fmt: skip
+
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "0.5",
+    "1e-300",
+    "1e300",
+    "-1e9",
+    "nan",
+    "inf",
+    "1e999",
+    "255",
+    "99999999999999999999",
+    "1.0",
+]
 
 
 # ---- spoiling --------------------------------------------------------------------------------------------------------
@@ -85,6 +104,31 @@ def spoil_text(text: str, chance: random.Random) -> str:
         end = min(len(text), start + chance.choice([0, 1, 3, 10, 50]))
         text = text[:start] + chance.choice([*TOKENS, text[start:end] * 3]) + text[end:]
     return text
+
+
+def spoil_xml(text: str, chance: random.Random) -> str:
+    """Well-formed still, with a few elements' texts replaced, or elements removed or doubled."""
+    root = fromstring(text)
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        parent = chance.choice([node for node in root.iter() if len(node)])
+        node, how = chance.choice(list(parent)), chance.random()
+        if how < 0.6:
+            node.text = chance.choice([*NUMBERS, "", "é", "2.jpg", "../1.jpg", "x" * 500, "C:\\a\\1.JPG"])
+        elif how < 0.8:
+            parent.remove(node)
+        else:
+            parent.append(copy.deepcopy(node))
+    return tostring(root, encoding="unicode")
+
+
+def spoil_numbers(text: str, chance: random.Random) -> str:
+    """With a few words replaced by other numbers, removed, or doubled."""
+    lines = [line.split() for line in text.splitlines()]
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        line = chance.choice(lines)
+        at = chance.randrange(len(line)) if line else 0
+        line[at : at + 1] = chance.choice([[], [chance.choice(NUMBERS)], line[at : at + 1] * 2])
+    return "\n".join(" ".join(line) for line in lines)
 
 
 def spoil_bytes(data: bytes, chance: random.Random) -> bytes:
@@ -130,11 +174,16 @@ XML = """<annotation><folder>x</folder><filename>1.jpg</filename><size><width>50
 """
 YOLO = "0 0.3 0.25 0.4 0.25\n1 0.1 0.1 0.5 0.1 0.5 0.4\n"
 DATA_YAML = "path: .\ntrain: images/train\nval: images/train\nnames: {0: cat, 1: dog}\n"
+POSE = "0 0.3 0.25 0.4 0.25 0.2 0.2 1 0 0 0\n1 0.1 0.1 0.1 0.1 0.1 0.1 2 0.5 0.5 2\n"
+POSE_YAML = DATA_YAML + "kpt_shape: [2, 3]\nkpt_names: {0: [nose, tail]}\n"
+MASK = base64.b64encode(cv2.imencode(".png", np.full((5, 5), 255, np.uint8))[1].tobytes()).decode()
 LABELME: dict[str, Any] = {
     "version": "5", "imagePath": "1.jpg", "imageHeight": 40, "imageWidth": 50, "imageData": None,
     "shapes": [
         {"label": "cat", "points": [[5, 5], [25, 5], [25, 15]], "shape_type": "polygon"},
         {"label": "dog", "points": [[1, 2], [9, 15]], "shape_type": "rectangle", "group_id": None},
+        {"label": "cat", "points": [[5, 5], [25, 5], [25, 15], [5, 15]], "shape_type": "rotation", "group_id": 1},
+        {"label": "cat", "points": [[30, 20], [34, 24]], "shape_type": "mask", "group_id": 1, "mask": MASK},
     ],
 }  # fmt: skip
 CONFIG = """
@@ -235,6 +284,17 @@ def read_labelme_text(text: str, folder: Path) -> None:
     _use(DataConfig.model_validate({"root": folder, "format": "labelme"}))
 
 
+def read_any(name: str, text: str, folder: Path) -> None:
+    """A folder whose format has to be found."""
+    _pictures(folder)
+    for kind in ("images", "labels"):
+        (folder / kind / "train").mkdir(parents=True, exist_ok=True)
+    _pictures(folder / "images/train")
+    (folder / "labels/train/1.txt").write_text(YOLO)
+    (folder / name).write_text(text, encoding="utf-8", errors="surrogatepass")
+    _use(DataConfig.model_validate({"root": folder}))
+
+
 def read_picture(data: bytes, folder: Path) -> None:
     (folder / "p.jpg").write_bytes(data)
     read_image(folder / "p.jpg")
@@ -260,9 +320,16 @@ TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
     "coco text": lambda c, f: read_coco_text(spoil_text(json.dumps(COCO), c), f),
     "results": lambda c, f: read_results_text(json.dumps(spoil_json(RESULTS, c)), f),
     "voc": lambda c, f: read_voc_text(spoil_text(XML, c), f),
+    "voc values": lambda c, f: read_voc_text(spoil_xml(XML, c), f),
+    "yolo values": lambda c, f: read_yolo_text(spoil_numbers(YOLO, c), f),
+    "pose values": lambda c, f: read_yolo_text(spoil_numbers(POSE, c), f, POSE_YAML),
     "yolo": lambda c, f: read_yolo_text(spoil_text(YOLO, c), f),
     "data.yaml": lambda c, f: read_yolo_text(YOLO, f, spoil_text(DATA_YAML, c)),
+    "pose": lambda c, f: read_yolo_text(spoil_text(POSE, c), f, POSE_YAML),
+    "pose yaml": lambda c, f: read_yolo_text(POSE, f, spoil_text(POSE_YAML, c)),
     "labelme": lambda c, f: read_labelme_text(json.dumps(spoil_json(LABELME, c)), f),
+    "any json": lambda c, f: read_any("a.json", json.dumps(spoil_json(c.choice([COCO, LABELME, RESULTS]), c)), f),
+    "any yaml": lambda c, f: read_any("data.yaml", spoil_text(c.choice([DATA_YAML, POSE_YAML]), c), f),
     "picture": lambda c, f: read_picture(spoil_bytes(c.choice(pictures()), c), f),
     "checkpoint": lambda c, f: _spoiled_checkpoint(c, f),
 }
