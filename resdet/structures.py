@@ -39,12 +39,14 @@ class Targets(NamedTuple):
     valid  (B, G) bool
     masks  (B, G, M, M) uint8 0 or 1, each cropped to its own box; all MASK_UNKNOWN for an object that
            comes without one; None for a dataset without masks
+    keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None where no head learns them
     """
 
     boxes: Tensor
     labels: Tensor
     valid: Tensor
     masks: Tensor | None
+    keypoints: Tensor | None = None
 
 
 class Batch(NamedTuple):

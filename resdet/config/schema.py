@@ -265,6 +265,10 @@ class DataConfig(Section):
     pixel_range: Annotated[RangeRule | tuple[float, float], BeforeValidator(_pixel_range)] = "auto"
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
+    # Names of keypoints that change places in a mirrored image; None: those that differ by left and right, or l and r
+    keypoint_flip_pairs: list[tuple[str, str]] | None = None
+    # Of each keypoint, for OKS; None: COCO's where the names are COCO's, else 0.05 each
+    keypoint_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
 
     @model_validator(mode="after")
     def _means_something(self) -> DataConfig:

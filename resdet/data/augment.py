@@ -36,13 +36,13 @@ class Augmentations:
     """entries: [{"name": "RandomBrightnessContrast", "p": 0.5, …}, …], in order; containers take `transforms: […]`.
 
     Raises one `UserError` that lists every unknown name, unknown argument and wrong value, and every transform that
-    cannot work here.
+    cannot work here. swap (K,): for each keypoint the one that takes its place where the image is mirrored.
     """
 
-    def __init__(self, entries: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, entries: Sequence[dict[str, Any]], swap: np.ndarray | None = None) -> None:
         import albumentations as A
 
-        self.compose = build_compose(entries)
+        self.compose, self.swap = build_compose(entries), swap
         self.transforms = list(leaves(self.compose))
         self.geometric = any(moves_pixels(t) for t in self.transforms)
         self.progress = _Progress()
@@ -78,7 +78,7 @@ class Augmentations:
         moved = np.ascontiguousarray(result["image"])
         if result["steps"] and len(objects.labels):
             before, after = (image.shape[0], image.shape[1]), (moved.shape[0], moved.shape[1])
-            objects = move_objects(objects, trace(result["steps"], before, after))
+            objects = move_objects(objects, trace(result["steps"], before, after), self.swap)
         return moved, objects
 
     def try_on(self, size: tuple[int, int], draws: int = 8) -> None:

@@ -12,9 +12,10 @@ from resdet.config import DataConfig
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageList
 from resdet.data.sources import coco_paths, find_format
+from resdet.keypoints import Skeleton
 
 LARGE = 64 * 2**20  # bytes of JSON; smaller files are read in seconds
-VERSION = 1  # of the arrays' layout
+VERSION = 2  # of the arrays' layout
 
 
 def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
@@ -43,9 +44,12 @@ def load_index(path: Path | None) -> Annotations | None:
         return None
     try:
         images, note = ImageList.load(path)
+        edges = [(a, b) for a, b in note["keypoint_edges"]]
+        skeleton = Skeleton(note["keypoint_names"], edges) if note["keypoint_names"] else None
         return Annotations(
-            Path(note["source"]), images, note["class_names"], note["category_ids"], Counter(note["skipped"])
-        )
+            Path(note["source"]), images, note["class_names"], note["category_ids"], Counter(note["skipped"]),
+            skeleton=skeleton,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError):  # torn or of another make: it is only a cache
         return None
 
@@ -59,6 +63,8 @@ def keep_index(annotations: Annotations, path: Path | None) -> Annotations:
         "class_names": annotations.class_names,
         "category_ids": annotations.category_ids,
         "skipped": dict(annotations.skipped),
+        "keypoint_names": annotations.skeleton.names if annotations.skeleton else [],
+        "keypoint_edges": annotations.skeleton.edges if annotations.skeleton else [],
     }
     try:
         annotations.images.save(path, note)

@@ -17,6 +17,7 @@ from resdet.data.image_folder import ImageFolder
 from resdet.data.images import MAX_PIXELS
 from resdet.data.index import ImageList, Segmentation, pack
 from resdet.data.json_files import no_collection, read_json
+from resdet.data.keypoints import dense_keypoints, parse_keypoints, read_skeleton
 from resdet.data.normalise import normalise
 from resdet.data.rules import (
     Id,
@@ -32,13 +33,14 @@ from resdet.data.rules import (
     size_of,
 )
 from resdet.errors import UserError, listed
+from resdet.keypoints import Skeleton
 
 
 @dataclass
 class Annotations:
     """A dataset split. `category_ids[label]` is the JSON's id of a label, None where labels are a model's and the JSON does
     not list that class (`relabel.for_classes`); `skipped` counts what does not train, by reason;
-    `content` is COCO's structure, kept where it is evaluated against."""
+    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints."""
 
     source: Path
     images: ImageList
@@ -46,6 +48,7 @@ class Annotations:
     category_ids: Sequence[Id | None]
     skipped: Counter[str] = field(default_factory=Counter)
     content: dict[str, Any] | None = None
+    skeleton: Skeleton | None = None
 
     def summary(self) -> str:
         """One line for people: how many pictures, objects, classes, and what was skipped."""
@@ -101,6 +104,8 @@ def parse_coco(
     label_kind = id_kind(content["categories"])
     label_of = {identity: label for label, identity in enumerate(categories)}
     skipped: Counter[str] = Counter()
+    skeleton, posed = read_skeleton(content["categories"], problems)
+    poses: list[list[float] | None] = []
     owners: list[int] = []
     labels: list[int] = []
     corners: list[float] = []
@@ -128,6 +133,9 @@ def parse_coco(
                 labels.append(label_of[category])
                 corners += box
                 masks.append(outline)
+                if skeleton:
+                    given = entry.get("keypoints") if category in posed else None
+                    poses.append(parse_keypoints(given, skeleton.names, size, wrong, skipped))
         if wrong:
             identity = entry.get("id", f"number {i}")
             what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
@@ -139,8 +147,9 @@ def parse_coco(
     listing = pack(
         images, list(records), [name for name, _ in records.values()], [size for _, size in records.values()],
         owners, np.array(corners, np.float32).reshape(-1, 4), labels, masks,
+        dense_keypoints(poses, len(skeleton.names)) if skeleton else None,
     )  # fmt: skip
-    return Annotations(annotations, listing, list(categories.values()), list(categories), skipped)
+    return Annotations(annotations, listing, list(categories.values()), list(categories), skipped, skeleton=skeleton)
 
 
 def _images(entries: list[dict[str, Any]], folder: Path, problems: list[str]) -> dict[Any, tuple[str, tuple[int, int]]]:

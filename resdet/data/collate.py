@@ -21,7 +21,8 @@ class Sample(NamedTuple):
 
     image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
     masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
-    problems: why other pictures could not be read, in whose place this one came.
+    problems: why other pictures could not be read, in whose place this one came,
+    keypoints (G, K, 3) float32: x, y, visibility, or None.
     """
 
     image: np.ndarray
@@ -31,6 +32,7 @@ class Sample(NamedTuple):
     key: int
     row: int
     problems: tuple[str, ...] = ()
+    keypoints: np.ndarray | None = None
 
 
 class LoadedBatch(NamedTuple):
@@ -63,6 +65,9 @@ def pad_targets(samples: Sequence[Sample]) -> Targets:
     masks = None
     if samples[0].masks is not None:
         masks = torch.zeros(b, g, *samples[0].masks.shape[1:], dtype=torch.uint8)
+    keypoints = None
+    if samples[0].keypoints is not None:
+        keypoints = torch.zeros(b, g, *samples[0].keypoints.shape[1:])
     for i, sample in enumerate(samples):
         n = len(sample.boxes)
         boxes[i, :n], labels[i, :n] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)
@@ -70,7 +75,10 @@ def pad_targets(samples: Sequence[Sample]) -> Targets:
         if masks is not None:
             assert sample.masks is not None
             masks[i, :n] = torch.from_numpy(sample.masks)
-    return Targets(boxes, labels, valid, masks)
+        if keypoints is not None:
+            assert sample.keypoints is not None
+            keypoints[i, :n] = torch.from_numpy(sample.keypoints)
+    return Targets(boxes, labels, valid, masks, keypoints)
 
 
 def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:

@@ -20,6 +20,7 @@ from resdet.data.index import ImageInfo, Objects
 from resdet.data.patch import Patch, patch_of_rle
 from resdet.data.pixels import PixelRange, to_unit
 from resdet.errors import UserError, listed
+from resdet.keypoints import flip_order
 from resdet.masks import crop_polygons
 from resdet.structures import MASK_UNKNOWN
 
@@ -43,13 +44,18 @@ class DetectionDataset(Dataset[Sample | UserError]):
         *,
         train: bool,
         masks: bool,
+        keypoints: bool = False,
         seed: int,
     ) -> None:
         self.annotations, self.data, self.input = annotations, data, model_input
         self.train, self.masks, self.seed = train, masks, seed
         self.pixel_range = data.pixel_range if isinstance(data.pixel_range, tuple) else None
+        self.swap: np.ndarray | None = None  # (K,): for each keypoint the one that takes its place in a mirrored image
+        if keypoints:
+            assert annotations.skeleton
+            self.swap = np.array(flip_order(annotations.skeleton.names, data.keypoint_flip_pairs))
         entries = data.train.augmentations if train else []
-        self.augmentations = Augmentations(entries) if entries else None
+        self.augmentations = Augmentations(entries, self.swap) if entries else None
         if self.augmentations:
             refuse_unsupported(self.augmentations.transforms, model_input.channels, self.pixel_range is not None)
             self._try_smallest(self.augmentations)
@@ -101,7 +107,8 @@ class DetectionDataset(Dataset[Sample | UserError]):
         image = np.full((*size, self.input.channels), 127, np.uint8)
         dtype = np.float32 if self.input.resize == "torch" or self.pixel_range else np.uint8
         none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        return Sample(image.astype(dtype), *none, masks, key=0, row=index, problems=tuple(problems))
+        keypoints = None if self.swap is None else np.zeros((0, len(self.swap), 3), np.float32)
+        return Sample(image.astype(dtype), *none, masks, 0, index, tuple(problems), keypoints)
 
     def read(self, index: int) -> np.ndarray:
         """The image as annotated: (H, W, C) uint8, or float32 in 0..255 (see `pixels.to_unit`)."""
@@ -145,11 +152,19 @@ class DetectionDataset(Dataset[Sample | UserError]):
         flip = self.train and rng.random() < self.data.flip
         new = resized_size(old, short, self.data.max_size, self.input.rounding)
         image = resize_image(image, new, self.input.resize)
-        boxes = objects.boxes * np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
+        scale = np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
+        boxes = objects.boxes * scale
+        keypoints = None
+        if self.swap is not None:
+            assert objects.keypoints is not None
+            keypoints = objects.keypoints * [*scale[:2], 1]
         if flip:
             image = cv2.flip(image, 1).reshape(image.shape)  # several times faster than a copy with a negative stride
             boxes[:, [0, 2]] = new[1] - boxes[:, [2, 0]]
             masks = None if masks is None else masks[:, :, ::-1]
+            if keypoints is not None:
+                keypoints[..., 0] = np.where(keypoints[..., 2] > 0, new[1] - keypoints[..., 0], 0)
+                keypoints = keypoints[:, self.swap]
         return Sample(
             image=image,
             boxes=boxes,
@@ -157,6 +172,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             masks=None if masks is None else np.ascontiguousarray(masks),
             key=zlib.crc32(f"{self.seed} {epoch} {index}".encode()),
             row=index,
+            keypoints=None if keypoints is None else keypoints.astype(np.float32),
         )
 
 

@@ -49,6 +49,20 @@ class Geometry:
         return bool((b == c == 0 or a == d == 0) and not self.matrix[2, :2].any())
 
     @property
+    def mirrors(self) -> bool:
+        """Whether left and right change places."""
+        if self.source is None:
+            middle = self.window.mean(0) if len(self.window) else np.zeros(2)
+            depth = np.linalg.inv(self.matrix)[2] @ [*middle, 1]  # of a homography, below zero behind the camera
+            return bool(np.linalg.det(self.matrix) * depth < 0)
+        known = (self.source >= 0).all(2)
+        known = known[:-1, :-1] & known[1:, :-1] & known[:-1, 1:]
+        along_x = (self.source[:-1, 1:] - self.source[:-1, :-1])[known]
+        along_y = (self.source[1:, :-1] - self.source[:-1, :-1])[known]
+        turns = along_x[:, 0] * along_y[:, 1] - along_x[:, 1] * along_y[:, 0]
+        return bool(len(turns) and np.median(np.sign(turns)) < 0)
+
+    @property
     def whole_window(self) -> bool:
         return contains(self.window, rectangle(self.after))
 

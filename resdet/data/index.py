@@ -28,11 +28,15 @@ Segmentation = Polygons | Rle | None
 
 class Objects(NamedTuple):
     """The objects of one image, in its stored size: boxes (G, 4) float32 XYXY, labels (G,) int64, and for each object
-    its polygons, its RLE, the patch that an augmentation left of them, or None where it comes without a mask."""
+    its polygons, its RLE, the patch that an augmentation left of them, or None where it comes without a mask.
+
+    keypoints (G, K, 3) float32: x, y, visibility (0 not labelled, 1 hidden, 2 visible); None for a dataset without any.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     segmentations: Sequence[Segmentation | Patch]
+    keypoints: np.ndarray | None = None
 
 
 class ImageInfo(NamedTuple):
@@ -47,14 +51,16 @@ class ImageInfo(NamedTuple):
 class ImageList(Sequence[ImageInfo]):
     """Images by index, made from arrays when asked for; N images, M objects.
 
-    sizes (N, 2) int32 as (H, W); counts (N,) objects of each image; boxes (M, 4) float32; labels (M,) int32.
+    sizes (N, 2) int32 as (H, W); counts (N,) objects of each image; boxes (M, 4) float32; labels (M,) int32;
+    keypoints (M, K, 3) float32, or (0, 0, 3) without any.
     """
 
-    NAMES = ("ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks")
+    NAMES = ("ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks", "keypoints")
 
     def __init__(self, folder: Path, arrays: dict[str, np.ndarray], saved: Path | None = None) -> None:
         self.folder, self.arrays, self._saved = folder, arrays, saved
         self.sizes, self.boxes, self.labels = arrays["sizes"], arrays["boxes"], arrays["labels"]
+        self.keypoints = arrays["keypoints"]
 
     @property
     def counts(self) -> np.ndarray:
@@ -82,7 +88,8 @@ class ImageList(Sequence[ImageInfo]):
         first, last = int(ends[index - 1]) if index else 0, int(ends[index])
         masks = [_unpack(_part(self.arrays["masks"], self.arrays["mask_ends"], m)) for m in range(first, last)]
         height, width = (int(side) for side in self.sizes[index])
-        objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks)
+        keypoints = np.array(self.keypoints[first:last]) if self.keypoints.shape[1] else None
+        objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks, keypoints)
         return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects)
 
     def __iter__(self) -> Iterator[ImageInfo]:
@@ -100,6 +107,7 @@ class ImageList(Sequence[ImageInfo]):
             "labels": labels[keep],
             "masks": self.arrays["masks"][np.repeat(keep, lengths)],
             "mask_ends": np.cumsum(lengths[keep], dtype=np.int64),
+            "keypoints": self.keypoints[keep] if self.keypoints.shape[1] else self.keypoints,
         })  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,11 +145,12 @@ def pack(
     boxes: np.ndarray,
     labels: Sequence[int],
     masks: Sequence[Segmentation],
+    keypoints: np.ndarray | None = None,
 ) -> ImageList:
     """N images and M objects, in any order, as flat arrays.
 
     names: files relative to `folder`, or absolute. sizes: (H, W). owners: the number of each object's image, from 0;
-    boxes (M, 4) XYXY.
+    boxes (M, 4) XYXY. keypoints (M, K, 3).
     """
     encoded = [name.encode(errors="surrogateescape") for name in names]  # as file systems have them
     order = np.argsort(np.array(owners, np.int64), kind="stable")  # an image's objects stay in their order
@@ -156,6 +165,7 @@ def pack(
         "labels": np.array(labels, np.int32)[order],
         "masks": np.frombuffer(b"".join(packed), np.uint8),
         "mask_ends": np.cumsum([len(mask) for mask in packed], dtype=np.int64),
+        "keypoints": np.zeros((0, 0, 3), np.float32) if keypoints is None else keypoints[order].astype(np.float32, copy=False),
     })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Boxes and masks follow a `Geometry`: an image's objects -> those still in view, where they are after augmentation.
+"""Boxes, masks and keypoints follow a `Geometry`: an image's objects -> those still in view, where they are after augmentation.
 
 Another kind of annotation moves by the same `Geometry`: by `points` where that is a matrix, by `source` in dense warps.
 """
@@ -21,20 +21,28 @@ LARGE = 2**20  # pixels from which a bitmap is kept as run lengths: warps may sp
 Moved = tuple[np.ndarray, Segmentation | Patch]  # box (4,) and mask
 
 
-def move_objects(objects: Objects, geometry: Geometry) -> Objects:
+def move_objects(objects: Objects, geometry: Geometry, swap: np.ndarray | None = None) -> Objects:
     """Objects of which less than a pixel's width or height stays in view are gone, others are cut to the view.
 
     A box without a mask becomes the box around its moved corners; one with a mask stays tight around the mask, or as it
-    was annotated where it is in view as a whole and its sides stay parallel to the axes.
+    was annotated where it is in view as a whole and its sides stay parallel to the axes. Keypoints out of view become
+    unlabelled; swap (K,): for each keypoint the one that takes its place where the image is mirrored.
     """
+    keypoints = objects.keypoints
     if geometry.source is None:
         moved = _by_matrix(objects, geometry)
+        keypoints = None if keypoints is None else _move_keypoints(keypoints, geometry)
     else:
         blocks = _Blocks(geometry.source)
         moved = [blocks.move(objects, g, geometry.before) for g in range(len(objects.labels))]
+        keypoints = None if keypoints is None else blocks.move_keypoints(keypoints)
     kept = [g for g, found in enumerate(moved) if found is not None]
     boxes = np.array([found[0] for found in moved if found is not None], np.float32).reshape(-1, 4)
-    return Objects(boxes, objects.labels[kept], [found[1] for found in moved if found is not None])
+    if keypoints is not None:
+        keypoints = keypoints[kept]
+        if swap is not None and geometry.mirrors:
+            keypoints = keypoints[:, swap]
+    return Objects(boxes, objects.labels[kept], [found[1] for found in moved if found is not None], keypoints)
 
 
 # ---- by a matrix: outlines as points, bitmaps inside their box ------------------------------------------------------
@@ -109,6 +117,19 @@ def _move_patch(patch: Patch, exact: np.ndarray | None, geometry: Geometry) -> M
     return None if box is None else (box if exact is None else exact, result)
 
 
+def _move_keypoints(keypoints: np.ndarray, geometry: Geometry) -> np.ndarray:
+    points = geometry.points(keypoints[..., :2].reshape(-1, 2).astype(np.float64))
+    inside = in_window(points, geometry.window) if len(geometry.window) > 2 else np.zeros(len(points), bool)
+    return _labelled(keypoints, points, inside)
+
+
+def _labelled(keypoints: np.ndarray, points: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The keypoints (G, K, 3) at their new places (G * K, 2), all zero where they are not `inside` or never were labelled."""
+    moved = np.concatenate([points.reshape(*keypoints.shape[:2], 2), keypoints[..., 2:]], 2)
+    seen = inside.reshape(keypoints.shape[:2]) & (keypoints[..., 2] > 0)
+    return np.where(seen[..., None], moved, 0).astype(np.float32)
+
+
 # ---- by a dense map: every pixel looks up where it came from, only near the object -----------------------------------
 
 
@@ -133,6 +154,20 @@ class _Blocks:
         if found is None or tight is None:
             return None
         return tight, None if segmentation is None else self._compact(found, tight)
+
+    def move_keypoints(self, keypoints: np.ndarray) -> np.ndarray:
+        """Each goes to the centre of the pixel that came from nearest to it, unless that is more than a pixel off."""
+        points = keypoints[..., :2].reshape(-1, 2).astype(np.float64)
+        inside = np.zeros(len(points), bool)
+        for k in np.flatnonzero(keypoints[..., 2].ravel() > 0):
+            rows, columns = np.nonzero(((self.low <= points[k] + 1) & (self.high >= points[k] - 1)).all(2))
+            if not len(rows):
+                continue
+            apart = ((self.blocks[rows, columns] - points[k][:, None]) ** 2).sum(1)  # (blocks, pixels)
+            block, pixel = divmod(int(apart.argmin()), BLOCK * BLOCK)
+            inside[k] = apart[block, pixel] <= 1
+            points[k] = columns[block] * BLOCK + pixel % BLOCK + 0.5, rows[block] * BLOCK + pixel // BLOCK + 0.5
+        return _labelled(keypoints, points, inside)
 
     def _look_up(self, box: np.ndarray, patch: Patch | None) -> Patch | None:
         """The pixels that came from inside the patch, or inside the box where there is none."""
