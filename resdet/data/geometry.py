@@ -55,7 +55,7 @@ class Geometry:
             middle = self.window.mean(0) if len(self.window) else np.zeros(2)
             depth = np.linalg.inv(self.matrix)[2] @ [*middle, 1]  # of a homography, below zero behind the camera
             return bool(np.linalg.det(self.matrix) * depth < 0)
-        known = (self.source >= 0).all(2)
+        known = np.all(self.source >= 0, axis=2)
         known = known[:-1, :-1] & known[1:, :-1] & known[:-1, 1:]
         along_x = (self.source[:-1, 1:] - self.source[:-1, :-1])[known]
         along_y = (self.source[1:, :-1] - self.source[:-1, :-1])[known]

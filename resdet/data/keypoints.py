@@ -96,11 +96,10 @@ def outside(value: Sequence[float], size: tuple[int, int]) -> list[int]:
 
 def dense_keypoints(poses: Sequence[list[float] | None], count: int) -> np.ndarray:
     """[x, y, visibility, …] in pixels' numbers, or None, of M objects -> (M, K, 3) float32 in continuous coordinates."""
-    keypoints = np.zeros((len(poses), count * 3), np.float32)
-    for row, pose in zip(keypoints, poses, strict=True):
+    keypoints = np.zeros((len(poses), count, 3), np.float32)
+    for row, pose in zip(keypoints.reshape(len(poses), -1), poses, strict=True):
         if pose is not None:
             row[:] = pose
-    keypoints = keypoints.reshape(-1, count, 3)
     labelled = keypoints[..., 2:] > 0
     keypoints[..., :2] = np.where(labelled, keypoints[..., :2] + PIXEL_CENTRE, 0)
     return keypoints
