@@ -94,7 +94,10 @@ def test_limit_keeps_the_first_images(tmp_path) -> None:
 @pytest.mark.parametrize("choice", [{"limit": 1}, {"split": 0.5}])
 def test_what_belongs_to_no_image_is_in_every_split(choice: dict, tmp_path) -> None:
     """Otherwise its error would be lost with it."""
-    images = [{"id": i, "file_name": "a.jpg", "height": 60, "width": 80} for i in (10, 11, True, "x", 10**30)]
+    names = {10: "a.jpg", 11: "b.jpg"}
+    images = [
+        {"id": i, "file_name": names.get(i, "a.jpg"), "height": 60, "width": 80} for i in (10, 11, True, "x", 10**30)
+    ]
     annotations = [annotation(image_id=image, id=k) for k, image in enumerate([10, 11, 99, None, [3]])]
     file = write(tmp_path, images=images, annotations=annotations)
     config = DataConfig.model_validate({**choice, "train": {"images": tmp_path, "annotations": file}})
