@@ -24,23 +24,10 @@ from resdet.errors import UserError
 MAX_PIXELS = 2**28  # of one image; a bitmap of it takes as many bytes
 MAX_CHANNELS = 512  # OpenCV's
 ARRAY = ".npy"
+# Of images that need no array beside them.
 SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".avif",
-    ".gif",
-    ".jp2",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-}  # fmt: skip; of images that need no array beside them
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2", ".ppm", ".pgm", ".pbm"
+}  # fmt: skip
 Resize = Literal["opencv", "pillow", "torch"]
 Rounding = Literal["nearest", "floor"]
 
