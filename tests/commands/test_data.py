@@ -99,8 +99,7 @@ def test_training_straight_from_voc_with_a_made_split(bccd, tmp_path) -> None:
 
 def test_a_made_split_needs_no_validation_files(shapes_root, tmp_path) -> None:
     values = tiny.values(shapes_root)
-    values["data"] |= {"split": 0.25, "val": {"annotations": str(tmp_path / "not there.json")}}
-    config = parse_config(values)
-    assert missing_data(config, ["val"]) == []
-    config.data.split = None
-    assert "not there.json" in missing_data(config, ["val"])[0]
+    values["data"] |= {"split": 0.25, "val": {}}
+    assert missing_data(parse_config(values), ["val"]) == []
+    values["data"] |= {"split": None, "val": {"annotations": str(tmp_path / "not there.json")}}
+    assert "not there.json" in missing_data(parse_config(values), ["val"])[0]
