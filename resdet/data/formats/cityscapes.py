@@ -1,7 +1,7 @@
 """Cityscapes: gtFine/SPLIT/CITY/*_gtFine_polygons.json beside leftImg8bit/ -> COCO's structure.
 
-Cordts et al. 2016, arXiv:1604.01685; https://github.com/mcordts/cityscapesScripts: polygons are drawn in their order, later ones
-over earlier ones, so that an object's mask is what stays of it. The eight classes that have instances are taken; those
+Cordts et al. 2016, arXiv:1604.01685; https://github.com/mcordts/cityscapesScripts: polygons are drawn in their order, later
+ones over earlier ones, so that an object's mask is what stays of it. The eight classes that have instances are taken; those
 with "group" behind their name are crowds.
 """
 
@@ -21,6 +21,7 @@ from resdet.errors import UserError
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
 KINDS = ("gtFine", "gtCoarse")
+NEVER_DRAWN = "license plate"  # belongs to the vehicle below it
 
 
 class _Shape(NamedTuple):
@@ -70,9 +71,7 @@ def _add(
     image_id = builder.image(image, size)
     for shape in shapes:
         origin = f"{file}: object {shape.number} ({shape.name})"
-        builder.bitmap(image_id, shape.name, shape.crop, shape.corner, size, origin)
-        if shape.crowd:
-            builder.source.content["annotations"][-1]["iscrowd"] = 1
+        builder.bitmap(image_id, shape.name, shape.crop, shape.corner, size, origin, crowd=shape.crowd)
     if others:
         builder.source.remarks["regions of classes without instances, such as road (left out)"] += others
     if hidden:
@@ -87,10 +86,9 @@ def _read(file: Path) -> tuple[tuple[int, int], list[_Shape], int, int] | str:
         return str(error)
     if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
         return f"{file}: has no list of objects"
-    height, width = content.get("imgHeight"), content.get("imgWidth")
-    if not all(isinstance(side, int) and 0 < side < 2**15 for side in (height, width)):
+    size: tuple[Any, Any] = content.get("imgHeight"), content.get("imgWidth")
+    if not all(isinstance(side, int) and 0 < side < 2**15 for side in size):
         return f"{file}: imgHeight and imgWidth must be whole numbers"
-    size = (height, width)
     for number, entry in enumerate(content["objects"], 1):
         if not isinstance(entry, dict) or not _is_polygon(entry.get("polygon")):
             return f"{file}: object {number}: polygon must be a list of at least three [x, y]"
@@ -105,7 +103,9 @@ def _is_polygon(points: Any) -> bool:
     return (
         isinstance(points, list)
         and len(points) >= 3
-        and all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) and max(map(abs, p)) < 2**20 for p in points)
+        and all(
+            isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) and max(map(abs, p)) < 2**20 for p in points
+        )
     )
 
 
@@ -121,9 +121,11 @@ def _visible(
             continue
         crop = np.zeros(high[::-1] - low[::-1] + 1, np.uint8)
         cv2.fillPoly(crop, [outline - low.astype(np.int32)], 1)
-        for later in outlines[k + 1 :]:
-            if (later.max(axis=0) >= low).all() and (later.min(axis=0) <= high).all():
+        for later, above in zip(outlines[k + 1 :], names[k + 1 :], strict=True):
+            if above != NEVER_DRAWN and (later.max(axis=0) >= low).all() and (later.min(axis=0) <= high).all():
                 cv2.fillPoly(crop, [later - low.astype(np.int32)], 0)
         if crop.any():
             name = names[k]
-            yield _Shape(name.removesuffix("group"), name.endswith("group"), crop > 0, (int(low[1]), int(low[0])), k + 1)
+            yield _Shape(
+                name.removesuffix("group"), name.endswith("group"), crop > 0, (int(low[1]), int(low[0])), k + 1
+            )

@@ -126,14 +126,17 @@ class Builder:
         entries.append(entry)
         self.source.origins[len(entries)] = origin
 
-    def polygons(self, image_id: int, name: str, polygons: list[list[float]], origin: str, *, crowd: bool = False) -> None:
+    def polygons(
+        self, image_id: int, name: str, polygons: list[list[float]], origin: str, *, crowd: bool = False
+    ) -> None:
         """Add an object by its outline: polygons [x, y, …] in pixels; the box is the one around them all."""
         box = polygon_box([v for polygon in polygons for v in polygon])
         self.object(image_id, name, box, origin, polygons, crowd=crowd)
 
     def bitmap(
-        self, image_id: int, name: str, crop: np.ndarray, corner: tuple[int, int], size: tuple[int, int], origin: str
-    ) -> None:
+        self, image_id: int, name: str, crop: np.ndarray, corner: tuple[int, int], size: tuple[int, int], origin: str,
+        *, crowd: bool = False,
+    ) -> None:  # fmt: skip
         """Add an object by its pixels: crop (h, w) bool whose top left pixel is `corner` (y, x) of an image of `size` (H, W).
 
         Pixels outside the image are cut off. An object without any is a problem.
@@ -147,7 +150,7 @@ class Builder:
         crop = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         y, x = max(top, 0) + int(rows[0]), max(left, 0) + int(columns[0])
         box = [float(x), float(y), float(crop.shape[1]), float(crop.shape[0])]
-        self.object(image_id, name, box, origin, encode_crop(crop, (y, x), size))
+        self.object(image_id, name, box, origin, encode_crop(crop, (y, x), size), crowd=crowd)
 
 
 def all_files(folder: Path) -> list[Path]:

@@ -34,7 +34,9 @@ def read_cvat(file: Path, images: Path) -> Source:
     if root.tag != "annotations":
         raise UserError(f"{file}: not CVAT's: its outermost element is <{root.tag}>, not <annotations>")
     if root.find("track") is not None:
-        raise UserError(f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO")
+        raise UserError(
+            f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
+        )
     named = [text for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
     used = [shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA]
     builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(set(used) - {""})])))

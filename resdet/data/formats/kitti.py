@@ -53,7 +53,9 @@ def read_kitti(root: Path) -> Source:
             try:
                 x1, y1, x2, y2 = (float(word) for word in words[4:8])
             except ValueError:
-                problems.append(f"{origin}: needs a type and at least seven numbers, left top right bottom from the fourth")
+                problems.append(
+                    f"{origin}: needs a type and at least seven numbers, left top right bottom from the fourth"
+                )
                 continue
             if not all(map(math.isfinite, (x1, y1, x2, y2))):
                 problems.append(f"{origin}: its box is not finite")

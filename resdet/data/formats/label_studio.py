@@ -72,7 +72,9 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
     """The task's regions; None, with a remark, for an image that nobody has annotated."""
     if "annotations" not in task:  # JSON-MIN: every list of regions stands under its control's name
         lists = [v for v in task.values() if isinstance(v, list)]
-        entries = [(kind, entry) for v in lists for entry in v if isinstance(entry, dict) for kind in KINDS if kind in entry]
+        entries = [
+            (kind, entry) for v in lists for entry in v if isinstance(entry, dict) for kind in KINDS if kind in entry
+        ]
         return [(f"{origin}: region {k}", kind, entry) for k, (kind, entry) in enumerate(entries, 1)]
     done = [a for a in task["annotations"] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
@@ -96,9 +98,7 @@ def _label(kind: str, value: dict[str, Any]) -> str:
     return labels[0] if isinstance(labels, list) and len(labels) == 1 and isinstance(labels[0], str) else ""
 
 
-def _add(
-    builder: Builder, image_id: int, kind: str, value: dict[str, Any], origin: str, size: tuple[int, int]
-) -> None:
+def _add(builder: Builder, image_id: int, kind: str, value: dict[str, Any], origin: str, size: tuple[int, int]) -> None:
     label, problems = _label(kind, value), builder.source.problems
     if not label:
         problems.append(f"{origin}: must have one label in {kind}, has {value.get(kind)!r}")
@@ -120,7 +120,7 @@ def _add(
         builder.polygons(image_id, label, [ellipse_polygon(x, y, rx, ry, math.radians(angle))], origin)
     elif kind == "polygonlabels":
         points = value.get("points")
-        if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in points):  # fmt: skip
+        if not isinstance(points, list) or not all(map(_is_point, points)):
             problems.append(f"{origin}: points must be [[x, y], …]")
         else:
             builder.polygons(image_id, label, [[c for x, y in points for c in (x * sx, y * sy)]], origin)
@@ -128,6 +128,10 @@ def _add(
         problems.append(f"{origin}: its rle is no mask of {size[0]} x {size[1]} pixels")
     else:
         builder.bitmap(image_id, label, mask, (0, 0), size, origin)
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(map(is_number, point))
 
 
 def _turned(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:

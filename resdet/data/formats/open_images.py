@@ -45,7 +45,9 @@ def read_open_images(file: Path, images: Path) -> Source:
             else:
                 absent.add(row["ImageID"])
     if not rows:
-        raise UserError(f"{file}: none of its {len(absent)} images is below {images} (IMAGEID{'|'.join(sorted(SUFFIXES))})")
+        raise UserError(
+            f"{file}: none of its {len(absent)} images is below {images} (IMAGEID{'|'.join(sorted(SUFFIXES))})"
+        )
     titles = _titles(file)
     used = {row["LabelName"] or "" for entries in rows.values() for _, row in entries}
     builder = Builder(file, images, sorted({titles.get(name, name) for name in used}))

@@ -29,7 +29,9 @@ def read_supervisely(folder: Path) -> Source:
     """All datasets of a project, with the classes of its meta.json. Raises `UserError` where nothing can be read."""
     meta = read_json(folder / "meta.json")
     classes = meta.get("classes") if isinstance(meta, dict) else None
-    if not isinstance(classes, list) or not all(isinstance(c, dict) and isinstance(c.get("title"), str) for c in classes):
+    if not isinstance(classes, list) or not all(
+        isinstance(c, dict) and isinstance(c.get("title"), str) for c in classes
+    ):
         raise UserError(f"{folder / 'meta.json'}: must hold classes, a list of objects with a title")
     builder = Builder(folder, folder, list(dict.fromkeys(c["title"] for c in classes)))
     problems = builder.source.problems
@@ -77,7 +79,7 @@ def _add(builder: Builder, image_id: int, entry: Any, origin: str, size: tuple[i
         builder.source.remarks[f"objects of type {kind} (left out: they enclose no area)"] += 1
         return
     points = entry.get("points")
-    rings = [points.get("exterior"), *(points.get("interior") or [])] if isinstance(points, dict) else [None]
+    rings: list[Any] = [points.get("exterior"), *(points.get("interior") or [])] if isinstance(points, dict) else [None]
     if not all(map(_is_ring, rings)) or (kind == "rectangle" and len(rings[0]) != 2):
         problems.append(f"{origin}: points must be exterior and interior lists of [x, y]")
     elif kind == "rectangle":
@@ -108,7 +110,9 @@ def _bitmap(content: Any) -> tuple[np.ndarray, tuple[int, int]] | None:
         return None
     if image is None:
         return None
-    crop = image[:, :, 3] if image.ndim == 3 and image.shape[2] == 4 else image.max(axis=2) if image.ndim == 3 else image
+    crop = (
+        image[:, :, 3] if image.ndim == 3 and image.shape[2] == 4 else image.max(axis=2) if image.ndim == 3 else image
+    )
     return crop > 0, (int(origin[1]), int(origin[0]))  # type: ignore[index]
 
 

@@ -33,7 +33,7 @@ def is_via(content: Any) -> bool:
 
 def is_via_csv(text: str) -> bool:
     """Whether the header of a CSV file is VIA's."""
-    return COLUMNS <= set(next(csv.reader(io.StringIO(text[:10_000])), []))
+    return set(next(csv.reader(io.StringIO(text[:10_000])), [])) >= COLUMNS
 
 
 def read_via(file: Path, images: Path) -> Source:
@@ -42,7 +42,9 @@ def read_via(file: Path, images: Path) -> Source:
     regions = _from_csv(file, problems) if file.suffix.lower() == ".csv" else _from_json(file, problems)
     attribute = _class_attribute(file, [entry for entries in regions.values() for _, _, entry in entries])
     labels = {
-        origin: _label(attributes.get(attribute, "")) for entries in regions.values() for origin, _, attributes in entries
+        origin: _label(attributes.get(attribute, ""))
+        for entries in regions.values()
+        for origin, _, attributes in entries
     }
     builder = Builder(file, images, sorted(set(labels.values()) - {""}))
     builder.source.problems = problems
@@ -79,11 +81,13 @@ def _from_json(file: Path, problems: list[str]) -> dict[str, list[Region]]:
         regions = found.setdefault(name, [])
         for number, region in enumerate(given, 1):
             origin = f"{file}: {name}: region {number}"
-            parts = [region.get(f"{part}_attributes") for part in ("shape", "region")] if isinstance(region, dict) else []
+            parts = (
+                [region.get(f"{part}_attributes") for part in ("shape", "region")] if isinstance(region, dict) else []
+            )
             if len(parts) != 2 or not all(isinstance(part, dict) for part in parts):
                 problems.append(f"{origin}: has no shape_attributes or no region_attributes")
             else:
-                regions.append((origin, *parts))
+                regions.append((origin, parts[0] or {}, parts[1] or {}))
     return found
 
 
@@ -93,7 +97,9 @@ def _from_csv(file: Path, problems: list[str]) -> dict[str, list[Region]]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read as text ({error})") from None
     if not is_via_csv(text):
-        raise UserError(f"{file}: not a CSV of VGG Image Annotator: its first line must name {', '.join(sorted(COLUMNS))}")
+        raise UserError(
+            f"{file}: not a CSV of VGG Image Annotator: its first line must name {', '.join(sorted(COLUMNS))}"
+        )
     found: dict[str, list[Region]] = {}
     for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
         origin = f"{file}:{number}"
