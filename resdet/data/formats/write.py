@@ -61,7 +61,7 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
         write_text(target, "".join(lines))
     splits = sorted({path.name for path in (folder / "images").iterdir() if path.is_dir()})
     write_text(sheet, head + "".join(f"{name}: images/{name}\n" for name in splits))
-    return lost
+    return +lost
 
 
 def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str]:
@@ -120,7 +120,7 @@ def write_labelme(source: Source, folder: Path, split: str = "train") -> Counter
             "imageHeight": image["height"], "imageWidth": image["width"],
         }  # fmt: skip
         write_json((folder / name).with_suffix(".json"), content, indent=1)
-    return lost
+    return +lost
 
 
 WRITERS: dict[str, Callable[[Source, Path, str], Counter[str]]] = {
