@@ -205,7 +205,10 @@ class ModelConfig(Section):
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-DataFormat = Literal["coco", "voc", "yolo", "labelme"]  # read by `data/formats`
+# read by `data/formats`
+DataFormat = Literal[
+    "coco", "voc", "yolo", "labelme", "via", "cvat", "label_studio", "supervisely", "open_images", "kitti", "mot", "cityscapes"
+]  # fmt: skip
 
 
 class SplitConfig(Section):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resdet.data.formats.common import Source
+from resdet.data.rules import Id, id_kind, is_id
 from resdet.errors import UserError, listed
 
 
@@ -91,14 +94,70 @@ def remap(source: Source, names: Mapping[str, str | None]) -> Source:
     remarks = source.remarks + Counter()
     if dropped := len(source.content["annotations"]) - len(annotations):
         remarks["objects of dropped classes (left out; they count as background)"] = dropped
-    return Source(source.path, source.images, content, source.origins, remarks, source.problems)
+    return replace(source, content=content, remarks=remarks)
 
 
-def subset(source: Source, images: set[Any]) -> Source:
-    """Some of a source's images, by id, with their objects and all categories."""
+def image_ids(source: Source, count: int | None = None) -> set[Id]:
+    """Of the first `count` images."""
+    kind = id_kind(source.content["images"])
+    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"), kind)}
+
+
+def _id(value: Any) -> Id | None:
+    return value if is_id(value) or is_id(value, str) else None
+
+
+def subset(source: Source, images: set[Id]) -> Source:
+    """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
+    left_out = image_ids(source) - images
     content = {
         **source.content,
-        "images": [entry for entry in source.content["images"] if entry["id"] in images],
-        "annotations": [entry for entry in source.content["annotations"] if entry["image_id"] in images],
+        "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
+        "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
     }
-    return Source(source.path, source.images, content, source.origins, source.remarks, source.problems)
+    return replace(source, content=content)
+
+
+def held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[Id]:
+    """Image ids for validation: about `share` of every class, rarest first (iterative stratification, Sechidis et al. 2011).
+
+    pattern: a regular expression on file names; images that match equally (its first group, or all of the match) stay
+    together, such as the frames of one video.
+    """
+    groups: dict[str, list[Id]] = {}
+    unmatched: list[str] = []
+    kind_of_id = id_kind(source.content["images"])
+    for entry in source.content["images"]:
+        if not is_id(entry.get("id"), kind_of_id):
+            continue  # an error of every split
+        name = str(entry.get("file_name"))
+        match = re.search(pattern, name) if pattern else None
+        unmatched += [name] if pattern and not match else []
+        groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
+    images = sum(map(len, groups.values()))
+    if pattern and unmatched and len(unmatched) == images:
+        raise UserError(f"data.group={pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
+    if pattern and len(groups) == 1 and images > 1:
+        raise UserError(f"data.group={pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
+    if unmatched:
+        source.remarks["images whose names data.group does not match (each counts as a group of its own)"] = len(
+            unmatched
+        )
+    group_of = {image: group for group, members in groups.items() for image in members}
+    contents: dict[str, Counter[Any]] = {group: Counter({None: len(members)}) for group, members in groups.items()}
+    for entry in source.content["annotations"]:
+        if _id(entry.get("image_id")) in group_of:
+            contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1
+    totals: Counter[Any] = sum(contents.values(), Counter())
+    held: Counter[Any] = Counter()
+    result: set[Id] = set()
+    order = [sorted(groups)[k] for k in np.random.default_rng(seed).permutation(len(groups))]
+    waiting = dict.fromkeys(order)
+    for kind in sorted(totals, key=lambda k: (k is None, totals[k])):  # rarest class first, then what has no object
+        for group in [g for g in waiting if kind in contents[g]]:
+            # Half of what a group brings may overshoot: it goes where the count ends up nearer to its aim.
+            if held[kind] + contents[group][kind] / 2 <= share * totals[kind]:
+                held += contents[group]
+                result.update(groups[group])
+            del waiting[group]
+    return result

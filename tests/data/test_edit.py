@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from pictures import textured
+from resdet.commands.data import main
 from resdet.config import DataConfig
 from resdet.data.duplicates import hash_files, near_duplicates
 from resdet.data.edit import merge, remap, sample
@@ -122,3 +124,43 @@ def test_copies_are_found_and_other_images_are_not(tmp_path) -> None:
     assert [(p.first, p.second) for p in near_duplicates(first, others)] == [(3, 1), (7, 0)]
     assert near_duplicates(first) == []
     assert hash_files([tmp_path / "absent.png"])[1] != []
+
+
+def test_the_commands(tmp_path, capsys) -> None:
+    """Each verb on a real file, the result read back."""
+
+    def data(*words: object, code: int = 0) -> str:
+        assert main([str(word) for word in words]) == code
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    source = dataset(tmp_path / "set", ["cat", "dog"], "abcdefgh", 2)
+    source.content["annotations"][0]["category_id"] = 1
+    file = tmp_path / "set/img/all.json"
+    file.write_text(json.dumps(source.content))
+    assert "written" in data("split", file, tmp_path / "out", "--val", 0.25, "--test", 0.25)
+    parts = [json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("train", "val", "test")]
+    assert [len(part["images"]) for part in parts] == [4, 2, 2]
+    assert len({image["file_name"] for part in parts for image in part["images"]}) == 8
+    assert "must be shares" in data("split", file, tmp_path / "out", "--val", 1.5, code=2)
+    (tmp_path / "map.yaml").write_text("cat: animal\ndog: animal\n")
+    data("remap", file, tmp_path / "animals.json", "--classes", tmp_path / "map.yaml")
+    assert [c["name"] for c in json.loads((tmp_path / "animals.json").read_text())["categories"]] == ["animal"]
+    assert "no class 'cow'" in data("remap", file, tmp_path / "x.json", "--classes", wrong_map(tmp_path), code=2)
+    data("sample", file, tmp_path / "few.json", "--count", 3)
+    assert len(json.loads((tmp_path / "few.json").read_text())["images"]) == 3
+    other = dataset(tmp_path / "two", ["dog"], "xy")
+    (tmp_path / "two/img/all.json").write_text(json.dumps(other.content))
+    data("merge", tmp_path / "both.json", file, tmp_path / "two/img/all.json")
+    assert len(json.loads((tmp_path / "both.json").read_text())["images"]) == 10
+    cv2.imwrite(str(tmp_path / "two/img/x.png"), np.random.default_rng(0).integers(0, 255, (H, W, 3), dtype=np.uint8))
+    said = data("dedupe", tmp_path / "two/img/all.json", file, "--output", tmp_path / "new.json")
+    assert "y.png = a.png" in said
+    assert [i["file_name"] for i in json.loads((tmp_path / "new.json").read_text())["images"]] == ["x.png"]
+    data("convert", file, tmp_path / "yolo", "--to", "yolo")
+    assert (tmp_path / "yolo/labels/train/a.txt").read_text().startswith("0 ")
+
+
+def wrong_map(folder: Path) -> Path:
+    (folder / "wrong.yaml").write_text("cow: animal\n")
+    return folder / "wrong.yaml"

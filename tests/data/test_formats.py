@@ -580,17 +580,8 @@ def test_yolo_is_found_by_what_is_in_its_files(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "via.json",
-            '{"a.jpg9": {"filename": "a.jpg", "regions": []}}',
-            "via.json is VGG Image Annotator's: export COCO",
-        ),
-        (
-            "x.xml",
-            "<?xml version='1.0'?><!-- c --><annotations><image/></annotations>",
-            r"x.xml is CVAT's XML \(for images\)",
-        ),
-        ("export.json", '[{"annotations": [], "data": {}}]', "export.json is Label Studio's"),
+        ("x.xml", "<?xml version='1.0'?><!-- c --><dataset><images/></dataset>", r"x.xml is dlib's XML"),
+        ("export.json", '{"items": [], "categories": {}}', "export.json is Datumaro's: export COCO"),
         ("r.json", '[{"image_id": 1, "category_id": 1, "score": 1}]', "r.json is COCO results, not ground truth"),
         ("labels.csv", "a,b", "labels.csv is a table"),
         ("a.jpg", "", "1 .jpg"),
@@ -625,7 +616,7 @@ def test_coco_files_of_other_tools_are_found(tmp_path) -> None:
         assert found(source) == OBJECTS
         assert source.images == root / "images"
     data = DataConfig.model_validate({"root": tmp_path / "labelme", "train": {"split": "test"}})
-    with pytest.raises(UserError, match=r"data\.train\.split=test: labelme's files have no named splits"):
+    with pytest.raises(UserError, match=r"data\.train\.split=test: labelme has no named splits"):
         open_split(data, "train")
 
 

@@ -17,6 +17,7 @@ from pictures import textured
 from resdet.data.formats.cityscapes import read_cityscapes
 from resdet.data.formats.common import Source
 from resdet.data.formats.cvat import read_cvat
+from resdet.data.formats.detect import detect
 from resdet.data.formats.kitti import read_kitti
 from resdet.data.formats.label_studio import decode_brush, read_label_studio
 from resdet.data.formats.mot import read_mot
@@ -102,6 +103,7 @@ def test_via(form: str, tmp_path) -> None:
         file.write_text(json.dumps(images if form == "export" else {"_via_img_metadata": images, "_via_settings": {}}))
     source = read_via(file, tmp_path)
     assert source.problems == []
+    assert detect(tmp_path).format == "via"
     assert found(source) == VIA
     outlines = [entry.get("segmentation") for entry in source.content["annotations"]]
     assert outlines[0] is None
@@ -147,6 +149,7 @@ def test_cvat(tmp_path) -> None:
         ("cat", 10.5, 20, 29.5, 25), ("cat", 25, 20, 10, 20), ("dog", 0, 0, 40, 30), ("dog", 30, 10, 20, 40),
     ]  # fmt: skip
     np.testing.assert_array_equal(pixels(source, 4), disc(40, 30, 9))
+    assert detect(tmp_path).format == "cvat"
     assert sum(source.remarks.values()) == 2
     (tmp_path / "annotations.xml").write_text("<annotations><track id='0'/></annotations>")
     with pytest.raises(UserError, match="tracks of a video"):
@@ -201,9 +204,10 @@ def test_label_studio(tmp_path) -> None:
     np.testing.assert_array_equal(pixels(source, 4), mask)
     assert set(source.remarks.values()) == {1}
     assert len(source.remarks) == 2
+    assert detect(tmp_path).format == "label_studio"
     assert decode_brush(encode_brush(mask * 255)[:-9], (H, W)) is None
     minimal = [{"id": 1, "image": "/data/local-files/?d=images/a.jpg", "annotator": 1, "annotation_id": 1,
-                "label": [{"x": 12.5, "y": 25, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["cat"]}]}]  # fmt: skip
+                "label": [{"x": 12.5, "y": 25, "width": 50, "height": 50, "rectanglelabels": ["cat"]}]}]  # fmt: skip
     (tmp_path / "export.json").write_text(json.dumps(minimal))
     assert found(read_label_studio(tmp_path / "export.json", tmp_path)) == {"images/a.jpg": [("cat", 10, 15, 40, 30)]}
 
@@ -261,6 +265,7 @@ def test_supervisely(tmp_path) -> None:
     hole = pixels(source, 3)
     assert hole[15, 15]
     assert not hole[30, 30]
+    assert detect(tmp_path).format == "supervisely"
     assert hole.sum() == 41 * 41 - 21 * 21
     assert sum(source.remarks.values()) == 1
 
@@ -278,6 +283,7 @@ def test_open_images(tmp_path) -> None:
     source = read_open_images(tmp_path / "validation-annotations-bbox.csv", tmp_path)
     assert source.problems == []
     assert found(source) == {"validation/00a1.jpg": [("Cat", 10, 15, 30, 30), ("Dog, big", 0, 0, 80, 60)]}
+    assert detect(tmp_path).format == "open_images"
     assert [entry["iscrowd"] for entry in source.content["annotations"]] == [0, 1]
     assert sum(source.remarks.values()) == 1
 
@@ -286,9 +292,11 @@ def test_kitti(tmp_path) -> None:
     save_image(tmp_path / "training/image_2/000000.png")
     (tmp_path / "training/label_2").mkdir()
     (tmp_path / "training/label_2/000000.txt").write_text(
-        "Car 0.00 0 -1.57 10.0 20.0 40.5 45.0 1.5 1.6 3.9 1 2 3 0.1\nDontCare -1 -1 -10 1 1 5 5 -1 -1 -1 -1000 -1000 -1000 -10\n"
+        "Car 0.00 0 -1.57 10.0 20.0 40.5 45.0 1.5 1.6 3.9 1 2 3 0.1\n"
+        "DontCare -1 -1 -10 1 1 5 5 -1 -1 -1 -1000 -1000 -1000 -10\n"
     )
     source = read_kitti(tmp_path)
+    assert detect(tmp_path).format == "kitti"
     assert found(source) == {"000000.png": [("Car", 10, 20, 30.5, 25)]}
     assert sum(source.remarks.values()) == 1
 
@@ -301,6 +309,7 @@ def test_mot(tmp_path) -> None:
         "1,1,11,21,30,25,1,1,1.0\n1,2,1,1,5,5,0,1,1.0\n2,1,12,21,30,25,1,1,0.5\n2,3,1,1,9,9,1,3,1\n"
     )
     source = read_mot(tmp_path)
+    assert detect(tmp_path).format == "mot"
     one, two = ("pedestrian", 10, 20, 30, 25), ("pedestrian", 11, 20, 30, 25)
     assert found(source) == {"MOT17-02/img1/000001.jpg": [one], "MOT17-02/img1/000002.jpg": [two]}
     assert set(source.remarks.values()) == {1}
@@ -321,12 +330,13 @@ def test_cityscapes_later_polygons_hide_earlier_ones(tmp_path) -> None:
     file = tmp_path / "gtFine/val/ulm/ulm_000000_000019_gtFine_polygons.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({"imgHeight": H, "imgWidth": W, "objects": objects}))
-    source = read_cityscapes(tmp_path, "val")
+    source = read_cityscapes(tmp_path, split="val")
     assert source.problems == []
     assert found(source) == {
         "val/ulm/ulm_000000_000019_leftImg8bit.png": [("car", 10, 10, 15, 30), ("person", 50, 20, 21, 21)]
     }
+    assert detect(tmp_path).format == "cityscapes"
     assert pixels(source, 0).sum() == 15 * 30
     assert [entry["iscrowd"] for entry in source.content["annotations"]] == [0, 1]
     with pytest.raises(UserError, match="no split 'test'; it has val"):
-        read_cityscapes(tmp_path, "test")
+        read_cityscapes(tmp_path, split="test")

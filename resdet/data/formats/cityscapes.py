@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from resdet.data.coco import is_number, read_json
 from resdet.data.formats.common import Builder, Source
+from resdet.data.json_files import read_json
+from resdet.data.rules import is_number
 from resdet.errors import UserError
 
 CLASSES = ("person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
@@ -39,7 +40,7 @@ def cityscapes_folder(root: Path) -> Path | None:
     return next((root / kind for kind in KINDS if (root / kind).is_dir() and (root / "leftImg8bit").is_dir()), None)
 
 
-def read_cityscapes(root: Path, split: str | None) -> Source:
+def read_cityscapes(root: Path, images: Path | None = None, split: str | None = None) -> Source:
     """A split: train, val, …; None: all. Raises `UserError` where nothing can be read."""
     folder = cityscapes_folder(root)
     if folder is None:
@@ -50,11 +51,13 @@ def read_cityscapes(root: Path, split: str | None) -> Source:
     files = sorted(folder.glob(f"{split or '*'}/*/*_polygons.json"))
     if not files:
         raise UserError(f"{folder}: no SPLIT/CITY/*_polygons.json")
-    builder = Builder(folder, root / "leftImg8bit", CLASSES)
+    left = images or root / "leftImg8bit"
+    builder = Builder(folder, left, CLASSES)
+    builder.source.split = split
     problems = builder.source.problems
     with ThreadPoolExecutor(4) as pool:
         for file, found in zip(files, pool.map(_read, files), strict=True):
-            image = root / "leftImg8bit" / file.parent.parent.name / file.parent.name
+            image = left / file.parent.parent.name / file.parent.name
             image = image / f"{file.name.removesuffix(f'_{folder.name}_polygons.json')}_leftImg8bit.png"
             if isinstance(found, str):
                 problems.append(found)

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-        self,
-        image_id: int,
-        name: str,
-        bbox: list[float],
-        origin: str,
-        segmentation: Any = None,
-        keypoints: list[float] | None = None,
-        *,
-        crowd: bool = False,
-    ) -> None:
-        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
-        group of objects, which is not trained on."""
+import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from resdet.data.images import ARRAY, SUFFIXES, read_header
-from resdet.data.normalise import Readings
-=======
 import numpy as np
 
-from resdet.data.images import SUFFIXES, read_header
->>>>>>> c3f8a38 (Readers for VIA, CVAT, Label Studio, Supervisely, Open Images, KITTI, MOT and Cityscapes)
+from resdet.data.images import ARRAY, SUFFIXES, images_among, read_header
+from resdet.data.normalise import Readings
 from resdet.errors import UserError, listed
 from resdet.masks import encode_crop
 
@@ -94,7 +80,6 @@ class Builder:
         return len(entries)
 
     def object(
-<<<<<<< HEAD
         self,
         image_id: int,
         name: str,
@@ -102,13 +87,11 @@ class Builder:
         origin: str,
         segmentation: Any = None,
         keypoints: list[float] | None = None,
+        *,
+        crowd: bool = False,
     ) -> None:
-        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels."""
-=======
-        self, image_id: int, name: str, bbox: list[float], origin: str, segmentation: Any = None, *, crowd: bool = False
-    ) -> None:
-        """Add an object: bbox XYWH in pixels; segmentation as in COCO or None; crowd: a group, ignored in training."""
->>>>>>> c3f8a38 (Readers for VIA, CVAT, Label Studio, Supervisely, Open Images, KITTI, MOT and Cityscapes)
+        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
+        group of objects, which is not trained on."""
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
@@ -193,6 +176,16 @@ def unread_images(files: Iterable[Path]) -> list[str]:
     ]
 
 
+def images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """The images right inside a folder by their names without suffix; two of one name are a problem."""
+    found: dict[str, Path] = {}
+    for file in sorted(images_among(folder.iterdir())):
+        if file.stem in found:
+            problems.append(f"{found[file.stem]} and {file.name} have one name: it is not clear which is annotated")
+        found[file.stem] = file
+    return found
+
+
 def image_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, int] | None]:
     """(H, W) of each file, upright, from its header, read in parallel; None, with a problem, for one that is no image."""
 
@@ -217,7 +210,6 @@ def polygon_box(points: Sequence[float]) -> list[float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-<<<<<<< HEAD
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark, or in UTF-16 with one. Raises `UserError`."""
     try:
@@ -225,7 +217,8 @@ def read_text(path: Path) -> str:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
-=======
+
+
 def rectangle_polygon(x: float, y: float, width: float, height: float, degrees: float = 0.0) -> list[float]:
     """Corners [x, y, …] of a box turned clockwise about its centre."""
     angle = math.radians(degrees)
@@ -240,7 +233,6 @@ def ellipse_polygon(cx: float, cy: float, rx: float, ry: float, radians: float =
     cos, sin = math.cos(radians), math.sin(radians)
     points = [(rx * math.cos(a), ry * math.sin(a)) for a in angles]
     return [v for dx, dy in points for v in (cx + dx * cos - dy * sin, cy + dx * sin + dy * cos)]
->>>>>>> c3f8a38 (Readers for VIA, CVAT, Label Studio, Supervisely, Open Images, KITTI, MOT and Cityscapes)
 
 
 def read_list(path: Path) -> list[str]:

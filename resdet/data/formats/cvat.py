@@ -14,7 +14,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from resdet.data.formats.common import Builder, Source, ellipse_polygon, rectangle_polygon
-from resdet.data.formats.lookup import ImageFolder
+from resdet.data.formats.lookup import located
 from resdet.errors import UserError
 
 NO_AREA = ("polyline", "points", "tag", "cuboid")
@@ -25,8 +25,12 @@ def is_cvat(text: bytes) -> bool:
     return b"<annotations>" in text[:1000]
 
 
-def read_cvat(file: Path, images: Path) -> Source:
-    """All images that `file` lists, found below the folder `images`. Raises `UserError` where nothing can be read."""
+def read_cvat(file: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """All images that `file` lists, found below the folder `images` (None: the file's own).
+
+    Raises `UserError` where nothing can be read.
+    """
+    images = images or file.parent
     try:
         root = fromstring(file.read_bytes())
     except (ParseError, DefusedXmlException, OSError, ValueError) as error:
@@ -47,7 +51,7 @@ def read_cvat(file: Path, images: Path) -> Source:
         if name in entries:
             problems.append(f"{file}: image {name!r} is listed twice")
         entries[name] = node
-    for path, size, name in ImageFolder(images).sized(entries, file, problems):
+    for path, size, name in located(entries, images, file, problems, builder.source.remarks):
         image_id = builder.image(path, size)
         for number, shape in enumerate(entries[name], 1):
             _add(builder, image_id, shape, f"{file}: {name}: shape {number} ({shape.tag})", size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from resdet.data.formats.common import Builder, Source, picture_sizes, stems_of
+from resdet.data.formats.common import Builder, Source, image_sizes, images_by_stem
 from resdet.errors import UserError
 
 
@@ -21,14 +21,14 @@ def kitti_folders(root: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def read_kitti(root: Path) -> Source:
+def read_kitti(root: Path, given: Path | None = None, split: str | None = None) -> Source:
     """All labelled images; "DontCare" regions are counted and left out. Raises `UserError` where nothing can be read."""
     folders = kitti_folders(root)
     if folders is None:
         raise UserError(f"{root}: no label_2 and image_2 folders (KITTI's layout), nor in {root / 'training'}")
-    labels, images = folders
-    pictures = stems_of(images.iterdir())
+    labels, images = folders[0], given or folders[1]
     problems: list[str] = []
+    pictures = images_by_stem(images, problems)
     lines: dict[Path, list[tuple[str, list[str]]]] = {}
     for file in sorted(labels.glob("*.txt")):
         text = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
@@ -42,7 +42,7 @@ def read_kitti(root: Path) -> Source:
     names = {words[0] for entries in lines.values() for _, words in entries} - {"DontCare"}
     builder = Builder(root, images, sorted(names))
     builder.source.problems = problems
-    for (path, entries), size in zip(lines.items(), picture_sizes(list(lines), problems), strict=True):
+    for (path, entries), size in zip(lines.items(), image_sizes(list(lines), problems), strict=True):
         if size is None:
             continue  # a problem already
         image_id = builder.image(path, size)

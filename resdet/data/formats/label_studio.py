@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from resdet.data.coco import is_number, read_json
 from resdet.data.formats.common import Builder, Source, ellipse_polygon
-from resdet.data.formats.lookup import ImageFolder
+from resdet.data.formats.lookup import located
 from resdet.data.images import SUFFIXES
+from resdet.data.json_files import read_json
+from resdet.data.rules import is_number
 from resdet.errors import UserError
 
 KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels")
@@ -31,8 +32,12 @@ def is_label_studio(content: Any) -> bool:
     return ("data" in content[0] and "annotations" in content[0]) or {"annotation_id", "annotator"} <= set(content[0])
 
 
-def read_label_studio(file: Path, images: Path) -> Source:
-    """`file`'s annotations of the images below the folder `images`. Raises `UserError` where nothing can be read."""
+def read_label_studio(file: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """`file`'s annotations of the images below the folder `images` (None: the file's own).
+
+    Raises `UserError` where nothing can be read.
+    """
+    images = images or file.parent
     content = read_json(file)
     if not is_label_studio(content):
         raise UserError(f"{file}: not an export of Label Studio (a list of tasks with data and annotations)")
@@ -53,7 +58,7 @@ def read_label_studio(file: Path, images: Path) -> Source:
     builder = Builder(file, images, sorted({label for _, label in labelled}))
     builder.source.problems = problems
     builder.source.remarks.update(remarks)
-    for path, size, name in ImageFolder(images).sized(regions, file, problems):
+    for path, size, name in located(regions, images, file, problems, builder.source.remarks):
         image_id = builder.image(path, size)
         for origin, kind, value in regions[name]:
             _add(builder, image_id, kind, value, origin, size)

@@ -1,78 +1,67 @@
-"""The images below a folder, found by the names that annotation tools give them."""
+"""The images that an annotation tool's file names, found below a folder."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from resdet.data.formats.common import picture_sizes
-from resdet.data.images import SUFFIXES
+from resdet.data.formats.common import all_files, image_sizes
+from resdet.data.formats.names import NameIndex
+from resdet.data.images import images_among
+from resdet.errors import UserError
 
-UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")  # that Label Studio puts before an uploaded file's name
-
-
-class ImageFolder:
-    """Every image below `root`, by its name with as many folders before it as a name in a file gives."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.by_name: dict[str, list[Path]] = {}
-        for path in sorted(root.rglob("*")) if root.is_dir() else []:
-            if path.suffix.lower() in SUFFIXES:
-                self.by_name.setdefault(path.name, []).append(path)
-
-    def find(self, name: str) -> Path | str:
-        """The one file that `name` (a path, a URL, a Windows path) means, or what is wrong with it.
-
-        The file that agrees with `name` in most folders is meant; the last part must be equal.
-        """
-        parts = PurePosixPath(_path_of(name)).parts
-        parts = tuple(part for part in parts if part not in ("/", ".", ".."))
-        if not parts:
-            return f"{name!r} names no file"
-        candidates = self.by_name.get(parts[-1], [])
-        if not candidates and (plain := UPLOAD_PREFIX.sub("", parts[-1])) != parts[-1]:
-            candidates, parts = self.by_name.get(plain, []), (*parts[:-1], plain)
-        if not candidates:
-            return f"image {name!r} is not below {self.root}"
-        agreement = [_equal_tail(path.parts, parts) for path in candidates]
-        best = [path for path, equal in zip(candidates, agreement, strict=True) if equal == max(agreement)]
-        if len(best) > 1:
-            return f"image {name!r} may be {best[0]} or {best[1]}: give the folder in the name, or rename one"
-        return best[0]
-
-    def sized(
-        self, names: Iterable[str], source: Path, problems: list[str]
-    ) -> Iterator[tuple[Path, tuple[int, int], str]]:
-        """(file, (H, W), name) of each name whose image is there and readable; the others become `problems`."""
-        files: dict[Path, str] = {}
-        for name in names:
-            found = self.find(name)
-            if isinstance(found, str):
-                problems.append(f"{source}: {found}")
-            elif found in files:
-                problems.append(f"{source}: {files[found]!r} and {name!r} are the same image, {found}")
-            else:
-                files[found] = name
-        for (path, name), size in zip(files.items(), picture_sizes(list(files), problems), strict=True):
-            if size is not None:
-                yield path, size, name
+UPLOAD_HASH = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio's, before the name of an uploaded file
 
 
-def _path_of(name: str) -> str:
-    """The path in a URL (also Label Studio's /data/local-files/?d=PATH) or in a Windows path."""
-    if "://" in name or "?d=" in name:
+def located(
+    names: Iterable[str], folder: Path, source: Path, problems: list[str], remarks: Counter[str]
+) -> Iterator[tuple[Path, tuple[int, int], str]]:
+    """(file, (H, W), name) of each name whose image is below `folder` and readable; the others become `problems`.
+
+    A name is a path, which finds a file as `NameIndex` has it, or a URL, whose longest end that names a file counts.
+    """
+    index = NameIndex(path.relative_to(folder).as_posix() for path in images_among(all_files(folder)))
+    files: dict[Path, str] = {}
+    for name in names:
+        try:
+            file = folder / _find(index, name, remarks)
+        except UserError as error:
+            problems.append(f"{source}: {error}")
+            continue
+        if file in files:
+            problems.append(f"{source}: {files[file]!r} and {name!r} are the same image, {file}")
+        else:
+            files[file] = name
+    for (file, name), size in zip(files.items(), image_sizes(list(files), problems), strict=True):
+        if size is not None:
+            yield file, size, name
+
+
+def _find(index: NameIndex, name: str, remarks: Counter[str]) -> str:
+    path = _path_of(name)
+    if path is None:
+        return index.find(name, remarks)
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    ends = ["/".join(parts[k:]) for k in range(len(parts))]
+    ends += [UPLOAD_HASH.sub("", parts[-1])] if parts and UPLOAD_HASH.match(parts[-1]) else []
+    for end in ends[:-1]:
+        try:
+            return index.find(end, remarks)
+        except UserError as error:
+            if "may be" in str(error):
+                raise
+    return index.find(ends[-1] if ends else name, remarks)
+
+
+def _path_of(name: str) -> str | None:
+    """The path within a URL, or within Label Studio's /data/upload/… and /data/local-files/?d=…; None for a plain path."""
+    try:
         address = urlsplit(name)
-        return parse_qs(address.query).get("d", [unquote(address.path)])[0]
-    return name.replace("\\", "/")
-
-
-def _equal_tail(path: tuple[str, ...], parts: tuple[str, ...]) -> int:
-    count = 0
-    for a, b in zip(reversed(path), reversed(parts), strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+    except ValueError:  # such as an unfinished IPv6 address
+        return None
+    if address.query and (local := parse_qs(address.query).get("d")):
+        return local[0]
+    return unquote(address.path) if "://" in name or name.startswith("/data/") else None

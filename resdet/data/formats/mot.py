@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resdet.data.formats.common import Builder, Source, picture_sizes, stems_of
+from resdet.data.formats.common import Builder, Source, image_sizes, images_by_stem
 from resdet.errors import UserError
 
 
@@ -17,7 +17,7 @@ def is_mot(root: Path) -> bool:
     return bool(_sequences(root))
 
 
-def read_mot(root: Path) -> Source:
+def read_mot(root: Path, images: Path | None = None, split: str | None = None) -> Source:
     """Every frame of all sequences below `root`. Raises `UserError` where nothing can be read."""
     sequences = _sequences(root)
     if not sequences:
@@ -25,15 +25,16 @@ def read_mot(root: Path) -> Source:
     builder = Builder(root, root, ["pedestrian"])
     problems = builder.source.problems
     for sequence in sequences:
-        frames = {int(stem): path for stem, path in stems_of((sequence / "img1").iterdir()).items() if stem.isdigit()}
-        images: dict[int, int] = {}
-        for (frame, path), size in zip(frames.items(), picture_sizes(list(frames.values()), problems), strict=True):
+        stems = images_by_stem(sequence / "img1", problems)
+        frames = {int(stem): path for stem, path in stems.items() if stem.isdigit()}
+        ids: dict[int, int] = {}
+        for (frame, path), size in zip(frames.items(), image_sizes(list(frames.values()), problems), strict=True):
             if size is not None:
-                images[frame] = builder.image(path, size)
+                ids[frame] = builder.image(path, size)
         file = sequence / "gt" / "gt.txt"
         for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
             if line.strip():
-                _add(builder, images, frames, line.split(","), f"{file}:{number}")
+                _add(builder, ids, frames, line.split(","), f"{file}:{number}")
     return builder.source
 
 
@@ -42,7 +43,7 @@ def _sequences(root: Path) -> list[Path]:
     return [folder for folder in found if (folder / "gt" / "gt.txt").is_file() and (folder / "img1").is_dir()]
 
 
-def _add(builder: Builder, images: dict[int, int], frames: dict[int, Path], words: list[str], origin: str) -> None:
+def _add(builder: Builder, ids: dict[int, int], frames: dict[int, Path], words: list[str], origin: str) -> None:
     try:
         frame, (x, y, w, h) = int(words[0]), (float(word) for word in words[2:6])
         counts = float(words[6]) != 0
@@ -56,5 +57,5 @@ def _add(builder: Builder, images: dict[int, int], frames: dict[int, Path], word
         builder.source.remarks["pedestrians whose flag says that they do not count (left out)"] += 1
     elif frame not in frames:
         builder.source.problems.append(f"{origin}: frame {frame} is not in img1")
-    elif frame in images:
-        builder.object(images[frame], "pedestrian", [x - 1, y - 1, w, h], origin)
+    elif frame in ids:
+        builder.object(ids[frame], "pedestrian", [x - 1, y - 1, w, h], origin)

@@ -9,34 +9,37 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from resdet.data.formats.common import Builder, Source
-from resdet.data.formats.lookup import ImageFolder
-from resdet.data.images import SUFFIXES
+from resdet.data.formats.common import Builder, Source, all_files, image_sizes
+from resdet.data.formats.glimpse import head_of
+from resdet.data.images import SUFFIXES, images_among
 from resdet.errors import UserError
 
 COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
 
 
-def is_open_images(file: Path) -> bool:
-    """Whether a CSV file's header is that of Open Images' boxes."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            return set(COLUMNS) <= set(lines.readline(10_000).strip().split(","))
-    except (OSError, UnicodeDecodeError):
-        return False
+def is_open_images(head: bytes) -> bool:
+    """Whether a CSV file that begins so holds Open Images' boxes."""
+    first = head.decode("utf-8-sig", errors="replace").partition("\n")[0]
+    return set(COLUMNS) <= set(first.strip().split(","))
 
 
-def read_open_images(file: Path, images: Path) -> Source:
-    """The boxes of one CSV, on the images below the folder `images`. Raises `UserError` where nothing can be read.
+def read_open_images(file: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """The boxes of one CSV, on the images below the folder `images` (None: the file's own).
+
+    Raises `UserError` where nothing can be read.
 
     Of the images that the file names only those in the folder are taken: people download a part of the nine million.
     """
-    if not is_open_images(file):
+    images = images or _image_root(file)
+    if not is_open_images(head_of(file)):
         raise UserError(f"{file}: not Open Images' boxes: its first line must name {', '.join(COLUMNS)}")
-    folder = ImageFolder(images)
-    there = {path.stem: path.name for paths in folder.by_name.values() for path in paths}
     problems: list[str] = []
-    rows: dict[str, list[tuple[str, dict[str, str]]]] = {}
+    there: dict[str, Path] = {}
+    for path in images_among(all_files(images)):
+        if path.stem in there:
+            problems.append(f"{file}: image {path.stem} may be {there[path.stem]} or {path}: remove one of them")
+        there[path.stem] = path
+    rows: dict[Path, list[tuple[str, dict[str, str]]]] = {}
     absent: set[str] = set()
     with file.open(newline="", encoding="utf-8-sig") as lines:
         for number, row in enumerate(csv.DictReader(lines), 2):
@@ -54,9 +57,11 @@ def read_open_images(file: Path, images: Path) -> Source:
     builder.source.problems = problems
     if absent:
         builder.source.remarks["images of the file that are not in the folder (left out)"] = len(absent)
-    for path, size, name in folder.sized(rows, file, problems):
+    for (path, entries), size in zip(rows.items(), image_sizes(list(rows), problems), strict=True):
+        if size is None:
+            continue  # a problem already
         image_id = builder.image(path, size)
-        for origin, row in rows[name]:
+        for origin, row in entries:
             try:
                 x1, x2, y1, y2 = (float(row[key]) * size[key[0] == "X"] for key in COLUMNS[2:])
             except (TypeError, ValueError):
@@ -65,6 +70,11 @@ def read_open_images(file: Path, images: Path) -> Source:
             label = titles.get(row["LabelName"], row["LabelName"])
             builder.object(image_id, label, [x1, y1, x2 - x1, y2 - y1], origin, crowd=row.get("IsGroupOf") == "1")
     return builder.source
+
+
+def _image_root(file: Path) -> Path:
+    """The folder of the file, or the one above if the file lies in annotations/ or csv/."""
+    return file.parent.parent if file.parent.name in ("annotations", "csv", "labels") else file.parent
 
 
 def _titles(file: Path) -> dict[str, str]:

@@ -15,8 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resdet.data.coco import MAX_PIXELS, is_number, read_json
-from resdet.data.formats.common import Builder, Source, picture_sizes
+from resdet.data.formats.common import Builder, Source, image_sizes
+from resdet.data.images import MAX_PIXELS
+from resdet.data.json_files import read_json
+from resdet.data.rules import is_number
 from resdet.errors import UserError
 
 
@@ -25,8 +27,11 @@ def is_supervisely(folder: Path) -> bool:
     return (folder / "meta.json").is_file() and any(folder.glob("*/ann"))
 
 
-def read_supervisely(folder: Path) -> Source:
-    """All datasets of a project, with the classes of its meta.json. Raises `UserError` where nothing can be read."""
+def read_supervisely(folder: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """All datasets of a project (or the one named `split`), with the classes of its meta.json.
+
+    Raises `UserError` where nothing can be read.
+    """
     meta = read_json(folder / "meta.json")
     classes = meta.get("classes") if isinstance(meta, dict) else None
     if not isinstance(classes, list) or not all(
@@ -36,13 +41,18 @@ def read_supervisely(folder: Path) -> Source:
     builder = Builder(folder, folder, list(dict.fromkeys(c["title"] for c in classes)))
     problems = builder.source.problems
     files: dict[Path, Path] = {}
-    for file in sorted(folder.glob("*/ann/*.json")):
+    there = sorted(path.parent.name for path in folder.glob("*/ann"))
+    if split is not None:
+        if split not in there:
+            raise UserError(f"{folder}: no dataset {split!r}; it has {', '.join(there) or 'none'}")
+        builder.source.split = split
+    for file in sorted(folder.glob(f"{split or '*'}/ann/*.json")):
         image = file.parent.parent / "img" / file.stem
         if image.is_file():
             files[image] = file
         else:
             problems.append(f"{file}: its image {image} is not there")
-    for (image, file), size in zip(files.items(), picture_sizes(list(files), problems), strict=True):
+    for (image, file), size in zip(files.items(), image_sizes(list(files), problems), strict=True):
         if size is None:
             continue  # a problem already
         try:

@@ -13,9 +13,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from resdet.data.coco import is_number, read_json
-from resdet.data.formats.common import Builder, Source, ellipse_polygon, rectangle_polygon
-from resdet.data.formats.lookup import ImageFolder
+from resdet.data.formats.common import Builder, Source, ellipse_polygon, read_text, rectangle_polygon
+from resdet.data.formats.lookup import located
+from resdet.data.json_files import read_json
+from resdet.data.rules import is_number
 from resdet.errors import UserError
 
 CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category", "object", "object_name")
@@ -31,13 +32,18 @@ def is_via(content: Any) -> bool:
     return isinstance(images, dict) and all(isinstance(v, dict) and "regions" in v for v in images.values())
 
 
-def is_via_csv(text: str) -> bool:
-    """Whether the header of a CSV file is VIA's."""
+def is_via_csv(head: bytes) -> bool:
+    """Whether a CSV file that begins so is VIA's."""
+    text = head.decode("utf-8-sig", errors="replace")
     return set(next(csv.reader(io.StringIO(text[:10_000])), [])) >= COLUMNS
 
 
-def read_via(file: Path, images: Path) -> Source:
-    """`file`'s regions on the images below the folder `images`. Raises `UserError` where nothing can be read."""
+def read_via(file: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """`file`'s regions on the images below the folder `images` (None: the file's own).
+
+    Raises `UserError` where nothing can be read.
+    """
+    images = images or file.parent
     problems: list[str] = []
     regions = _from_csv(file, problems) if file.suffix.lower() == ".csv" else _from_json(file, problems)
     attribute = _class_attribute(file, [entry for entries in regions.values() for _, _, entry in entries])
@@ -48,8 +54,7 @@ def read_via(file: Path, images: Path) -> Source:
     }
     builder = Builder(file, images, sorted(set(labels.values()) - {""}))
     builder.source.problems = problems
-    folder = ImageFolder(images)
-    for path, size, name in folder.sized(regions, file, problems):
+    for path, size, name in located(regions, images, file, problems, builder.source.remarks):
         image_id = builder.image(path, size)
         for origin, shape, _ in regions[name]:
             kind = str(shape.get("name"))
@@ -92,11 +97,8 @@ def _from_json(file: Path, problems: list[str]) -> dict[str, list[Region]]:
 
 
 def _from_csv(file: Path, problems: list[str]) -> dict[str, list[Region]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error})") from None
-    if not is_via_csv(text):
+    text = read_text(file)
+    if not is_via_csv(text.encode()):
         raise UserError(
             f"{file}: not a CSV of VGG Image Annotator: its first line must name {', '.join(sorted(COLUMNS))}"
         )
