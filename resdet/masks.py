@@ -179,6 +179,18 @@ def encode_bitmap(bitmap: np.ndarray) -> Rle:
     return _printable(rle)
 
 
+def encode_crop(crop: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]) -> Rle:
+    """(h, w) bool whose top left pixel is `corner` (y, x), all inside an image of `image_size` (H, W) -> COCO RLE of it."""
+    height, width = crop.shape
+    columns = np.zeros((width, height + 1), dtype=bool)  # a pixel that is off before each column, and after the last
+    columns[:, 1:] = crop.T
+    pixels = np.append(columns.ravel(), False)
+    last = np.flatnonzero(pixels[1:] != pixels[:-1])
+    ends = np.arange(len(last)) % 2
+    column, row = np.divmod(last + 1 - ends, height + 1)
+    return _encode_runs((corner[1] + column) * image_size[0] + corner[0] + row - 1 + ends, image_size)
+
+
 def _encode_runs(edges: np.ndarray, image_size: tuple[int, int]) -> Rle:
     """Where runs of ones begin and end (exclusive), in turn and in column-major order -> COCO RLE."""
     apart = np.ones(len(edges), dtype=bool)  # but a run that ends a column may go on at the top of the next

@@ -1,4 +1,4 @@
-"""`resdet data`: check a dataset, convert it to COCO's format, draw its statistics."""
+"""`resdet data check|stats`: what is wrong with a dataset, its statistics; the verbs that write datasets are in `edit.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
+from resdet.commands import edit
 from resdet.commands.common import config_of, guarded, parser_of
-from resdet.config import Config, DataConfig, DataFormat
+from resdet.config import Config, DataConfig
 from resdet.errors import UserError
-from resdet.writing import make_folder, refuse_overwriting, write_json
+from resdet.writing import make_folder, write_json
 
 if TYPE_CHECKING:
     from resdet.data.coco import Annotations
@@ -22,8 +23,12 @@ Split = Literal["train", "val"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check a dataset, convert it, draw its statistics."""
-    parser = parser_of("data", "Find what is wrong with a dataset, convert it to COCO's format, draw its statistics.")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{check,convert,stats}")
+    parser = parser_of(
+        "data", "Find what is wrong with a dataset, draw its statistics, convert, split, merge and clean it."
+    )
+    kinds = parser.add_subparsers(
+        dest="kind", required=True, metavar="{check,stats,convert,split,merge,sample,remap,dedupe}"
+    )
     look = kinds.add_parser("check", help="what is wrong with the data, with examples and fixes")
     draw = kinds.add_parser("stats", help="class counts, sizes, positions, picture shapes as one picture")
     for sub in (look, draw):
@@ -36,23 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--drop", action="store_true", help="let --fix lose more than a tenth of the images, objects or masks"
     )
     draw.add_argument("--output", type=Path, required=True, help="folder for stats.png")
-    to_coco = kinds.add_parser("convert", help="Pascal VOC, YOLO, labelme or COCO to one COCO JSON")
-    to_coco.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, or a COCO JSON")
-    to_coco.add_argument("target", metavar="OUT.json", type=Path)
-    to_coco.add_argument("--format", choices=("auto", *get_args(DataFormat)), default="auto")
-    to_coco.add_argument(
-        "--split",
-        help="one of the source's splits: ImageSets/Main/NAME.txt of VOC, a key of YOLO's data.yaml, "
-        "a folder of Roboflow's export, COCO's instances_NAME.json",
-    )
+    edit.add_parsers(kinds)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args, extra = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in extra) or (extra and args.kind == "convert"):
+    if any(word.startswith("-") for word in extra) or (extra and args.kind in edit.VERBS):
         parser.error(f"unknown option: {' '.join(extra)}")
 
     def run() -> int:
-        if args.kind == "convert":
-            convert(args.source, args.target, args.format, args.split)
+        if args.kind in edit.VERBS:
+            edit.run(args)
             return 0
         args.overrides, output = args.rest + extra, args.output
         args.output = None
@@ -88,7 +85,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     require_data(config, ["train", "val"])
     sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
     if fix:
-        refuse_sources(fix, list(sources.values()))
+        edit.refuse_sources(fix, list(sources.values()))
         make_folder(fix.parent)
     if output:
         make_folder(output)
@@ -115,7 +112,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():
-        describe(f"{name}: {source.path}", source)
+        edit.describe(f"{name}: {source.path}", source)
         console.print(f"  pixels: {pixels[name]}", markup=False)
     report(findings)
     for line in advice:
@@ -139,60 +136,16 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
     """The images of a Pascal VOC folder that neither split takes, for they may become training data some day."""
-    from resdet.data.sources import detected, read_whole, subset
+    from resdet.data.edit import subset
+    from resdet.data.sources import detected, read_whole
 
     found = detected(data, data.train)
-    if data.val_fraction or found.format != "voc":
+    if data.split or found.format != "voc":
         return {}
     whole = read_whole(data, found, data.train.images, None)
     taken = {e["file_name"] for s in sources.values() for e in s.content["images"]}
     left = {e["id"] for e in whole.content["images"] if e["file_name"] not in taken}
     return {"unused": subset(whole, left)} if left else {}
-
-
-def convert(source: Path, output: Path, kind: str, split: str | None) -> None:
-    """Any known format at `source` -> one COCO JSON whose file names are relative to the source's folder."""
-    from resdet.data.sources import read_source
-    from resdet.runtime.console import console
-
-    values: dict[str, Any] = {"format": kind, "train": {"split": split}}
-    if source.is_dir():
-        values["root"] = source
-    else:
-        values["train"] |= {"annotations": source}
-    data = DataConfig.model_validate(values)
-    read = read_source(data, data.train, "train").whole()
-    if not read.content["images"]:
-        raise UserError(f"{source}: no images are listed there, so nothing is written")
-    refuse_sources(output, [read])
-    write_json(output, read.content)
-    describe(f"written: {output}", read)
-    console.print(f"classes: {', '.join(str(c['name']) for c in read.content['categories'])}")
-    console.print(f"file names are relative to {read.images}")
-
-
-def refuse_sources(output: Path, sources: list[Source]) -> None:
-    """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
-    none of these is written over."""
-    from resdet.data.formats.detect import json_kind
-
-    read = [source.path for source in sources]
-    refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
-
-
-def describe(title: str, source: Source) -> None:
-    """How much is in annotations, and what was left out of them."""
-    from resdet.runtime.console import console
-
-    content = source.content
-    console.print(
-        f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
-        f"{len(content['categories'])} classes"
-    )
-    for note in source.notes:
-        console.print(f"  {note}")
-    for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
-        console.print(f"  {count} {remark}")
 
 
 def stats(config: Config, output: Path, split: Split) -> Path:

@@ -158,7 +158,7 @@ def draw_predictions(
     config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
 ) -> None:
     """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
-    from resdet.data.images import find_images, other_files
+    from resdet.data.image_files import find_images, other_files
     from resdet.data.pixels import for_display
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console

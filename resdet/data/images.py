@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -110,12 +109,23 @@ def _image_header(data: bytes) -> Header:
         if image.mode.startswith("I") or image.mode == "F":
             dtype, channels = np.dtype(np.float32 if image.mode == "F" else np.uint16), 1
         if data.startswith(_PNG):  # of which Pillow shows no more than 8 bits of each colour
-            dtype, channels = (
-                np.dtype(np.uint16 if data[24:25] == b"\x10" else np.uint8),
-                _PNG_CHANNELS.get(data[25], 3),
-            )
-        orientation = _known(image.getexif().get(0x0112, 1))
+            dtype = np.dtype(np.uint16 if data[24:25] == b"\x10" else np.uint8)
+            channels = _PNG_CHANNELS.get(data[25], 3)
+            image.info.setdefault("exif", _png_exif(data))
+        # Not PngImageFile's, which decodes all pixels in search of a chunk behind them.
+        orientation = _known(Image.Image.getexif(image).get(0x0112, 1))
         return Header((image.height, image.width), orientation, dtype, channels)
+
+
+def _png_exif(data: bytes) -> bytes | None:
+    """The eXIf chunk of a PNG, which may come after the pixels."""
+    start = len(_PNG)
+    while start + 8 <= len(data):
+        end = start + 8 + int.from_bytes(data[start : start + 4])
+        if data[start + 4 : start + 8] == b"eXIf":
+            return data[start + 8 : end]
+        start = end + 4  # behind its checksum
+    return None
 
 
 def open_pillow(data: bytes) -> Image.Image:
@@ -238,31 +248,6 @@ def images_among(paths: Iterable[Path]) -> list[Path]:
     files = sorted(p for p in paths if p.suffix.lower() in SUFFIXES or p.suffix.lower() == ARRAY)
     stems = {p.with_suffix("") for p in files if p.suffix.lower() != ARRAY}
     return [p for p in files if p.suffix.lower() != ARRAY or p.with_suffix("") not in stems]
-
-
-def find_images(inputs: list[str | Path]) -> list[Path]:
-    """Files and folders (searched recursively) -> image files, sorted within each folder. Raises `UserError`."""
-    found: list[Path] = []
-    for entry in map(Path, inputs):
-        if entry.is_dir():
-            inside = images_among(entry.rglob("*"))
-            if not inside:
-                raise UserError(f"{entry}: no images in this folder ({', '.join(sorted({*SUFFIXES, ARRAY}))})")
-            found += inside
-        elif entry.is_file():
-            found.append(entry)
-        else:
-            raise UserError(f"{entry}: no such file or folder")
-    return found
-
-
-def other_files(inputs: Sequence[str | Path]) -> Counter[str]:
-    """What `find_images` leaves out of folders, counted by suffix."""
-    counts: Counter[str] = Counter()
-    for folder in (entry for entry in map(Path, inputs) if entry.is_dir()):
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        counts.update(path.suffix for path in set(files) - set(images_among(files)))
-    return counts
 
 
 # ---- resizing --------------------------------------------------------------------------------------------------------

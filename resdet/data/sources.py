@@ -2,60 +2,68 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 from resdet.config import DataConfig, DataFormat, SplitConfig, data_root
+from resdet.data.edit import held_out, image_ids, subset
+from resdet.data.formats.cityscapes import read_cityscapes
 from resdet.data.formats.coco import find_annotations, image_folder, named_annotations, read_coco_files
 from resdet.data.formats.common import Reader, Source, read_list
-from resdet.data.formats.detect import FINDERS, Detected, detect, is_empty, unknown
+from resdet.data.formats.cvat import read_cvat
+from resdet.data.formats.detect import FINDERS, FORMATS, Detected, detect, is_empty, unknown
+from resdet.data.formats.kitti import read_kitti
+from resdet.data.formats.label_studio import read_label_studio
 from resdet.data.formats.labelme import read_labelme
+from resdet.data.formats.mot import read_mot
 from resdet.data.formats.names import NameIndex
+from resdet.data.formats.open_images import read_open_images
+from resdet.data.formats.supervisely import read_supervisely
+from resdet.data.formats.via import read_via
 from resdet.data.formats.voc import read_voc
 from resdet.data.formats.yolo import read_yolo
-from resdet.data.rules import Id, id_kind, is_id
+from resdet.data.rules import Id
 from resdet.errors import UserError
 
 Split = Literal["train", "val"]
+OF_A_FILE = ("yolo", "via", "cvat", "label_studio", "open_images")  # whose readers take a file, not its folder
+WITHOUT_SPLITS = ("labelme", "via", "cvat", "label_studio", "open_images", "kitti", "mot")
 
 
 def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
     """The annotations of a split. Raises `UserError`, also for `Source.problems` unless `tolerant`, for who reports them."""
-    given = config.train if split == "train" or config.val_fraction else config.val
+    given = config.train if split == "train" or config.split else config.val
     source = read_source(config, given, split)
     source = source if tolerant else source.whole()
-    if config.val_fraction:
-        held_out = _held_out(source, config.val_fraction, config.group, config.split_seed)
-        for name, part in (("val", held_out), ("train", _ids(source) - held_out)):
-            if not part and _ids(source):
+    if config.split:
+        held = held_out(source, config.split, config.group, config.split_seed)
+        for name, part in (("val", held), ("train", image_ids(source) - held)):
+            if not part and image_ids(source):
                 raise UserError(
-                    f"data.val_fraction={config.val_fraction:g} of the {len(_ids(source))} images of {source.path} leaves none "
-                    f"for {name}: use another share, or a validation set of its own (data.val)"
+                    f"data.split={config.split:g} of the {len(image_ids(source))} images of {source.path} leaves none for"
+                    f" {name}:"
+                    " use another share, or a validation set of its own (data.val)"
                 )
-        source = subset(source, held_out if split == "val" else _ids(source) - held_out)
+        source = subset(source, held if split == "val" else image_ids(source) - held)
     chosen = config.train if split == "train" else config.val
     source = _listed(source, chosen.files) if chosen.files else source
     if config.limit is None:
         return source
-    return subset(source, _ids(source, config.limit))
+    return subset(source, image_ids(source, config.limit))
 
 
 def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     """All that the config names for a split, whatever the format."""
     found, images = detected(config, given), given.images
-    key = f"data.{'train' if config.val_fraction else split}"
+    key = f"data.{'train' if config.split else split}"
     refuse_what_has_no_effect(found.format, given, key)
     if found.format == "coco":
         images, annotations = coco_paths(config, split)
         found = found._replace(path=annotations)
     # Where a split is made, it is made of all of a VOC folder or of YOLO's "train".
-    source = read_whole(config, found, images, given.split or (None if config.val_fraction else split))
+    named = None if config.split or found.format in WITHOUT_SPLITS else split
+    source = read_whole(config, found, images, given.split or named)
     if given.split and source.split is None:
         raise UserError(f"{source.path}: has no splits, so {key}.split={given.split} means nothing here")
     return source
@@ -63,9 +71,9 @@ def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
 
 def refuse_what_has_no_effect(kind: DataFormat, given: SplitConfig, key: str) -> None:
     """Raises `UserError` for keys of `data.train` or `data.val` (`key`) that this format does not use."""
-    if kind == "labelme" and given.split is not None:
+    if kind in WITHOUT_SPLITS and given.split is not None:
         raise UserError(
-            f"{key}.split={given.split}: labelme's files have no named splits; set {key}.annotations=FOLDER"
+            f"{key}.split={given.split}: {kind} has no named splits; name each split's own files with {key}.annotations"
         )
     if kind == "yolo" and given.images is not None:
         raise UserError(f"{key}.images={given.images} has no effect: YOLO's data.yaml names the image folders")
@@ -82,6 +90,14 @@ def read_whole(config: DataConfig, found: Detected, images: Path | None, split: 
         "voc": partial(read_voc, origin=config.voc_origin),
         "yolo": read_yolo,
         "labelme": read_labelme,
+        "via": read_via,
+        "cvat": read_cvat,
+        "label_studio": read_label_studio,
+        "supervisely": read_supervisely,
+        "open_images": read_open_images,
+        "kitti": read_kitti,
+        "mot": read_mot,
+        "cityscapes": read_cityscapes,
     }
     source = readers[found.format](found.path, images, split)
     part = f", the split {source.split}" if source.split else ""
@@ -113,9 +129,11 @@ def find_format(config: DataConfig, given: SplitConfig) -> DataFormat:
 def _of_format(kind: DataFormat, place: Path) -> Detected:
     """What the reader of a given format takes."""
     reason = "data.format says so"
-    found = FINDERS[kind](place) if place.is_dir() and kind == "yolo" else None
+    found = FINDERS[kind](place) if place.is_dir() and kind in OF_A_FILE else None
     if found:
         return found._replace(reason=reason)
+    if place.is_dir() and kind in OF_A_FILE and kind != "yolo":
+        raise UserError(f"{place}: no annotations of data.format={kind}: {FORMATS[kind]}")
     return Detected(kind, place / "data.yaml" if kind == "yolo" and not place.is_file() else place, reason)
 
 
@@ -124,7 +142,7 @@ def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
 
     Raises `UserError` for a split of a name that is not there.
     """
-    part: Split = "train" if config.val_fraction else split
+    part: Split = "train" if config.split else split
     given: SplitConfig = config.train if part == "train" else config.val
     root = given.annotations or data_root(config)
     if root.is_file() or root.suffix:
@@ -134,27 +152,6 @@ def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
     else:
         annotations = find_annotations(root, part)
     return given.images or image_folder(annotations, root), annotations
-
-
-def subset(source: Source, images: set[Id]) -> Source:
-    """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
-    left_out = _ids(source) - images
-    content = {
-        **source.content,
-        "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
-        "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
-    }
-    return replace(source, content=content)
-
-
-def _ids(source: Source, count: int | None = None) -> set[Id]:
-    """Of the first `count` images."""
-    kind = id_kind(source.content["images"])
-    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"), kind)}
-
-
-def _id(value: Any) -> Id | None:
-    return value if is_id(value) or is_id(value, str) else None
 
 
 def _listed(source: Source, listing: Path) -> Source:
@@ -176,48 +173,3 @@ def _listed(source: Source, listing: Path) -> Source:
             f"{listing}: {len(unknown)} of {len(wanted)} lines name no image of {source.path}, the first: {unknown[0]}"
         )
     return subset(source, chosen)
-
-
-def _held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[Id]:
-    """Image ids for validation: about `share` of every class, rarest first (iterative stratification, Sechidis et al. 2011).
-
-    pattern: a regular expression on file names; images that match equally (its first group, or all of the match) stay
-    together, such as the frames of one video.
-    """
-    groups: dict[str, list[Id]] = {}
-    unmatched: list[str] = []
-    kind_of_id = id_kind(source.content["images"])
-    for entry in source.content["images"]:
-        if not is_id(entry.get("id"), kind_of_id):
-            continue  # an error of every split
-        name = str(entry.get("file_name"))
-        match = re.search(pattern, name) if pattern else None
-        unmatched += [name] if pattern and not match else []
-        groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
-    images = sum(map(len, groups.values()))
-    if pattern and unmatched and len(unmatched) == images:
-        raise UserError(f"data.group={pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
-    if pattern and len(groups) == 1 and images > 1:
-        raise UserError(f"data.group={pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
-    if unmatched:
-        source.remarks["images whose names data.group does not match (each counts as a group of its own)"] = len(
-            unmatched
-        )
-    group_of = {image: group for group, members in groups.items() for image in members}
-    contents: dict[str, Counter[Any]] = {group: Counter({None: len(members)}) for group, members in groups.items()}
-    for entry in source.content["annotations"]:
-        if _id(entry.get("image_id")) in group_of:
-            contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1
-    totals: Counter[Any] = sum(contents.values(), Counter())
-    held: Counter[Any] = Counter()
-    result: set[Id] = set()
-    order = [sorted(groups)[k] for k in np.random.default_rng(seed).permutation(len(groups))]
-    waiting = dict.fromkeys(order)
-    for kind in sorted(totals, key=lambda k: (k is None, totals[k])):  # rarest class first, then what has no object
-        for group in [g for g in waiting if kind in contents[g]]:
-            # Half of what a group brings may overshoot: it goes where the count ends up nearer to its aim.
-            if held[kind] + contents[group][kind] / 2 <= share * totals[kind]:
-                held += contents[group]
-                result.update(groups[group])
-            del waiting[group]
-    return result

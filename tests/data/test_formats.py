@@ -116,14 +116,14 @@ def test_coco_as_roboflow_writes_it(tmp_path, shapes_root) -> None:
         assert found(read) == found(expected)
         assert all((read.images / entry["file_name"]).is_file() for entry in read.content["images"])
     shutil.rmtree(tmp_path / "valid")
-    train, val = (found(open_split(DataConfig(root=tmp_path, val_fraction=0.25), split)) for split in ("train", "val"))
+    train, val = (found(open_split(DataConfig(root=tmp_path, split=0.25), split)) for split in ("train", "val"))
     assert {**train, **val} == found(open_split(DataConfig(root=shapes_root), "train"))
     assert 1 <= len(val) <= 4
     assert len(train) + len(val) == 12
 
 
 def test_labelme_has_no_splits_so_one_is_made(tmp_path) -> None:
-    data = DataConfig(root=labelme(tmp_path), val_fraction=0.34)
+    data = DataConfig(root=labelme(tmp_path), split=0.34)
     assert find_format(data, data.train) == "labelme"
     train, val = found(open_split(data, "train")), found(open_split(data, "val"))
     assert {**train, **val} == OBJECTS
@@ -174,14 +174,14 @@ def test_voc_segmentations_are_the_objects_by_number(tmp_path) -> None:
 
 
 def test_coco_can_be_split_listed_and_grouped(tmp_path, shapes_root) -> None:
-    data = DataConfig(root=shapes_root, val_fraction=0.25)
+    data = DataConfig(root=shapes_root, split=0.25)
     train, val = open_split(data, "train"), open_split(data, "val")
     ids = [{e["id"] for e in s.content["images"]} for s in (train, val)]
     assert not ids[0] & ids[1]
     assert len(ids[0] | ids[1]) == 12
     assert len(ids[1]) in (2, 3, 4)
-    grouped = open_split(DataConfig(root=shapes_root, val_fraction=0.5, group=r"^0000(\d)"), "val")
-    others = open_split(DataConfig(root=shapes_root, val_fraction=0.5, group=r"^0000(\d)"), "train")
+    grouped = open_split(DataConfig(root=shapes_root, split=0.5, group=r"^0000(\d)"), "val")
+    others = open_split(DataConfig(root=shapes_root, split=0.5, group=r"^0000(\d)"), "train")
     tens = [{e["file_name"][4] for e in s.content["images"]} for s in (grouped, others)]
     assert not tens[0] & tens[1]
     assert tens[0] | tens[1] == {"0", "1"}
@@ -580,17 +580,8 @@ def test_yolo_is_found_by_what_is_in_its_files(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (
-            "via.json",
-            '{"a.jpg9": {"filename": "a.jpg", "regions": []}}',
-            "via.json is VGG Image Annotator's: export COCO",
-        ),
-        (
-            "x.xml",
-            "<?xml version='1.0'?><!-- c --><annotations><image/></annotations>",
-            r"x.xml is CVAT's XML \(for images\)",
-        ),
-        ("export.json", '[{"annotations": [], "data": {}}]', "export.json is Label Studio's"),
+        ("x.xml", "<?xml version='1.0'?><!-- c --><dataset><images/></dataset>", r"x.xml is dlib's XML"),
+        ("export.json", '{"items": [], "categories": {}}', "export.json is Datumaro's: export COCO"),
         ("r.json", '[{"image_id": 1, "category_id": 1, "score": 1}]', "r.json is COCO results, not ground truth"),
         ("labels.csv", "a,b", "labels.csv is a table"),
         ("a.jpg", "", "1 .jpg"),
@@ -625,7 +616,7 @@ def test_coco_files_of_other_tools_are_found(tmp_path) -> None:
         assert found(source) == OBJECTS
         assert source.images == root / "images"
     data = DataConfig.model_validate({"root": tmp_path / "labelme", "train": {"split": "test"}})
-    with pytest.raises(UserError, match=r"data\.train\.split=test: labelme's files have no named splits"):
+    with pytest.raises(UserError, match=r"data\.train\.split=test: labelme has no named splits"):
         open_split(data, "train")
 
 

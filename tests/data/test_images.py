@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -10,7 +12,8 @@ from PIL import Image
 
 from pictures import textured
 from resdet.data.dataset import read_annotated
-from resdet.data.images import decode_image, find_images, read_header, read_image, resize_image, resized_size
+from resdet.data.image_files import find_images
+from resdet.data.images import decode_image, read_header, read_image, resize_image, resized_size
 from resdet.data.index import ImageInfo, Objects
 from resdet.errors import UserError
 
@@ -39,6 +42,20 @@ def test_exif_orientation_is_pillows(tmp_path, orientation: int) -> None:
     found = read_image(path)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("at", [33, -12])  # behind IHDR; before IEND, after the pixels
+def test_the_header_of_a_png_has_its_orientation_without_its_pixels(at: int) -> None:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(smooth(4, 6)).save(buffer, "PNG")
+    data, body = (
+        buffer.getvalue()[:41] + b"spoiled!" + buffer.getvalue()[49:],
+        b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0"),
+    )
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    header = read_header(data[:at] + chunk + data[at:], "x.png")
+    assert (header.size, header.orientation, header.upright_size) == ((4, 6), 6, (6, 4))
 
 
 def test_rotation_is_applied_only_where_the_annotation_agrees(tmp_path, caplog) -> None:

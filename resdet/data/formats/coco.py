@@ -9,7 +9,7 @@ from pathlib import Path
 from resdet.data.coco import read_coco_json
 from resdet.data.file_names import REMARK, take_variants
 from resdet.data.formats.common import Source
-from resdet.data.formats.detect import HEAD, json_kind
+from resdet.data.formats.glimpse import HEAD, json_kind
 from resdet.data.normalise import normalise
 from resdet.data.root_category import without_root
 from resdet.errors import UserError

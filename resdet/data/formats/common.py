@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resdet.data.images import ARRAY, SUFFIXES, read_header
+import numpy as np
+
+from resdet.data.images import ARRAY, SUFFIXES, images_among, read_header
 from resdet.data.normalise import Readings
 from resdet.errors import UserError, listed
+from resdet.masks import encode_crop
+
+ELLIPSE = 32  # corners of the polygon that a circle or an ellipse becomes
 
 # Files that hold images but cannot be decoded here: naming them beats losing them.
 UNREAD_SUFFIXES = {
@@ -81,15 +87,18 @@ class Builder:
         origin: str,
         segmentation: Any = None,
         keypoints: list[float] | None = None,
+        *,
+        crowd: bool = False,
     ) -> None:
-        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels."""
+        """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
+        group of objects, which is not trained on."""
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
             "image_id": image_id,
             "category_id": self.classes[name],
             "bbox": bbox,
-            "iscrowd": 0,
+            "iscrowd": int(crowd),
         }
         if segmentation is not None:
             entry["segmentation"] = segmentation
@@ -99,6 +108,32 @@ class Builder:
             entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
         entries.append(entry)
         self.source.origins[len(entries)] = origin
+
+    def polygons(
+        self, image_id: int, name: str, polygons: list[list[float]], origin: str, *, crowd: bool = False
+    ) -> None:
+        """Add an object by its outline: polygons [x, y, …] in pixels; the box is the one around them all."""
+        box = polygon_box([v for polygon in polygons for v in polygon])
+        self.object(image_id, name, box, origin, polygons, crowd=crowd)
+
+    def bitmap(
+        self, image_id: int, name: str, crop: np.ndarray, corner: tuple[int, int], size: tuple[int, int], origin: str,
+        *, crowd: bool = False,
+    ) -> None:  # fmt: skip
+        """Add an object by its pixels: crop (h, w) bool whose top left pixel is `corner` (y, x) of an image of `size` (H, W).
+
+        Pixels outside the image are cut off. An object without any is a problem.
+        """
+        (top, left), (height, width) = corner, size
+        crop = crop[max(-top, 0) : max(height - top, 0), max(-left, 0) : max(width - left, 0)]
+        rows, columns = np.flatnonzero(crop.any(axis=1)), np.flatnonzero(crop.any(axis=0))
+        if not len(rows):
+            self.source.problems.append(f"{origin}: its mask has no pixel inside the image")
+            return
+        crop = crop[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        y, x = max(top, 0) + int(rows[0]), max(left, 0) + int(columns[0])
+        box = [float(x), float(y), float(crop.shape[1]), float(crop.shape[0])]
+        self.object(image_id, name, box, origin, encode_crop(crop, (y, x), size), crowd=crowd)
 
 
 def all_files(folder: Path) -> list[Path]:
@@ -141,6 +176,16 @@ def unread_images(files: Iterable[Path]) -> list[str]:
     ]
 
 
+def images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """The images right inside a folder by their names without suffix; two of one name are a problem."""
+    found: dict[str, Path] = {}
+    for file in sorted(images_among(folder.iterdir())):
+        if file.stem in found:
+            problems.append(f"{found[file.stem]} and {file.name} have one name: it is not clear which is annotated")
+        found[file.stem] = file
+    return found
+
+
 def image_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, int] | None]:
     """(H, W) of each file, upright, from its header, read in parallel; None, with a problem, for one that is no image."""
 
@@ -172,6 +217,22 @@ def read_text(path: Path) -> str:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
+
+
+def rectangle_polygon(x: float, y: float, width: float, height: float, degrees: float = 0.0) -> list[float]:
+    """Corners [x, y, …] of a box turned clockwise about its centre."""
+    angle = math.radians(degrees)
+    cx, cy, cos, sin = x + width / 2, y + height / 2, math.cos(angle), math.sin(angle)
+    corners = [(dx * width / 2, dy * height / 2) for dx, dy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    return [v for dx, dy in corners for v in (cx + dx * cos - dy * sin, cy + dx * sin + dy * cos)]
+
+
+def ellipse_polygon(cx: float, cy: float, rx: float, ry: float, radians: float = 0.0) -> list[float]:
+    """A polygon of `ELLIPSE` corners on an ellipse turned clockwise about its centre."""
+    angles = [2 * math.pi * k / ELLIPSE for k in range(ELLIPSE)]
+    cos, sin = math.cos(radians), math.sin(radians)
+    points = [(rx * math.cos(a), ry * math.sin(a)) for a in angles]
+    return [v for dx, dy in points for v in (cx + dx * cos - dy * sin, cy + dx * sin + dy * cos)]
 
 
 def read_list(path: Path) -> list[str]:

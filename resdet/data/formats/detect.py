@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from resdet.config import DataFormat, load_yaml
+from resdet.data.formats.cityscapes import cityscapes_folder
 from resdet.data.formats.common import read_text
+from resdet.data.formats.glimpse import SMALL, files_in, glimpse, head_of, json_kind, root_tag
+from resdet.data.formats.kitti import kitti_folders
+from resdet.data.formats.mot import is_mot
+from resdet.data.formats.open_images import is_open_images
+from resdet.data.formats.supervisely import is_supervisely
+from resdet.data.formats.via import is_via_csv
 from resdet.data.images import ARRAY, SUFFIXES
 from resdet.errors import UserError
-
-HEAD = 2**16  # bytes that are looked at of a large file
-SMALL = 2**22  # bytes of a JSON file that is parsed to see what it is
-MAX_FOLDERS = 500  # that are listed in search of annotations
 
 
 class Detected(NamedTuple):
@@ -46,7 +47,7 @@ def detect(place: Path) -> Detected | None:
 
 def unknown(place: Path) -> UserError:
     """The error for a folder or file in which no format is recognised: what is there, and what is read."""
-    files = [place] if place.is_file() else list(_glimpse(place))
+    files = [place] if place.is_file() else list(glimpse(place))
     lines = [f"  - {text}" for text in dict.fromkeys(filter(None, map(_foreign, files)))][:5]
     if not lines and any("labels" in path.parts and path.suffix == ".txt" for path in files):
         lines = ["  - images and labels/*.txt as of YOLO, but no data.yaml (or classes.txt) with the class names"]
@@ -63,7 +64,7 @@ def unknown(place: Path) -> UserError:
 def is_empty(folder: Path) -> bool:
     """Whether there is neither an image nor a file of annotations, so that a data set is yet to come."""
     return not any(
-        path.suffix.lower() in {*SUFFIXES, ARRAY} or _foreign(path) for path in islice(_glimpse(folder), 1000)
+        path.suffix.lower() in {*SUFFIXES, ARRAY} or _foreign(path) for path in islice(glimpse(folder), 1000)
     )
 
 
@@ -72,15 +73,15 @@ def is_empty(folder: Path) -> bool:
 
 def find_voc(folder: Path) -> Detected | None:
     for place in (folder / "Annotations", folder, *(folder / name for name in ("train", "valid", "val", "test"))):
-        files = _files(place, ".xml")
-        if files and _root_tag(files[0]) in ("annotation", ""):
+        files = files_in(place, ".xml")
+        if files and root_tag(files[0]) in ("annotation", ""):
             name = files[0].relative_to(folder)
             return Detected("voc", folder, f"{name} is Pascal VOC's XML, one of {len(files)}")
     return None
 
 
 def find_yolo(folder: Path) -> Detected | None:
-    found = [path for path in _files(folder, ".yaml", ".yml") if _is_data_yaml(path)]
+    found = [path for path in files_in(folder, ".yaml", ".yml") if _is_data_yaml(path)]
     usual = [path for path in found if path.stem in ("data", "dataset")]
     if len(found) > 1 and len(usual) != 1:
         names = " and ".join(path.name for path in found[:4])
@@ -96,12 +97,65 @@ def find_yolo(folder: Path) -> Detected | None:
 
 
 def find_labelme(folder: Path) -> Detected | None:
-    if any(_is_standard(path, folder) for place in _coco_places(folder) for path in _files(place, ".json")):
+    if any(_is_standard(path, folder) for place in _coco_places(folder) for path in files_in(place, ".json")):
         return None  # whose folders are not searched for more
-    for path in islice((p for p in _glimpse(folder) if p.suffix.lower() == ".json"), 5):
+    for path in islice((p for p in glimpse(folder) if p.suffix.lower() == ".json"), 5):
         if json_kind(path) == "labelme":
             return Detected("labelme", folder, f"{path.relative_to(folder)} has labelme's shapes")
     return None
+
+
+def find_via(folder: Path) -> Detected | None:
+    for path in files_in(folder, ".json", ".csv"):
+        if (json_kind(path) if path.suffix.lower() == ".json" else "via" * is_via_csv(head_of(path))) == "via":
+            return Detected("via", path, f"{path.name} has the regions of VGG Image Annotator")
+    return None
+
+
+def find_cvat(folder: Path) -> Detected | None:
+    for path in [*files_in(folder, ".xml"), *files_in(folder / "annotations", ".xml")]:
+        if root_tag(path) == "annotations":
+            return Detected("cvat", path, f"{path.relative_to(folder)} is CVAT's XML")
+    return None
+
+
+def find_label_studio(folder: Path) -> Detected | None:
+    for path in files_in(folder, ".json"):
+        if json_kind(path) == "label_studio":
+            return Detected("label_studio", path, f"{path.name} has the tasks of Label Studio")
+    return None
+
+
+def find_supervisely(folder: Path) -> Detected | None:
+    if is_supervisely(folder):
+        return Detected("supervisely", folder, "meta.json and DATASET/ann are Supervisely's")
+    return None
+
+
+def find_open_images(folder: Path) -> Detected | None:
+    places = (folder, *(folder / name for name in ("annotations", "csv", "labels")))
+    found = [path for place in places for path in files_in(place, ".csv") if is_open_images(head_of(path))]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found[:4])
+        raise UserError(
+            f"{folder}: {names} are both boxes of Open Images: name one with data.train.annotations and data.val.…"
+        )
+    for path in found:
+        return Detected("open_images", path, f"{path.name} has the columns of Open Images' boxes")
+    return None
+
+
+def find_kitti(folder: Path) -> Detected | None:
+    return Detected("kitti", folder, "label_2 and image_2 are KITTI's") if kitti_folders(folder) else None
+
+
+def find_mot(folder: Path) -> Detected | None:
+    return Detected("mot", folder, "gt/gt.txt beside img1 is MOT Challenge's") if is_mot(folder) else None
+
+
+def find_cityscapes(folder: Path) -> Detected | None:
+    found = cityscapes_folder(folder)
+    return Detected("cityscapes", folder, f"{found.name} beside leftImg8bit is Cityscapes'") if found else None
 
 
 def _coco_places(folder: Path) -> list[Path]:
@@ -109,7 +163,7 @@ def _coco_places(folder: Path) -> list[Path]:
 
 
 def find_coco(folder: Path) -> Detected | None:
-    for path in (file for place in _coco_places(folder) for file in _files(place, ".json")):
+    for path in (file for place in _coco_places(folder) for file in files_in(place, ".json")):
         if json_kind(path) == "coco":
             return Detected("coco", path, f"{path.relative_to(folder)} has COCO's images, annotations and categories")
     return None
@@ -120,6 +174,14 @@ FINDERS: dict[DataFormat, Callable[[Path], Detected | None]] = {
     "voc": find_voc,
     "yolo": find_yolo,
     "labelme": find_labelme,
+    "via": find_via,
+    "cvat": find_cvat,
+    "label_studio": find_label_studio,
+    "supervisely": find_supervisely,
+    "open_images": find_open_images,
+    "kitti": find_kitti,
+    "mot": find_mot,
+    "cityscapes": find_cityscapes,
     "coco": find_coco,
 }
 FORMATS: dict[DataFormat, str] = {
@@ -127,6 +189,14 @@ FORMATS: dict[DataFormat, str] = {
     "voc": "Pascal VOC (an .xml file for each image, in Annotations/ or beside it)",
     "yolo": "YOLO (data.yaml or classes.txt, images/ and labels/*.txt: boxes, polygons, oriented boxes, poses)",
     "labelme": "labelme and X-AnyLabeling (a .json file for each image)",
+    "via": "VGG Image Annotator 1 and 2 (JSON or CSV, beside the images)",
+    "cvat": "CVAT for images 1.1 (annotations.xml)",
+    "label_studio": "Label Studio (JSON or JSON-MIN, beside the images)",
+    "supervisely": "Supervisely (meta.json, DATASET/img and DATASET/ann)",
+    "open_images": "Open Images (*-annotations-bbox.csv)",
+    "kitti": "KITTI's 2D boxes (label_2 and image_2)",
+    "mot": "MOT Challenge (SEQUENCE/gt/gt.txt and SEQUENCE/img1)",
+    "cityscapes": "Cityscapes (gtFine or gtCoarse, and leftImg8bit)",
 }
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "predefined_classes.txt")
 
@@ -137,10 +207,17 @@ def _of_file(path: Path) -> Detected | None:
         return Detected("yolo", path, f"{path.name} was named as the annotations")
     if suffix == ".json":
         kind = json_kind(path)
-        if kind == "labelme":
-            return Detected("labelme", path, f"{path.name} has labelme's shapes")
+        if kind in ("labelme", "via", "label_studio"):
+            return Detected(kind, path, f"{path.name} is {kind}'s")  # type: ignore[arg-type]
         if kind in ("coco", ""):
             return Detected("coco", path, f"{path.name} was named as the annotations")
+    if suffix == ".xml" and root_tag(path) == "annotations":
+        return Detected("cvat", path, f"{path.name} is CVAT's XML")
+    if suffix == ".csv":
+        if is_via_csv(head_of(path)):
+            return Detected("via", path, f"{path.name} has the regions of VGG Image Annotator")
+        if is_open_images(head_of(path)):
+            return Detected("open_images", path, f"{path.name} has the columns of Open Images' boxes")
     return None
 
 
@@ -161,63 +238,12 @@ def _is_data_yaml(path: Path) -> bool:
 
 def _has_labels(folder: Path) -> bool:
     """Whether some text file holds a line of YOLO's numbers."""
-    texts = (p for p in _glimpse(folder) if p.suffix == ".txt" and p.stem not in ("classes", "predefined_classes"))
+    texts = (p for p in glimpse(folder) if p.suffix == ".txt" and p.stem not in ("classes", "predefined_classes"))
     line = rb"(?:\xef\xbb\xbf)?\s*\d+(?:\.0)?(?:\s+-?\d*\.?\d+){4}"
-    return any(re.match(line, _head(path)) for path in islice(texts, 20))
+    return any(re.match(line, head_of(path)) for path in islice(texts, 20))
 
 
-# ---- a look into files -----------------------------------------------------------------------------------------------
-
-
-def json_kind(path: Path) -> str:
-    """ "coco", "labelme", a tool's name from FOREIGN, or "" for none of these."""
-    try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= SMALL else None
-    except (OSError, ValueError, RecursionError):
-        return ""
-    if content is None:
-        return _kind_of_large(path)
-    first: Any = (
-        next(iter(content.values() if isinstance(content, dict) else content), None) if _listy(content) else None
-    )
-    keys = set(content) if isinstance(content, dict) else set()
-    inner = set(first) if isinstance(first, dict) else set()
-    if {"images", "annotations", "categories"} <= keys:
-        return "coco"
-    if "shapes" in keys:
-        return "labelme"
-    return next((tool for tool, (own, theirs) in FOREIGN.items() if own <= keys and theirs <= inner), "")
-
-
-def _listy(value: Any) -> bool:
-    return isinstance(value, dict | list)
-
-
-def _kind_of_large(path: Path) -> str:
-    """By the keys at both ends: a COCO file has more than SMALL bytes of images or annotations, labelme's of imageData."""
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-        file.seek(-HEAD, 2)
-        ends = head + file.read()
-    if re.search(rb'"(file_name|category_id|supercategory)"\s*:', ends):
-        return "coco"
-    return "labelme" if re.search(rb'"(shapes|imageData)"\s*:', ends) else ""
-
-
-# Tools whose JSON is known but not read: (keys of the whole, keys of its first entry).
-FOREIGN: dict[str, tuple[set[str], set[str]]] = {
-    "VGG Image Annotator": (set(), {"filename", "regions"}),
-    "VGG Image Annotator (a project)": ({"_via_img_metadata"}, set()),
-    "Label Studio": (set(), {"annotations", "data"}),
-    "Label Studio (JSON-MIN)": (set(), {"image", "annotator"}),
-    "Supervisely": ({"objects", "size", "tags"}, set()),
-    "Datumaro": ({"items", "categories"}, set()),
-    "CreateML": (set(), {"image", "annotations"}),
-    "Cityscapes": ({"imgHeight", "imgWidth", "objects"}, set()),
-    "BDD100K or Scalabel": (set(), {"name", "labels"}),
-    "COCO results, not ground truth,": (set(), {"image_id", "category_id", "score"}),
-}
-FOREIGN_TAGS = {"annotations": "CVAT's XML (for images)", "dataset": "dlib's XML", "annotation": "Pascal VOC's XML"}
+FOREIGN_TAGS = {"dataset": "dlib's XML", "annotation": "Pascal VOC's XML"}
 
 
 def _foreign(path: Path) -> str:
@@ -226,56 +252,14 @@ def _foreign(path: Path) -> str:
         kind = json_kind(path)
         if kind == "coco":
             return f"{path} is COCO's: data.train.annotations={path}"
-        if kind == "labelme":
-            return f"{path} is labelme's: data.root={path.parent}"
+        if kind in FORMATS:
+            return f"{path} is {kind}'s: data.train.annotations={path}"
         return f"{path} is {kind}'s: export COCO from it" if kind else ""
     if path.suffix.lower() == ".xml":
-        tag = FOREIGN_TAGS.get(_root_tag(path))
+        tag = FOREIGN_TAGS.get(root_tag(path))
         return f"{path} is {tag}: export COCO or Pascal VOC" if tag else ""
     if path.suffix.lower() == ".csv":
-        return f"{path} is a table (VGG Image Annotator, Open Images, …): export COCO"
+        return f"{path} is a table, but neither Open Images' boxes nor VGG Image Annotator's regions: export COCO"
     if path.suffix.lower() in (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar"):
         return f"{path} is a {path.suffix} file: unpack it, or export COCO"
     return ""
-
-
-def _root_tag(path: Path) -> str:
-    """The name of an XML file's outermost element; "" where that is not to be seen."""
-    head = re.sub(rb"<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>]*>", b"", _head(path).replace(b"\0", b""), flags=re.DOTALL)
-    match = re.search(rb"<\s*([A-Za-z_][\w.-]*)", head)
-    return match[1].decode() if match else ""
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEAD)
-    except OSError:
-        return b""
-
-
-def _files(folder: Path, *suffixes: str) -> list[Path]:
-    """Files right inside a folder, sorted, hidden ones left out."""
-    try:
-        return sorted(
-            p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()
-        )
-    except OSError:
-        return []
-
-
-def _glimpse(folder: Path) -> Iterator[Path]:
-    """Files below a folder, the nearest first, of its first MAX_FOLDERS folders; hidden ones are left out."""
-    waiting = [str(folder)]
-    for count, here in enumerate(waiting):
-        if count == MAX_FOLDERS:
-            return
-        try:
-            inside = sorted((e for e in os.scandir(here) if not e.name.startswith(".")), key=lambda e: e.name)
-        except OSError:
-            continue
-        for entry in inside:
-            if not entry.is_dir():
-                yield Path(entry.path)
-            elif not os.path.realpath(here).startswith(os.path.realpath(entry.path)):  # a link that leads back
-                waiting.append(entry.path)

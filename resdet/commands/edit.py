@@ -1,0 +1,229 @@
+"""`resdet data convert|split|merge|sample|remap|dedupe`: datasets of any format in, datasets out."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from resdet.config import DataConfig, DataFormat
+from resdet.errors import UserError
+from resdet.writing import make_folder, refuse_overwriting, write_json
+
+if TYPE_CHECKING:
+    from resdet.data.formats.common import Source
+
+VERBS = ("convert", "split", "merge", "sample", "remap", "dedupe")
+
+
+def add_parsers(kinds: Any) -> None:
+    """The verbs' own options, added to the subparsers of `resdet data`."""
+    texts = {
+        "convert": "any known format to COCO's, YOLO's, Pascal VOC's or labelme's",
+        "split": "into train, val and test of every class, groups of images kept together",
+        "merge": "several datasets into one, classes joined by name",
+        "sample": "some images at random",
+        "remap": "classes renamed, merged or dropped",
+        "dedupe": "find images that look alike, within a dataset or between two; write it without them",
+    }
+    for verb in VERBS:
+        sub = kinds.add_parser(verb, help=texts[verb], description=texts[verb].capitalize() + ".")
+        if verb == "merge":
+            sub.add_argument("target", metavar="OUT.json", type=Path)
+            sub.add_argument("source", metavar="SOURCE", type=Path, nargs="+")
+        else:
+            sub.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, a COCO JSON, …")
+        if verb == "dedupe":
+            sub.add_argument(
+                "other", metavar="OTHER", type=Path, nargs="?", help="only images that OTHER has, too, count"
+            )
+            sub.add_argument("--output", metavar="OUT.json", type=Path, dest="target", help="SOURCE without them")
+            sub.add_argument("--bits", type=int, default=16, help="of 256 that two images may differ in (default: 16)")
+        elif verb != "merge":
+            sub.add_argument("target", metavar="OUT", type=Path, help="a .json file" if verb != "split" else "a folder")
+        if verb == "convert":
+            sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), default="coco",
+                             help="coco: OUT is a .json file; else a folder, to which the images are copied")  # fmt: skip
+        if verb == "split":
+            sub.add_argument("--val", type=float, default=0.2, help="share of the images (default: 0.2)")
+            sub.add_argument("--test", type=float, default=0.0, help="share of the images (default: 0)")
+            sub.add_argument("--group", help="a regular expression: images whose names agree in it stay together")
+        if verb in ("split", "sample"):
+            sub.add_argument("--seed", type=int, default=0)
+        if verb == "sample":
+            sub.add_argument("--count", type=int, required=True, help="how many images")
+        if verb == "remap":
+            sub.add_argument("--classes", metavar="MAP.yaml", type=Path, required=True,
+                             help="old: new on each line; two olds with one new are merged, null drops a class")  # fmt: skip
+        sub.add_argument("--format", choices=("auto", *get_args(DataFormat)), default="auto")
+        sub.add_argument("--split", dest="part", metavar="NAME", help="only one of the source's own splits")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the verb says. Raises `UserError`."""
+    {
+        "convert": convert, "split": split, "merge": merge, "sample": sample, "remap": remap, "dedupe": dedupe,
+    }[args.kind](args)  # fmt: skip
+
+
+def convert(args: argparse.Namespace) -> None:
+    """One source as a COCO JSON, or as the folder of another format."""
+    source = open_source(args.source, args.format, args.part)
+    if args.to == "coco":
+        write(source, args.target)
+        return
+    from resdet.data.formats.write import WRITERS
+    from resdet.runtime.console import console
+
+    if args.target.suffix == ".json":
+        raise UserError(f"{args.target}: --to {args.to} writes a folder, not a file")
+    make_folder(args.target)
+    refuse_overwriting([args.target / image["file_name"] for image in source.content["images"]],
+                       [source.images / image["file_name"] for image in source.content["images"]])  # fmt: skip
+    lost = WRITERS[args.to](source, args.target, args.part or "train")
+    describe(f"written: {args.target} ({args.to})", source)
+    for remark, count in lost.items():
+        console.print(f"  {count} {remark}")
+
+
+def split(args: argparse.Namespace) -> None:
+    """OUT/train.json, val.json and, if asked for, test.json, each with its share of every class."""
+    from resdet.data.edit import held_out, image_ids, subset
+
+    if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
+        raise UserError(f"--val {args.val} and --test {args.test} must be shares that leave something to train on")
+    source = open_source(args.source, args.format, args.part)
+    parts: dict[str, Source] = {}
+    rest = source
+    for name, share in (("test", args.test), ("val", args.val / (1 - args.test))):
+        if share:
+            held = held_out(rest, share, args.group, args.seed)
+            parts[name] = subset(rest, held)
+            rest = subset(rest, image_ids(rest) - held)
+    parts["train"] = rest
+    if empty := [name for name, part in parts.items() if not part.content["images"]]:
+        raise UserError(
+            f"{source.path}: {len(source.content['images'])} images leave none for {' and '.join(empty)}: use other shares"
+            " or another --group"
+        )
+    for name, part in reversed(parts.items()):
+        write(part, args.target / f"{name}.json")
+
+
+def merge(args: argparse.Namespace) -> None:
+    """All sources in one COCO JSON."""
+    from resdet.data.edit import merge as merged
+
+    write(merged([open_source(path, args.format, args.part) for path in args.source]), args.target)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Some images of one source."""
+    from resdet.data.edit import sample as sampled
+
+    write(sampled(open_source(args.source, args.format, args.part), args.count, args.seed), args.target)
+
+
+def remap(args: argparse.Namespace) -> None:
+    """One source with other classes."""
+    from resdet.config import load_yaml
+    from resdet.data.edit import remap as remapped
+    from resdet.data.formats.common import read_text
+
+    try:
+        names = load_yaml(read_text(args.classes))
+    except ValueError as error:
+        raise UserError(f"{args.classes}: cannot be read as YAML ({error})") from None
+    if not isinstance(names, dict) or not all(v is None or isinstance(v, str | int) for v in names.values()):
+        raise UserError(f"{args.classes}: must hold `old: new` pairs, new null to drop a class")
+    changes = {str(old): None if new is None else str(new) for old, new in names.items()}
+    write(remapped(open_source(args.source, args.format, args.part), changes), args.target)
+
+
+def dedupe(args: argparse.Namespace) -> None:
+    """Print the images that look alike; with --output, write SOURCE without those that OTHER (or itself, earlier) has."""
+    from rich.progress import Progress
+
+    from resdet.data.duplicates import hash_files, near_duplicates
+    from resdet.data.edit import image_ids, subset
+    from resdet.runtime.console import console
+
+    source = open_source(args.source, args.format, args.part)
+    other = open_source(args.other, args.format, None) if args.other else None
+    hashes = []
+    for each in [source, other] if other else [source]:
+        files = [each.images / image["file_name"] for image in each.content["images"]]
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("reading", total=len(files))
+            found, problems = hash_files(files, partial(progress.advance, task))
+        hashes.append(found)
+        for problem in problems:
+            console.print(f"warning: {problem}")
+    pairs = near_duplicates(hashes[0], hashes[1] if other else None, args.bits)
+    images, others = source.content["images"], (other or source).content["images"]
+    for pair in pairs[:50]:
+        console.print(
+            f"  {images[pair.first]['file_name']} = {others[pair.second]['file_name']} ({pair.distance} bits)"
+        )
+    if len(pairs) > 50:
+        console.print(f"  … and {len(pairs) - 50} more pairs")
+    duplicates = {images[pair.first if other else pair.second]["id"] for pair in pairs}
+    what = f"that {other.path} has, too" if other else "that look like an earlier one"
+    console.print(f"{source.path}: {len(duplicates)} of {len(images)} images {what}")
+    if args.target:
+        write(subset(source, image_ids(source) - duplicates), args.target)
+
+
+def open_source(place: Path, kind: str, part: str | None) -> Source:
+    """All of a dataset, or its own split `part`. Raises `UserError`, also for one without images."""
+    from resdet.data.sources import read_source
+
+    values: dict[str, Any] = {"format": kind, "train": {"split": part}}
+    if place.is_dir():
+        values["root"] = place
+    else:
+        values["train"] |= {"annotations": place}
+    data = DataConfig.model_validate(values)
+    source = read_source(data, data.train, "train").whole()
+    if not source.content["images"]:
+        raise UserError(f"{place}: no images are listed there, so nothing is written")
+    return source
+
+
+def write(source: Source, output: Path) -> None:
+    """A COCO JSON whose file names are relative to the source's image folder. Raises `UserError`."""
+    from resdet.runtime.console import console
+
+    if output.suffix.lower() != ".json":
+        raise UserError(f"{output}: must end in .json")
+    refuse_sources(output, [source])
+    make_folder(output.parent)
+    write_json(output, source.content)
+    describe(f"written: {output}", source)
+    console.print(f"classes: {', '.join(str(c['name']) for c in source.content['categories'])}")
+    console.print(f"file names are relative to {source.images}")
+
+
+def refuse_sources(output: Path, sources: list[Source]) -> None:
+    """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
+    none of these is written over."""
+    from resdet.data.formats.glimpse import json_kind
+
+    read = [source.path for source in sources]
+    refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
+
+
+def describe(title: str, source: Source) -> None:
+    """How much is in annotations, and what was left out of them."""
+    from resdet.runtime.console import console
+
+    content = source.content
+    console.print(
+        f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
+        f"{len(content['categories'])} classes"
+    )
+    for note in source.notes:
+        console.print(f"  {note}")
+    for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
+        console.print(f"  {count} {remark}")

@@ -1,0 +1,163 @@
+"""Datasets made from datasets: merged, sampled, with other classes. `Source` in, `Source` out; no file is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resdet.data.formats.common import Source
+from resdet.data.rules import Id, id_kind, is_id
+from resdet.errors import UserError, listed
+
+
+def merge(sources: Sequence[Source]) -> Source:
+    """All images and objects of several sources, classes joined by name, in the order in which they first appear.
+
+    Ids are counted anew from 1; file names are relative to the folder that holds all image folders.
+    Raises `UserError` for an image file that is in two sources: its objects would be annotated twice.
+    """
+    root = Path(os.path.commonpath([source.images.resolve() for source in sources]))
+    classes: dict[str, dict[str, Any]] = {}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    origins: dict[int, str] = {}
+    taken: dict[str, Source] = {}
+    problems: list[str] = []
+    for source in sources:
+        new_class = {}
+        for category in source.content["categories"]:
+            entry = classes.setdefault(str(category["name"]), {**category, "id": len(classes) + 1})
+            new_class[category["id"]] = entry["id"]
+        new_image = {}
+        for image in source.content["images"]:
+            name = Path(os.path.relpath(source.images.resolve() / image["file_name"], root)).as_posix()
+            if name in taken:
+                problems.append(f"{name} is in {taken[name].path} and in {source.path}: leave one of them out")
+            taken[name] = source
+            new_image[image["id"]] = len(images) + 1
+            images.append({**image, "id": len(images) + 1, "file_name": name})
+        for entry in source.content["annotations"]:
+            changed = {"image_id": new_image[entry["image_id"]], "category_id": new_class[entry["category_id"]]}
+            annotations.append({**entry, "id": len(annotations) + 1, **changed})
+            origins[len(annotations)] = source.origins.get(entry["id"], f"{source.path}: annotation {entry['id']}")
+    if problems:
+        raise listed(f"{len(problems)} image(s) are in more than one dataset:", problems)
+    content = {"images": images, "annotations": annotations, "categories": list(classes.values())}
+    remarks: Counter[str] = sum((source.remarks for source in sources), Counter())
+    return Source(root, root, content, origins, remarks, [p for source in sources for p in source.problems])
+
+
+def sample(source: Source, count: int, seed: int) -> Source:
+    """`count` images drawn at random, in their order. Raises `UserError` if there are fewer."""
+    images = source.content["images"]
+    if count > len(images):
+        raise UserError(f"{source.path}: has {len(images)} images, fewer than the {count} asked for")
+    chosen = sorted(np.random.default_rng(seed).permutation(len(images))[:count].tolist())
+    return subset(source, {images[k]["id"] for k in chosen})
+
+
+def remap(source: Source, names: Mapping[str, str | None]) -> Source:
+    """Classes renamed, merged (two old names, one new) or dropped (None); those that `names` leaves out stay as they are.
+
+    The new classes keep the order of the old ones. Raises `UserError` for a name that is no class, or if none is left.
+    """
+    classes = [str(category["name"]) for category in source.content["categories"]]
+    if unknown := [name for name in names if name not in classes]:
+        raise UserError(
+            f"{source.path}: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(classes)}"
+        )
+    new_names = [names.get(name, name) for name in classes]
+    kept = list(dict.fromkeys(name for name in new_names if name is not None))
+    if not kept:
+        raise UserError(f"{source.path}: every class would be dropped")
+    new_id = {
+        category["id"]: None if name is None else kept.index(name) + 1
+        for category, name in zip(source.content["categories"], new_names, strict=True)
+    }
+    annotations = [
+        {**entry, "category_id": new_id[entry["category_id"]]}
+        for entry in source.content["annotations"]
+        if new_id[entry["category_id"]] is not None
+    ]
+    content = {
+        **source.content,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(kept, 1)],
+        "annotations": annotations,
+    }
+    remarks = source.remarks + Counter()
+    if dropped := len(source.content["annotations"]) - len(annotations):
+        remarks["objects of dropped classes (left out; they count as background)"] = dropped
+    return replace(source, content=content, remarks=remarks)
+
+
+def image_ids(source: Source, count: int | None = None) -> set[Id]:
+    """Of the first `count` images."""
+    kind = id_kind(source.content["images"])
+    return {entry["id"] for entry in source.content["images"][:count] if is_id(entry.get("id"), kind)}
+
+
+def _id(value: Any) -> Id | None:
+    return value if is_id(value) or is_id(value, str) else None
+
+
+def subset(source: Source, images: set[Id]) -> Source:
+    """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
+    left_out = image_ids(source) - images
+    content = {
+        **source.content,
+        "images": [entry for entry in source.content["images"] if _id(entry.get("id")) not in left_out],
+        "annotations": [e for e in source.content["annotations"] if _id(e.get("image_id")) not in left_out],
+    }
+    return replace(source, content=content)
+
+
+def held_out(source: Source, share: float, pattern: str | None, seed: int) -> set[Id]:
+    """Image ids for validation: about `share` of every class, rarest first (iterative stratification, Sechidis et al. 2011).
+
+    pattern: a regular expression on file names; images that match equally (its first group, or all of the match) stay
+    together, such as the frames of one video.
+    """
+    groups: dict[str, list[Id]] = {}
+    unmatched: list[str] = []
+    kind_of_id = id_kind(source.content["images"])
+    for entry in source.content["images"]:
+        if not is_id(entry.get("id"), kind_of_id):
+            continue  # an error of every split
+        name = str(entry.get("file_name"))
+        match = re.search(pattern, name) if pattern else None
+        unmatched += [name] if pattern and not match else []
+        groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
+    images = sum(map(len, groups.values()))
+    if pattern and unmatched and len(unmatched) == images:
+        raise UserError(f"data.group={pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
+    if pattern and len(groups) == 1 and images > 1:
+        raise UserError(f"data.group={pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
+    if unmatched:
+        source.remarks["images whose names data.group does not match (each counts as a group of its own)"] = len(
+            unmatched
+        )
+    group_of = {image: group for group, members in groups.items() for image in members}
+    contents: dict[str, Counter[Any]] = {group: Counter({None: len(members)}) for group, members in groups.items()}
+    for entry in source.content["annotations"]:
+        if _id(entry.get("image_id")) in group_of:
+            contents[group_of[entry["image_id"]]][_id(entry.get("category_id"))] += 1
+    totals: Counter[Any] = sum(contents.values(), Counter())
+    held: Counter[Any] = Counter()
+    result: set[Id] = set()
+    order = [sorted(groups)[k] for k in np.random.default_rng(seed).permutation(len(groups))]
+    waiting = dict.fromkeys(order)
+    for kind in sorted(totals, key=lambda k: (k is None, totals[k])):  # rarest class first, then what has no object
+        for group in [g for g in waiting if kind in contents[g]]:
+            # Half of what a group brings may overshoot: it goes where the count ends up nearer to its aim.
+            if held[kind] + contents[group][kind] / 2 <= share * totals[kind]:
+                held += contents[group]
+                result.update(groups[group])
+            del waiting[group]
+    return result

@@ -1,0 +1,102 @@
+"""CVAT for images 1.1: annotations.xml, with the images beside it -> COCO's structure.
+
+https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/: boxes (also rotated), polygons, ellipses, masks and
+skeletons; coordinates in pixels from zero, continuous.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from resdet.data.formats.common import Builder, Source, ellipse_polygon, rectangle_polygon
+from resdet.data.formats.lookup import located
+from resdet.errors import UserError
+
+NO_AREA = ("polyline", "points", "tag", "cuboid")
+
+
+def is_cvat(text: bytes) -> bool:
+    """Whether the beginning of an XML file is CVAT's."""
+    return b"<annotations>" in text[:1000]
+
+
+def read_cvat(file: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """All images that `file` lists, found below the folder `images` (None: the file's own).
+
+    Raises `UserError` where nothing can be read.
+    """
+    images = images or file.parent
+    try:
+        root = fromstring(file.read_bytes())
+    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as XML ({error})") from None
+    if root.tag != "annotations":
+        raise UserError(f"{file}: not CVAT's: its outermost element is <{root.tag}>, not <annotations>")
+    if root.find("track") is not None:
+        raise UserError(
+            f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
+        )
+    named = [text for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
+    used = [shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA]
+    builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(set(used) - {""})])))
+    problems = builder.source.problems
+    entries: dict[str, Element] = {}
+    for node in root.iter("image"):
+        name = node.get("name", "")
+        if name in entries:
+            problems.append(f"{file}: image {name!r} is listed twice")
+        entries[name] = node
+    for path, size, name in located(entries, images, file, problems, builder.source.remarks):
+        image_id = builder.image(path, size)
+        for number, shape in enumerate(entries[name], 1):
+            _add(builder, image_id, shape, f"{file}: {name}: shape {number} ({shape.tag})", size)
+    return builder.source
+
+
+def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tuple[int, int]) -> None:
+    label = shape.get("label", "")
+    if shape.tag in NO_AREA:
+        builder.source.remarks[f"shapes of type {shape.tag} (left out: they enclose no area)"] += 1
+        return
+    if not label:
+        builder.source.problems.append(f"{origin}: has no label")
+        return
+    try:
+        if shape.tag == "box":
+            x1, y1, x2, y2 = (float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr"))
+            angle = float(shape.get("rotation", 0))
+            if angle:
+                builder.polygons(image_id, label, [rectangle_polygon(x1, y1, x2 - x1, y2 - y1, angle)], origin)
+            else:
+                builder.object(image_id, label, [x1, y1, x2 - x1, y2 - y1], origin)
+        elif shape.tag == "polygon":
+            builder.polygons(image_id, label, [_points(shape)], origin)
+        elif shape.tag == "ellipse":
+            cx, cy, rx, ry = (float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry"))
+            angle = np.deg2rad(float(shape.get("rotation", 0)))
+            builder.polygons(image_id, label, [ellipse_polygon(cx, cy, rx, ry, angle)], origin)
+        elif shape.tag == "mask":
+            left, top, width, height = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
+            builder.bitmap(image_id, label, _mask(shape, height, width), (top, left), size, origin)
+        else:
+            builder.source.remarks[f"shapes of type {shape.tag} (left out: not known)"] += 1
+    except (KeyError, ValueError, OverflowError) as error:
+        builder.source.problems.append(f"{origin}: cannot be read ({error})")
+
+
+def _points(shape: Element) -> list[float]:
+    """points="x,y;x,y;…" -> [x, y, x, y, …]"""
+    return [float(v) for point in shape.attrib["points"].split(";") for v in point.split(",")]
+
+
+def _mask(shape: Element, height: int, width: int) -> np.ndarray:
+    """rle="n, n, …": lengths of the runs of 0 and 1 in turn, row after row -> (height, width) bool."""
+    runs = np.array([int(v) for v in shape.attrib["rle"].split(",")], dtype=np.int64)
+    if height < 1 or width < 1 or (runs < 0).any() or runs.sum() != height * width:
+        raise ValueError(f"its runs cover {int(runs.sum())} pixels, not {height} x {width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)

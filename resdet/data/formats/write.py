@@ -1,0 +1,183 @@
+"""COCO's structure -> the files of other formats: YOLO (boxes or polygons), Pascal VOC, labelme.
+
+The images are copied beside them, so that the folder is whole. What a format cannot hold is counted in the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import cv2
+import numpy as np
+
+from resdet.data.formats.common import Source
+from resdet.errors import UserError
+from resdet.masks import decode_rle
+from resdet.writing import write_json, write_text
+
+Objects = list[dict[str, Any]]
+CROWDS = "crowd regions (left out: the format has no mark for them)"
+PARTS = "objects whose several parts became one polygon (joined by a line of no width)"
+HOLES = "objects whose holes were filled (the format has none)"
+Polygons = list[list[float]]
+
+
+def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[str]:
+    """images/SPLIT, labels/SPLIT and data.yaml (with the splits that are there); polygons if any object has a mask.
+
+    -> what was lost, counted. Raises `UserError` if data.yaml is there and names other classes.
+    """
+    lost: Counter[str] = Counter()
+    names = [str(category["name"]) for category in source.content["categories"]]
+    index = {category["id"]: k for k, category in enumerate(source.content["categories"])}
+    masks = any(entry.get("segmentation") for entry in source.content["annotations"])
+    sheet = folder / "data.yaml"
+    head = "".join(f"  {k}: {json.dumps(name, ensure_ascii=False)}\n" for k, name in enumerate(names))
+    head = f"path: .\nnames:\n{head}"
+    if sheet.is_file() and not sheet.read_text(encoding="utf-8").startswith(head):
+        raise UserError(f"{sheet}: is there, with other classes; choose an empty folder")
+    for image, objects, name in _images(source, folder / "images" / split):
+        lines = []
+        for entry in objects:
+            if entry.get("iscrowd"):
+                lost[CROWDS] += 1
+                continue
+            outline = _polygons(entry, image, lost) if masks else []
+            if outline:
+                values = _joined(outline, lost)
+            else:
+                x, y, w, h = entry["bbox"]
+                values = [x, y, x + w, y, x + w, y + h, x, y + h] if masks else [x + w / 2, y + h / 2, w, h]
+            shares = [v / (image["width"], image["height"])[k % 2] for k, v in enumerate(values)]
+            lines.append(" ".join([str(index[entry["category_id"]]), *(f"{v:.10g}" for v in shares)]) + "\n")
+        target = (folder / "labels" / split / name).with_suffix(".txt")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, "".join(lines))
+    splits = sorted({path.name for path in (folder / "images").iterdir() if path.is_dir()})
+    write_text(sheet, head + "".join(f"{name}: images/{name}\n" for name in splits))
+    return +lost
+
+
+def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str]:
+    """JPEGImages, Annotations/*.xml, ImageSets/Main/SPLIT.txt: boxes alone. -> what was lost, counted.
+
+    Corners count pixels from one, both inside, as VOC's own do; fractions of a pixel stay.
+    """
+    lost: Counter[str] = Counter()
+    names = {category["id"]: str(category["name"]) for category in source.content["categories"]}
+    stems = []
+    for image, objects, name in _images(source, folder / "JPEGImages", flat=True):
+        parts = []
+        for entry in objects:
+            lost["masks (left out: boxes alone are written)"] += bool(entry.get("segmentation"))
+            if entry.get("iscrowd"):
+                lost[CROWDS] += 1
+                continue
+            x, y, w, h = entry["bbox"]
+            corners = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
+            box = "".join(f"<{key}>{value:.10g}</{key}>" for key, value in corners)
+            title = escape(names[entry["category_id"]])
+            parts.append(f"  <object><name>{title}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>\n")
+        size = f"<width>{image['width']}</width><height>{image['height']}</height><depth>3</depth>"
+        text = f"<annotation>\n  <filename>{escape(name)}</filename>\n  <size>{size}</size>\n{''.join(parts)}</annotation>\n"
+        stems.append(Path(name).stem)
+        write_text(folder / "Annotations" / f"{stems[-1]}.xml", text)
+    write_text(folder / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{stem}\n" for stem in stems))
+    return +lost
+
+
+def write_labelme(source: Source, folder: Path, split: str = "train") -> Counter[str]:
+    """A JSON beside each image (`split` is not used: labelme has none). -> what was lost, counted."""
+    lost: Counter[str] = Counter()
+    names = {category["id"]: str(category["name"]) for category in source.content["categories"]}
+    for image, objects, name in _images(source, folder):
+        shapes: list[dict[str, Any]] = []
+        for number, entry in enumerate(objects, 1):
+            if entry.get("iscrowd"):
+                lost[CROWDS] += 1
+                continue
+            outline = _polygons(entry, image, lost)
+            x, y, w, h = entry["bbox"]
+            pieces = outline or [[x, y, x + w, y + h]]
+            shapes += [
+                {
+                    "label": names[entry["category_id"]],
+                    "points": np.reshape(piece, (-1, 2)).tolist(),
+                    "group_id": number if len(pieces) > 1 else None,
+                    "shape_type": "polygon" if outline else "rectangle",
+                    "flags": {},
+                }
+                for piece in pieces
+            ]
+        content = {
+            "version": "5.0.0", "flags": {}, "shapes": shapes, "imagePath": Path(name).name, "imageData": None,
+            "imageHeight": image["height"], "imageWidth": image["width"],
+        }  # fmt: skip
+        write_json((folder / name).with_suffix(".json"), content, indent=1)
+    return +lost
+
+
+WRITERS: dict[str, Callable[[Source, Path, str], Counter[str]]] = {
+    "yolo": write_yolo,
+    "voc": write_voc,
+    "labelme": write_labelme,
+}
+
+
+def _images(source: Source, folder: Path, flat: bool = False) -> Iterator[tuple[dict[str, Any], Objects, str]]:
+    """(image, its objects, its name below `folder`), the file copied there. Raises `UserError` for two of one name."""
+    objects: dict[Any, Objects] = {image["id"]: [] for image in source.content["images"]}
+    for entry in source.content["annotations"]:
+        objects[entry["image_id"]].append(entry)
+    stems: dict[str, str] = {}
+    for image in source.content["images"]:
+        name = Path(image["file_name"]).name if flat or Path(image["file_name"]).is_absolute() else image["file_name"]
+        stem = Path(name).with_suffix("").as_posix()
+        if stem in stems:
+            raise UserError(f"{stems[stem]} and {image['file_name']} would both become {stem}: rename one of them")
+        stems[stem] = image["file_name"]
+    for image, stem in zip(source.content["images"], stems, strict=True):
+        name = f"{stem}{Path(image['file_name']).suffix}"
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source.images / image["file_name"], target)
+        except shutil.SameFileError:
+            raise UserError(f"{target}: is the image itself; choose another folder") from None
+        except OSError as error:
+            raise UserError(
+                f"{source.images / image['file_name']}: cannot be copied to {target} ({error.strerror})"
+            ) from None
+        yield image, objects[image["id"]], name
+
+
+def _polygons(entry: dict[str, Any], image: dict[str, Any], lost: Counter[str]) -> Polygons:
+    """The object's outlines; [] without a mask. Of run lengths the contours of the parts, half a pixel exact."""
+    segmentation = entry.get("segmentation")
+    if not isinstance(segmentation, dict):
+        return segmentation or []
+    # Four times as large, so that the contour runs along the pixels' edges within an eighth of a pixel.
+    bitmap = decode_rle(segmentation, image["height"], image["width"])
+    x, y, w, h = (int(v) for v in cv2.boundingRect(bitmap))
+    crop = np.kron(bitmap[y : y + h, x : x + w], np.ones((4, 4), np.uint8))
+    contours, levels = cv2.findContours(crop, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    outer = [c for c, level in zip(contours, levels[0] if levels is not None else [], strict=True) if level[3] < 0]
+    lost[HOLES] += len(outer) < len(contours)
+    simple = [cv2.approxPolyDP(contour, 1.0, closed=True)[:, 0] for contour in outer]
+    return [((points + 0.5) / 4 + (x, y)).ravel().tolist() for points in simple if len(points) >= 3]
+
+
+def _joined(polygons: Polygons, lost: Counter[str]) -> list[float]:
+    """One polygon that runs through all: from the first to each other one and back the same way."""
+    first, *others = (np.reshape(polygon, (-1, 2)) for polygon in polygons)
+    lost[PARTS] += bool(others)
+    path = [first]
+    for points in others:
+        path += [points, points[:1], first[-1:]]
+    return np.concatenate(path).ravel().tolist()

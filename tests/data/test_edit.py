@@ -1,0 +1,166 @@
+"""Datasets made from datasets, written in other formats and read back; near-duplicates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pictures import textured
+from resdet.commands.data import main
+from resdet.config import DataConfig
+from resdet.data.duplicates import hash_files, near_duplicates
+from resdet.data.edit import merge, remap, sample
+from resdet.data.formats.common import Source
+from resdet.data.formats.write import WRITERS
+from resdet.data.sources import open_split
+from resdet.errors import UserError
+from resdet.masks import decode_rle, encode_bitmap
+
+H, W = 60, 80
+
+
+def dataset(root: Path, classes: list[str], names: str, category: int = 1) -> Source:
+    """One object of `category` an image, a box alone."""
+    for name in names:
+        (root / "img").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / f"img/{name}.png"), textured(H, W))
+    images = [{"id": 10 + k, "file_name": f"{n}.png", "height": H, "width": W} for k, n in enumerate(names)]
+    annotations = [
+        {"id": 5 + k, "image_id": 10 + k, "category_id": category, "bbox": [10, 20, 30, 25], "area": 750, "iscrowd": 0}
+        for k in range(len(names))
+    ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return Source(root / "all.json", root / "img", content)
+
+
+def test_merging_joins_classes_by_name(tmp_path) -> None:
+    one, two = dataset(tmp_path / "one", ["cat", "dog"], "ab", 2), dataset(tmp_path / "two", ["bird", "dog"], "ac", 1)
+    merged = merge([one, two])
+    assert [(c["id"], c["name"]) for c in merged.content["categories"]] == [(1, "cat"), (2, "dog"), (3, "bird")]
+    assert [i["file_name"] for i in merged.content["images"]] == [f"one/img/{n}.png" for n in "ab"] + [
+        f"two/img/{n}.png" for n in "ac"
+    ]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in merged.content["annotations"]] == [
+        (1, 1, 2), (2, 2, 2), (3, 3, 3), (4, 4, 3),
+    ]  # fmt: skip
+    assert all((merged.images / i["file_name"]).is_file() for i in merged.content["images"])
+    with pytest.raises(UserError, match=r"one/img/a\.png|a\.png is in"):
+        merge([one, one])
+
+
+def test_sampling_and_other_classes(tmp_path) -> None:
+    source = dataset(tmp_path, ["cat", "dog", "bird"], "abcdef", 2)
+    some = sample(source, 3, seed=1)
+    assert len(some.content["images"]) == len(some.content["annotations"]) == 3
+    assert sample(source, 3, seed=1).content == some.content
+    with pytest.raises(UserError, match="has 6 images, fewer than the 7"):
+        sample(source, 7, seed=0)
+    changed = remap(source, {"cat": "animal", "dog": "animal"})
+    assert [c["name"] for c in changed.content["categories"]] == ["animal", "bird"]
+    assert {a["category_id"] for a in changed.content["annotations"]} == {1}
+    dropped = remap(source, {"dog": None})
+    assert (len(dropped.content["annotations"]), list(dropped.remarks.values())) == (0, [6])
+    with pytest.raises(UserError, match="no class 'cats'; the classes are cat, dog, bird"):
+        remap(source, {"cats": "cat"})
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc", "labelme"])
+def test_what_is_written_is_read_back(format: str, tmp_path) -> None:
+    source = dataset(tmp_path / "from", ["cat", "dog & co"], "ab", 2)
+    mask = np.zeros((H, W), bool)
+    mask[5:25, 10:30] = True
+    mask[5:15, 10:20] = False
+    polygon = [[10.5, 20, 40, 20, 40, 45.25]]
+    masks = format != "voc"
+    if masks:
+        first, second = source.content["annotations"]
+        first |= {"segmentation": polygon, "bbox": [10.5, 20, 29.5, 25.25]}
+        second |= {"segmentation": encode_bitmap(mask), "bbox": [10, 5, 20, 20]}
+    lost = WRITERS[format](source, tmp_path / "to", "train")
+    assert not lost
+    data = DataConfig.model_validate({"root": tmp_path / "to", "format": format})
+    read = open_split(data, "train")
+    assert len(read.content["images"]) == 2
+    names = {c["id"]: c["name"] for c in read.content["categories"]}
+    for before, after in zip(source.content["annotations"], read.content["annotations"], strict=True):
+        np.testing.assert_allclose(after["bbox"], before["bbox"], atol=0.3 if masks else 1e-6)
+        assert names[after["category_id"]] == "dog & co"
+    if masks:
+        np.testing.assert_allclose(read.content["annotations"][0]["segmentation"], polygon, atol=1e-6)
+        outline = read.content["annotations"][1]["segmentation"]
+        from pycocotools import mask as coco_mask
+
+        drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline, H, W))).astype(bool)
+        assert (drawn & mask).sum() / (drawn | mask).sum() > 0.97
+        assert decode_rle(encode_bitmap(drawn), H, W).shape == (H, W)
+
+
+def test_what_a_format_cannot_hold_is_counted(tmp_path) -> None:
+    source = dataset(tmp_path / "from", ["cat"], "ab")
+    first, second = source.content["annotations"]
+    first["iscrowd"] = 1
+    second["segmentation"] = [[0, 0, 10, 0, 10, 10], [20, 20, 30, 20, 30, 30]]
+    assert sorted(WRITERS["yolo"](source, tmp_path / "yolo", "train").values()) == [1, 1]
+    assert sorted(WRITERS["voc"](source, tmp_path / "voc", "train").values()) == [1, 1]
+    assert list(WRITERS["labelme"](source, tmp_path / "labelme", "train").values()) == [1]
+
+
+def test_copies_are_found_and_other_images_are_not(tmp_path) -> None:
+    random = np.random.default_rng(0)
+    images = [cv2.resize(random.integers(0, 255, (6, 8, 3), dtype=np.uint8), (160, 120)) for _ in range(30)]
+    for k, image in enumerate(images):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), image)
+    cv2.imwrite(str(tmp_path / "copy.jpg"), cv2.resize(images[7], (97, 71)), [cv2.IMWRITE_JPEG_QUALITY, 60])
+    cv2.imwrite(str(tmp_path / "bright.png"), cv2.convertScaleAbs(images[3], alpha=0.8, beta=30))
+    cv2.imwrite(str(tmp_path / "plain.png"), np.full((50, 50, 3), 90, np.uint8))
+    first, problems = hash_files([tmp_path / f"{k}.png" for k in range(30)])
+    others, _ = hash_files([tmp_path / n for n in ("copy.jpg", "bright.png", "plain.png")])
+    assert problems == []
+    assert [(p.first, p.second) for p in near_duplicates(first, others)] == [(3, 1), (7, 0)]
+    assert near_duplicates(first) == []
+    assert hash_files([tmp_path / "absent.png"])[1] != []
+
+
+def test_the_commands(tmp_path, capsys) -> None:
+    """Each verb on a real file, the result read back."""
+
+    def data(*words: object, code: int = 0) -> str:
+        assert main([str(word) for word in words]) == code
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    source = dataset(tmp_path / "set", ["cat", "dog"], "abcdefgh", 2)
+    source.content["annotations"][0]["category_id"] = 1
+    file = tmp_path / "set/img/all.json"
+    file.write_text(json.dumps(source.content))
+    assert "written" in data("split", file, tmp_path / "out", "--val", 0.25, "--test", 0.25)
+    parts = [json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("train", "val", "test")]
+    assert [len(part["images"]) for part in parts] == [4, 2, 2]
+    assert len({image["file_name"] for part in parts for image in part["images"]}) == 8
+    assert "must be shares" in data("split", file, tmp_path / "out", "--val", 1.5, code=2)
+    (tmp_path / "map.yaml").write_text("cat: animal\ndog: animal\n")
+    data("remap", file, tmp_path / "animals.json", "--classes", tmp_path / "map.yaml")
+    assert [c["name"] for c in json.loads((tmp_path / "animals.json").read_text())["categories"]] == ["animal"]
+    assert "no class 'cow'" in data("remap", file, tmp_path / "x.json", "--classes", wrong_map(tmp_path), code=2)
+    data("sample", file, tmp_path / "few.json", "--count", 3)
+    assert len(json.loads((tmp_path / "few.json").read_text())["images"]) == 3
+    other = dataset(tmp_path / "two", ["dog"], "xy")
+    (tmp_path / "two/img/all.json").write_text(json.dumps(other.content))
+    data("merge", tmp_path / "both.json", file, tmp_path / "two/img/all.json")
+    assert len(json.loads((tmp_path / "both.json").read_text())["images"]) == 10
+    cv2.imwrite(str(tmp_path / "two/img/x.png"), np.random.default_rng(0).integers(0, 255, (H, W, 3), dtype=np.uint8))
+    said = data("dedupe", tmp_path / "two/img/all.json", file, "--output", tmp_path / "new.json")
+    assert "y.png = a.png" in said
+    assert [i["file_name"] for i in json.loads((tmp_path / "new.json").read_text())["images"]] == ["x.png"]
+    data("convert", file, tmp_path / "yolo", "--to", "yolo")
+    assert (tmp_path / "yolo/labels/train/a.txt").read_text().startswith("0 ")
+
+
+def wrong_map(folder: Path) -> Path:
+    (folder / "wrong.yaml").write_text("cow: animal\n")
+    return folder / "wrong.yaml"
