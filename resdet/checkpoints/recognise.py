@@ -17,7 +17,7 @@ from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names
 from resdet.checkpoints.stem import input_channels, input_section
-from resdet.config import InputConfig, ModelConfig, find_config, load_yaml, parse_config
+from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError
 
 
@@ -184,6 +184,8 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         if meta.get("config"):
             config = parse_config(load_yaml(str(meta["config"])), source=f"{path}: its config")
             found.values = config.model.model_dump(mode="json", exclude={"weights"})
+            if frozen_but_random(config.model.model_copy(update={"weights": None})):
+                found.values["backbone"]["weights"] = "in the checkpoint"  # which came from `model.weights`
             found.values["num_classes"] = found.values["num_classes"] or len(found.class_names)
             found.min_size, found.max_size = config.data.min_size[-1], config.data.max_size
             given = config.data.pixel_range

@@ -11,7 +11,7 @@ from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
-from resdet.config import ModelConfig, parse_config
+from resdet.config import ModelConfig, parse_config, settings_of
 from resdet.errors import UserError, listed
 
 # Layers with rows for every class, and how many rows a class has in them.
@@ -42,7 +42,12 @@ def _for_input(found: Recognised, config: ModelConfig) -> Recognised:
 def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     """The config with the architecture and the numerics of a checkpoint, except where it sets a key itself."""
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
-    return parse_config({"model": _merged(theirs, config.model_dump(exclude_unset=True))}, str(found.path)).model
+    values = _merged(theirs, settings_of(config))
+    if found.whole:  # nothing is random then, whatever the backbone's own weights are
+        values["weights"] = str(found.path)
+    model = parse_config({"model": values}, str(found.path)).model
+    model.weights = config.weights
+    return model
 
 
 def disagreements(config: ModelConfig, found: Recognised) -> list[str]:

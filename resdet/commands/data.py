@@ -140,7 +140,7 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
     from resdet.data.sources import detected, read_whole
 
     found = detected(data, data.train)
-    if data.split or found.format != "voc":
+    if data.val_fraction or found.format != "voc":
         return {}
     whole = read_whole(data, found, data.train.images, None)
     taken = {e["file_name"] for s in sources.values() for e in s.content["images"]}

@@ -6,6 +6,7 @@ from resdet.config.io import find_config as find_config
 from resdet.config.io import load_config as load_config
 from resdet.config.io import load_yaml as load_yaml
 from resdet.config.io import parse_config as parse_config
+from resdet.config.io import settings_of as settings_of
 from resdet.config.schema import AnchorConfig as AnchorConfig
 from resdet.config.schema import BackboneConfig as BackboneConfig
 from resdet.config.schema import BoxConfig as BoxConfig
@@ -23,3 +24,4 @@ from resdet.config.schema import SyntheticConfig as SyntheticConfig
 from resdet.config.schema import TrainConfig as TrainConfig
 from resdet.config.schema import TrainSplitConfig as TrainSplitConfig
 from resdet.config.schema import data_root as data_root
+from resdet.config.schema import frozen_but_random as frozen_but_random

@@ -82,16 +82,15 @@ def _schedule(config: Config, images: int) -> list[Choice]:
         iterations = t.max_iters
     rate = {"sgd": 0.02, "adamw": 2e-4}[t.optimizer] * t.batch_size / 16
     often = max(1, iterations // 10)
+    steps = [round(iterations * 2 / 3), round(iterations * 8 / 9)]
     return [
         Choice(
             "train.max_iters",
             iterations,
-            f"{images} pictures, each seen {iterations * t.batch_size / images:.0f} times",
+            f"{images} images, each seen {iterations * t.batch_size / images:.0f} times",
         ),
         Choice("train.warmup_iters", min(1000, max(10, iterations // 10)), "a tenth of the schedule, 1000 at most"),
-        Choice(
-            "train.milestones", [round(iterations * 2 / 3), round(iterations * 8 / 9)], "two thirds and eight ninths"
-        ),
+        *([Choice("train.milestones", steps, "two thirds and eight ninths")] if t.schedule == "multistep" else []),
         Choice("train.lr", rate, f"linear in the batch size: {rate * 16 / t.batch_size:g} at 16 ({t.optimizer})"),
         Choice("train.eval_every", often, "ten times a run"),
         Choice("train.checkpoint_every", often, "ten times a run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from resdet.config.schema import Config
+from resdet.config.schema import Config, ModelConfig
 from resdet.errors import UserError, listed
+
+logger = logging.getLogger("resdet")
 
 
 class _Loader(yaml.SafeLoader):
@@ -53,6 +56,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise UserError(f"{key} is given twice: {given[key]!r} and {override!r}")
         given[key] = override
         _apply(values, override)
+    data = values.get("data")
+    if isinstance(data, dict) and data.get("split") is not None:
+        logger.warning("data.split, the share of images for validation, is now called data.val_fraction")
     return parse_config(values, source=str(path))
 
 
@@ -116,20 +122,31 @@ def dump_config(config: Config) -> str:
 
 def dump_settings(config: Config) -> str:
     """What a person has set, as YAML: read again it means the same, and what is open stays open for `auto` and checkpoints."""
-    return yaml.safe_dump(_settings(config), sort_keys=False)
+    return yaml.safe_dump(settings_of(config), sort_keys=False)
 
 
-def _settings(section: BaseModel) -> dict[str, Any]:
-    """Fields that were set, or that differ from their defaults because they were changed in place."""
+def settings_of(section: Config | ModelConfig) -> dict[str, Any]:
+    """The keys that were set, or that were changed in place to what the others alone would not give, as JSON's values.
+
+    Raises `UserError` where keys that were changed in place contradict each other.
+    """
+    try:
+        implied = type(section).model_validate(section.model_dump(exclude_unset=True))
+    except ValidationError as error:
+        raise listed("the config as it was changed:", [_explain(e) for e in error.errors()]) from None
+    return _settings(section, implied)
+
+
+def _settings(section: BaseModel, implied: BaseModel) -> dict[str, Any]:
     found: dict[str, Any] = {}
     whole = section.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+        value, other = getattr(section, name), getattr(implied, name)
         if isinstance(value, BaseModel):
-            inner = _settings(value)
+            inner = _settings(value, other if isinstance(other, BaseModel) else type(value)())
             if inner or field.get_default() is None:
                 found[name] = inner
-        elif name in section.model_fields_set or value != field.get_default(call_default_factory=True):
+        elif name in section.model_fields_set or value != other:
             found[name] = whole[name]
     return found
 
@@ -199,7 +216,7 @@ def _explain(error: Any) -> str:
     given = error.get("input")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
-        return f"{path}: {message}" if path else message
+        return message if not path or message.startswith(f"{path}.") else f"{path}: {message}"
     if error["type"] == "literal_error":
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""

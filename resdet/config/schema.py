@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -138,6 +139,14 @@ class RPNConfig(Section):
     rank: Literal["logit", "sigmoid"] = "logit"  # by what proposals are ordered (mmdetection: sigmoid)
     fixed_divisor: bool = False  # of the losses: samples * images (detectron2) instead of the sampled anchors' number
 
+    @model_validator(mode="after")
+    def _in_order(self) -> RPNConfig:
+        if self.low > self.high:
+            raise ValueError(
+                f"low ({self.low}) is above high ({self.high}): an anchor would be foreground and background"
+            )
+        return self
+
 
 class PoolConfig(Section):
     sampling_ratio: Count = 2  # 0: adaptive, as detectron2 and mmdetection; slower
@@ -194,12 +203,33 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _train_what_is_random(self) -> ModelConfig:
-        """Without weights, a frozen stage would stay random for ever, and a frozen batch norm an identity."""
+        """Without weights nothing is frozen: defaults of `norm` and `frozen_stages` follow, what was set is refused."""
         b = self.backbone
-        if b.weights == "none" and self.weights is None and (b.frozen_stages or b.norm == "frozen_bn"):
+        if problems := frozen_but_random(self, b.model_fields_set):
+            raise ValueError("; ".join(problems))
+        if frozen_but_random(self):
             norm = "bn" if b.norm == "frozen_bn" else b.norm
             self.backbone = b.model_copy(update={"frozen_stages": 0, "norm": norm})
+            self.backbone.model_fields_set.intersection_update(b.model_fields_set)
         return self
+
+
+def frozen_but_random(model: ModelConfig, keys: Set[str] = frozenset({"norm", "frozen_stages"})) -> list[str]:
+    """What is frozen although no weights are loaded, one line for each of these keys of `model.backbone`."""
+    b, problems = model.backbone, []
+    if model.weights is not None or b.weights != "none":
+        return []
+    if b.norm == "frozen_bn" and "norm" in keys:
+        problems.append(
+            "model.backbone.norm=frozen_bn with model.backbone.weights=none: without pretrained statistics a frozen batch norm "
+            "normalizes nothing; set model.backbone.norm=bn (or gn), or name weights"
+        )
+    if b.frozen_stages and "frozen_stages" in keys:
+        problems.append(
+            f"model.backbone.frozen_stages={b.frozen_stages} with model.backbone.weights=none: the frozen stages would stay "
+            "random; set model.backbone.frozen_stages=0, or name weights"
+        )
+    return problems
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -240,7 +270,7 @@ class DataConfig(Section):
     format: Literal["auto"] | DataFormat = "auto"
     # what Pascal VOC's corners count the first pixel as; None: found from the files
     voc_origin: Literal[0, 1] | None = None
-    split: Annotated[float, Field(gt=0, lt=1)] | None = None  # hold out this share of data.train for validation
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None  # held out of data.train for validation
     split_seed: Count = 0
     group: str | None = None  # a regular expression on file names: images that match equally stay in one split
     train: TrainSplitConfig = TrainSplitConfig()
@@ -273,20 +303,33 @@ class DataConfig(Section):
     # Of each keypoint, for OKS; None: COCO's where the names are COCO's, else 0.05 each
     keypoint_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, values: Any) -> Any:
+        """`split`, the older name of `val_fraction`."""
+        if not isinstance(values, dict) or "split" not in values:
+            return values
+        share = values["split"]
+        if share is not None and values.get("val_fraction", share) != share:
+            raise ValueError(
+                f"data.split={share} is the older name of data.val_fraction={values['val_fraction']}: set one"
+            )
+        return {"val_fraction": share} | {k: v for k, v in values.items() if k != "split"}
+
     @model_validator(mode="after")
     def _means_something(self) -> DataConfig:
         """Each key has an effect beside the others."""
         problems = []
-        if self.split:
+        if self.val_fraction:
             problems += [
-                f"data.val.{key}={value} beside data.split={self.split}, which takes the validation images from data.train: "
-                f"set one of them to null"
+                f"data.val.{key}={value} beside data.val_fraction={self.val_fraction}, which takes the validation images from "
+                "data.train: set one of them to null"
                 for key in ("images", "annotations", "split")
                 if (value := getattr(self.val, key)) is not None
             ]
         if self.group is not None:
-            if not self.split:
-                problems.append("data.group has no effect without data.split")
+            if not self.val_fraction:
+                problems.append("data.group has no effect without data.val_fraction")
             try:
                 re.compile(self.group)
             except re.error as error:
@@ -326,7 +369,7 @@ class TrainConfig(Section):
     log_every: Positive = 20
     checkpoint_every: Positive = 5000
     keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt
-    eval_every: Count = 5000  # 0: only at the end
+    eval_every: Count = 5000  # and at the end; 0: never
     val_loss: bool = True  # with each evaluation, the losses on the validation set
     # What best.pt is the best of, and patience waits for; None: mask AP where masks are evaluated, else box AP
     best_metric: (

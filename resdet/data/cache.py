@@ -24,7 +24,7 @@ def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
     The name changes with the file's content (by size and time of change) and place.
     """
     given = data.train if split == "train" else data.val
-    if data.split or given.files or data.limit or find_format(data, given) != "coco":
+    if data.val_fraction or given.files or data.limit or find_format(data, given) != "coco":
         return None
     images, annotations = coco_paths(data, split)
     try:

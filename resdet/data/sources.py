@@ -33,17 +33,16 @@ WITHOUT_SPLITS = ("labelme", "via", "cvat", "label_studio", "open_images", "kitt
 
 def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
     """The annotations of a split. Raises `UserError`, also for `Source.problems` unless `tolerant`, for who reports them."""
-    given = config.train if split == "train" or config.split else config.val
+    given = config.train if split == "train" or config.val_fraction else config.val
     source = read_source(config, given, split)
     source = source if tolerant else source.whole()
-    if config.split:
-        held = held_out(source, config.split, config.group, config.split_seed)
+    if config.val_fraction:
+        held = held_out(source, config.val_fraction, config.group, config.split_seed)
         for name, part in (("val", held), ("train", image_ids(source) - held)):
             if not part and image_ids(source):
                 raise UserError(
-                    f"data.split={config.split:g} of the {len(image_ids(source))} images of {source.path} leaves none for"
-                    f" {name}:"
-                    " use another share, or a validation set of its own (data.val)"
+                    f"data.val_fraction={config.val_fraction:g} of the {len(image_ids(source))} images of {source.path} leaves "
+                    f"none for {name}: use another share, or a validation set of its own (data.val)"
                 )
         source = subset(source, held if split == "val" else image_ids(source) - held)
     chosen = config.train if split == "train" else config.val
@@ -56,13 +55,13 @@ def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> S
 def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
     """All that the config names for a split, whatever the format."""
     found, images = detected(config, given), given.images
-    key = f"data.{'train' if config.split else split}"
+    key = f"data.{'train' if config.val_fraction else split}"
     refuse_what_has_no_effect(found.format, given, key)
     if found.format == "coco":
         images, annotations = coco_paths(config, split)
         found = found._replace(path=annotations)
     # Where a split is made, it is made of all of a VOC folder or of YOLO's "train".
-    named = None if config.split or found.format in WITHOUT_SPLITS else split
+    named = None if config.val_fraction or found.format in WITHOUT_SPLITS else split
     source = read_whole(config, found, images, given.split or named)
     if given.split and source.split is None:
         raise UserError(f"{source.path}: has no splits, so {key}.split={given.split} means nothing here")
@@ -142,7 +141,7 @@ def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
 
     Raises `UserError` for a split of a name that is not there.
     """
-    part: Split = "train" if config.split else split
+    part: Split = "train" if config.val_fraction else split
     given: SplitConfig = config.train if part == "train" else config.val
     root = given.annotations or data_root(config)
     if root.is_file() or root.suffix:

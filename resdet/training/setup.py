@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
-from resdet.config import Config, SplitConfig, data_root
+from resdet.config import Config, SplitConfig, data_root, frozen_but_random
 from resdet.config.auto import choose
+from resdet.config.effects import notes_of, warnings_of
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
@@ -37,6 +38,7 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
     earlier: the checkpoint that a run resumes from, in the place of other weights. check: False where another process has
     had the data checked. Raises one `UserError`.
     """
+    given = config
     make_synthetic(config)
     splits: list[Literal["train", "val"]] = ["train", "val"] if config.train.eval_every else ["train"]
     problems = missing_data(config, splits)
@@ -46,6 +48,8 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
             start = starting_point(config.model)
         except UserError as error:
             problems.append(str(error))
+        else:
+            problems += [] if start else frozen_but_random(config.model)  # of a config that was changed in place
     if problems:
         raise UserError("\n\n".join(problems))
     found = earlier or start
@@ -88,6 +92,8 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "set model.mask=null, which makes it a Faster R-CNN"
         )
+    for line in notes_of(given) + warnings_of(given, config):
+        console.print(line)
     return config, Inputs(train, val, start)
 
 
@@ -182,7 +188,7 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
     root = data_root(config.data)
     paths: list[Path] = []
     # A made split is a part of data.train.
-    for split in ["train"] if config.data.split else splits:
+    for split in ["train"] if config.data.val_fraction else splits:
         given: SplitConfig = config.data.train if split == "train" else config.data.val
         if find_format(config.data, given) == "coco":
             paths += coco_paths(config.data, "train" if split == "train" else "val")
@@ -201,7 +207,7 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
         "  to fix:       get COCO 2017 (datasets/README.md has the commands), or point to a copy: data.root=/path/to/coco",
         "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val,",
         "                or data.root=FOLDER of Pascal VOC, YOLO or labelme files, or of Roboflow's COCO export;",
-        "                without a validation split: data.split=0.2 holds out a fifth of train",
+        "                without a validation split: data.val_fraction=0.2 holds out a fifth of train",
         "  without any:  python tools/train.py configs/quickstart.yaml generates its own and needs no download",
     ]
     return ["\n".join(lines)]

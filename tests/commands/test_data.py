@@ -86,7 +86,7 @@ def test_training_straight_from_voc_with_a_made_split(bccd, tmp_path) -> None:
     values = {
         "auto": True, "device": "cpu", "output": str(tmp_path / "run"),
         "model": {**tiny.MODEL, "num_classes": None, "mask": None},
-        "data": {"root": str(bccd), "split": 0.2, "min_size": 96, "max_size": 160, "workers": 0, "limit": 20},
+        "data": {"root": str(bccd), "val_fraction": 0.2, "min_size": 96, "max_size": 160, "workers": 0, "limit": 20},
         "train": {"max_iters": 2, "batch_size": 2, "eval_every": 2},
     }  # fmt: skip
     result = resdet.train(parse_config(values))
@@ -99,7 +99,7 @@ def test_training_straight_from_voc_with_a_made_split(bccd, tmp_path) -> None:
 
 def test_a_made_split_needs_no_validation_files(shapes_root, tmp_path) -> None:
     values = tiny.values(shapes_root)
-    values["data"] |= {"split": 0.25, "val": {}}
+    values["data"] |= {"val_fraction": 0.25, "val": {}}
     assert missing_data(parse_config(values), ["val"]) == []
-    values["data"] |= {"split": None, "val": {"annotations": str(tmp_path / "not there.json")}}
+    values["data"] |= {"val_fraction": None, "val": {"annotations": str(tmp_path / "not there.json")}}
     assert "not there.json" in missing_data(parse_config(values), ["val"])[0]

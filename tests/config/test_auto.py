@@ -40,7 +40,7 @@ def test_everything_that_is_open_is_chosen_with_a_reason() -> None:
     assert (config.data.min_size[-1], config.data.max_size) == (480, 800)
     assert config.model.backbone.frozen_stages == 2
     assert (config.model.num_classes, told["model.num_classes"]) == (1, "the data's: a")
-    assert told["train.max_iters"] == "1000 pictures, each seen 24 times"
+    assert told["train.max_iters"] == "1000 images, each seen 24 times"
     assert "linear in the batch size" in told["train.lr"]
     assert "train.batch_size" not in told
     assert all(told.values())

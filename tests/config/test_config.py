@@ -197,10 +197,10 @@ def test_paths_and_names_of_overrides_are_taken_literally(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"split": 0.3, "val": {"images": "x"}}, "data.val.images=x beside data.split=0.3"),
-        ({"split": 0.3, "val": {"split": "test"}}, "data.val.split=test beside data.split=0.3"),
-        ({"group": "^a"}, "data.group has no effect without data.split"),
-        ({"split": 0.3, "group": "("}, "not a regular expression"),
+        ({"val_fraction": 0.3, "val": {"images": "x"}}, "data.val.images=x beside data.val_fraction=0.3"),
+        ({"val_fraction": 0.3, "val": {"split": "test"}}, "data.val.split=test beside data.val_fraction=0.3"),
+        ({"group": "^a"}, "data.group has no effect without data.val_fraction"),
+        ({"val_fraction": 0.3, "group": "("}, "not a regular expression"),
         ({"synthetic": {}, "format": "voc"}, "data.format=voc beside data.synthetic"),
     ],
 )
@@ -224,6 +224,15 @@ def test_settings_changed_in_place_are_written(tmp_path) -> None:
     config.data.root = Path("x")
     assert load_config(write(tmp_path, dump_settings(config))) == config
     assert "momentum" not in dump_settings(config)
+
+
+def test_what_follows_other_keys_stays_open() -> None:
+    config = parse_config({"model": {"backbone": {"weights": "none"}, "input": {"channels": 1}}})
+    assert "norm" not in dump_settings(config)
+    assert "mean" not in dump_settings(config)
+    config.model.backbone.norm = "frozen_bn"
+    with pytest.raises(UserError, match=r"frozen_bn with model\.backbone\.weights=none"):
+        dump_settings(config)
 
 
 def open_keys(section: BaseModel, prefix: str = "") -> set[str]:

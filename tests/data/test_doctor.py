@@ -295,7 +295,14 @@ def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, 
         text = f"<annotation>{size}{thing.format('x' if k == 2 else 9 + k)}</annotation>"
         (root / f"Annotations/{k}.xml").write_text(text[:20] if k == 0 else text)
     (root / "JPEGImages/1.jpg").unlink()
-    command = ["finetune", f"data.root={root}", "data.split=0.4", "model.weights=null", "model.backbone.weights=none"]
+    command = [
+        "finetune",
+        f"data.root={root}",
+        "data.val_fraction=0.4",
+        "model.weights=null",
+        "model.backbone.weights=none",
+        "model.backbone.norm=bn",
+    ]
     fixed, out = tmp_path / "fixed.json", tmp_path / "out"
     assert cli.main(["data", "check", *command, "--output", str(out), "--fix", str(fixed)]) == 2
     findings = json.loads((out / "findings.json").read_text())["findings"]

@@ -116,14 +116,14 @@ def test_coco_as_roboflow_writes_it(tmp_path, shapes_root) -> None:
         assert found(read) == found(expected)
         assert all((read.images / entry["file_name"]).is_file() for entry in read.content["images"])
     shutil.rmtree(tmp_path / "valid")
-    train, val = (found(open_split(DataConfig(root=tmp_path, split=0.25), split)) for split in ("train", "val"))
+    train, val = (found(open_split(DataConfig(root=tmp_path, val_fraction=0.25), split)) for split in ("train", "val"))
     assert {**train, **val} == found(open_split(DataConfig(root=shapes_root), "train"))
     assert 1 <= len(val) <= 4
     assert len(train) + len(val) == 12
 
 
 def test_labelme_has_no_splits_so_one_is_made(tmp_path) -> None:
-    data = DataConfig(root=labelme(tmp_path), split=0.34)
+    data = DataConfig(root=labelme(tmp_path), val_fraction=0.34)
     assert find_format(data, data.train) == "labelme"
     train, val = found(open_split(data, "train")), found(open_split(data, "val"))
     assert {**train, **val} == OBJECTS
@@ -174,14 +174,14 @@ def test_voc_segmentations_are_the_objects_by_number(tmp_path) -> None:
 
 
 def test_coco_can_be_split_listed_and_grouped(tmp_path, shapes_root) -> None:
-    data = DataConfig(root=shapes_root, split=0.25)
+    data = DataConfig(root=shapes_root, val_fraction=0.25)
     train, val = open_split(data, "train"), open_split(data, "val")
     ids = [{e["id"] for e in s.content["images"]} for s in (train, val)]
     assert not ids[0] & ids[1]
     assert len(ids[0] | ids[1]) == 12
     assert len(ids[1]) in (2, 3, 4)
-    grouped = open_split(DataConfig(root=shapes_root, split=0.5, group=r"^0000(\d)"), "val")
-    others = open_split(DataConfig(root=shapes_root, split=0.5, group=r"^0000(\d)"), "train")
+    grouped = open_split(DataConfig(root=shapes_root, val_fraction=0.5, group=r"^0000(\d)"), "val")
+    others = open_split(DataConfig(root=shapes_root, val_fraction=0.5, group=r"^0000(\d)"), "train")
     tens = [{e["file_name"][4] for e in s.content["images"]} for s in (grouped, others)]
     assert not tens[0] & tens[1]
     assert tens[0] | tens[1] == {"0", "1"}

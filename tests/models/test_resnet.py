@@ -169,6 +169,20 @@ def test_zero_initialised_last_norm_makes_blocks_identities(name: str) -> None:
         assert torch.equal(model.layer1[1](x), x) is flag
 
 
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ({"norm": "frozen_bn"}, "norm=frozen_bn with model.backbone.weights=none"),
+        ({"frozen_stages": 1}, "frozen_stages=1 with model.backbone.weights=none"),
+    ],
+)
+def test_what_is_frozen_without_weights_is_refused(backbone: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config({"model": {"backbone": {"weights": "none", **backbone}}})
+    assert message in str(caught.value)
+    assert parse_config({"model": {"backbone": {"weights": "none", **backbone}, "weights": "x.pth"}})
+
+
 def test_without_weights_nothing_stays_random_for_ever() -> None:
     config = parse_config({"model": {"backbone": {"weights": "none"}}}).model
     assert (config.backbone.frozen_stages, config.backbone.norm) == (0, "bn")

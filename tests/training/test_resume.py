@@ -87,7 +87,7 @@ def test_an_optimizer_of_other_parameters_is_refused() -> None:
 def run(shapes_root, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("resume") / "run"
     torch.manual_seed(0)
-    train(tiny.config(shapes_root, folder, max_iters=1, eval_every=0))
+    train(tiny.config(shapes_root, folder, max_iters=1, milestones=[60000, 80000], eval_every=0))
     return folder
 
 
@@ -96,7 +96,7 @@ def resumed(shapes_root: Path, run: Path, folder: Path, **settings: object) -> C
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "checkpoints/last.pt"):
         (folder / name).hardlink_to(run / name)
-    config = tiny.config(shapes_root, folder, max_iters=2, eval_every=0)
+    config = tiny.config(shapes_root, folder, max_iters=2, milestones=[60000, 80000], eval_every=0)
     for key, value in settings.items():
         *path, last = key.split("__")
         section = config

@@ -150,7 +150,11 @@ def _names(
         {p for name in files if (p := PurePosixPath(name).parts[0]) in ("train", "valid", "val", "test")}
     )
     if there or split not in ("train", "val"):
-        has = f"it has {', '.join(there)}" if there else "there is no ImageSets/Main: use data.split=0.2 to make one"
+        has = (
+            f"it has {', '.join(there)}"
+            if there
+            else "there is no ImageSets/Main: use data.val_fraction=0.2 to make one"
+        )
         raise UserError(f"{lists / f'{split}.txt'}: no such split; {has}")
     return list(files), None
 

@@ -87,7 +87,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "class-rare": ("warning", f"classes with under {FEW} objects to learn from",
                    "annotate more, or data.repeat_threshold=0.01"),
     "class-unseen": ("warning", "classes with objects in val but none in train",
-                     "split again: data.split=0.2 keeps shares equal"),
+                     "split again: data.val_fraction=0.2 keeps shares equal"),
     "categories-differ": ("warning", "categories that only one split lists (val's others count as missed)",
                           "use one list of categories in both files"),
     "categories-disjoint": ("error", "train and val have no category name in common",

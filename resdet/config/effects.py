@@ -1,0 +1,134 @@
+"""Keys that have no effect beside others: one table of them, and a warning for each that was set in vain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from resdet.config.schema import Config
+
+
+class Rule(NamedTuple):
+    """key has no effect where `idle` is true; because: the settings to blame, with the config's fields in braces."""
+
+    key: str
+    idle: Callable[[Config], object]
+    because: str
+
+
+def _basic_blocks(config: Config) -> bool:
+    return config.model.backbone.name in ("resnet18", "resnet34")
+
+
+def _pretrained(config: Config) -> bool:
+    return config.model.weights is not None or config.model.backbone.weights != "none"
+
+
+def _named_elsewhere(config: Config) -> bool:
+    d = config.data
+    return all(given.images and given.annotations for given in ([d.train] if d.val_fraction else [d.train, d.val]))
+
+
+NO_DEFORMABLE = "model.backbone.deformable={model.backbone.deformable}"
+NAMED = "data.train and data.val, which name images and annotations themselves"
+NO_EVALUATION = "train.eval_every={train.eval_every}, which means no evaluation"
+RULES = (
+    # A config that starts from a whole detector often keeps weights=none of one that starts from nothing.
+    Rule(
+        "model.backbone.weights",
+        lambda c: c.model.weights and c.model.backbone.weights != "none",
+        "model.weights={model.weights}, a whole detector",
+    ),
+    Rule("model.backbone.norm_eps", lambda c: c.model.backbone.norm == "none", "model.backbone.norm=none"),
+    Rule("model.backbone.stride_in_1x1", _basic_blocks, "model.backbone.name={model.backbone.name}, which has no 1x1"),
+    Rule("model.backbone.zero_init_last", _pretrained, "pretrained weights (model.weights, model.backbone.weights)"),
+    Rule("model.backbone.avg_down", lambda c: not c.model.backbone.residual, "model.backbone.residual=False"),
+    Rule(
+        "model.backbone.deformable_stages",
+        lambda c: c.model.backbone.deformable_stages and c.model.backbone.deformable == "none",
+        NO_DEFORMABLE,
+    ),
+    Rule("model.backbone.deformable_groups", lambda c: c.model.backbone.deformable == "none", NO_DEFORMABLE),
+    Rule(
+        "model.backbone.deformable",
+        lambda c: not c.model.backbone.deformable_stages,
+        "model.backbone.deformable_stages=[]",
+    ),
+    Rule("model.box.norm", lambda c: c.model.box.trunk == "2fc", "model.box.trunk=2fc, which has no convolutions"),
+    Rule("model.box.nms_threshold", lambda c: c.model.box.soft_sigma, "model.box.soft_sigma={model.box.soft_sigma}"),
+    Rule("model.box.min_size", lambda c: c.model.box.empty == "keep", "model.box.empty=keep"),
+    Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
+    Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
+    Rule("data.synthetic", _named_elsewhere, NAMED),
+    Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
+    Rule("data.split_seed", lambda c: not c.data.val_fraction, "data.val_fraction, which is not set"),
+    Rule("data.mask_size", lambda c: c.model.mask is None, "model.mask=null"),
+    Rule("train.layer_decay", lambda c: c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5"),
+    Rule("train.momentum", lambda c: c.train.optimizer != "sgd", "train.optimizer={train.optimizer}"),
+    Rule("train.milestones", lambda c: c.train.schedule != "multistep", "train.schedule={train.schedule}"),
+    Rule(
+        "train.milestones",
+        lambda c: c.train.schedule == "multistep" and min(c.train.milestones, default=0) >= c.train.max_iters,
+        "train.max_iters={train.max_iters}, which ends before the first",
+    ),
+    Rule("train.warmup_factor", lambda c: not c.train.warmup_iters, "train.warmup_iters=0"),
+    Rule(
+        "train.keep",
+        lambda c: c.train.keep > 1 and c.train.checkpoint_every >= c.train.max_iters,
+        "train.checkpoint_every={train.checkpoint_every} and train.max_iters={train.max_iters}, which make one checkpoint",
+    ),
+    Rule("train.best_metric", lambda c: not c.train.eval_every, NO_EVALUATION),
+    Rule("train.patience", lambda c: not c.train.eval_every, NO_EVALUATION),
+    Rule(
+        "train.patience",
+        lambda c: c.train.eval_every and c.train.patience and c.train.patience >= -(-c.train.max_iters // c.train.eval_every),
+        "train.max_iters={train.max_iters} and train.eval_every={train.eval_every}, which make no more evaluations than that",
+    ),
+)  # fmt: skip
+
+
+def warnings_of(given: Config, config: Config) -> list[str]:
+    """A line for each key that was set, to another value than its default, and that changes nothing.
+
+    given: as a person has set it. config: the same, completed from weights and data.
+    """
+    return [
+        f"warning: {rule.key}={_shown(value)} has no effect with {_filled(rule.because, config)}"
+        for rule in RULES
+        if (value := _set_value(given, rule.key)) is not None and rule.idle(config)
+    ]
+
+
+def notes_of(config: Config) -> list[str]:
+    """A line for the defaults that follow from the absence of pretrained weights."""
+    b = config.model.backbone
+    if b.weights != "none" or config.model.weights is not None:
+        return []
+    followed = {"norm": b.norm, "frozen_stages": b.frozen_stages}
+    told = [f"{key}={value}" for key, value in followed.items() if key not in b.model_fields_set]
+    return [f"model.backbone.weights=none: nothing is pretrained, hence {' and '.join(told)}"] if told else []
+
+
+def _set_value(config: Config, key: str) -> Any:
+    """The value of a key that was set to another than its default; None otherwise."""
+    section: Any = config
+    *parents, name = key.split(".")
+    for parent in parents:
+        section = getattr(section, parent)
+        if not isinstance(section, BaseModel):
+            return None
+    value = getattr(section, name)
+    default = type(section).model_fields[name].get_default(call_default_factory=True)
+    return value if name in section.model_fields_set and value != default else None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "{…}"
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _filled(text: str, config: Config) -> str:
+    return text.format(model=config.model, data=config.data, train=config.train)
