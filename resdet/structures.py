@@ -40,6 +40,8 @@ class Targets(NamedTuple):
     masks  (B, G, M, M) uint8 0 or 1, each cropped to its own box; all MASK_UNKNOWN for an object that
            comes without one; None for a dataset without masks
     keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None where no head learns them
+    known  (B, K) bool: the classes that each image's annotations are complete for, so that no annotation means no object;
+           None where that is every class of every image
     """
 
     boxes: Tensor
@@ -47,6 +49,7 @@ class Targets(NamedTuple):
     valid: Tensor
     masks: Tensor | None
     keypoints: Tensor | None = None
+    known: Tensor | None = None
 
 
 class Batch(NamedTuple):

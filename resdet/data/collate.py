@@ -22,7 +22,7 @@ class Sample(NamedTuple):
     image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
     masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
     problems: why other pictures could not be read, in whose place this one came,
-    keypoints (G, K, 3) float32: x, y, visibility, or None.
+    keypoints (G, K, 3) float32: x, y, visibility, or None, known (K,) bool: classes that are fully annotated, or None for all.
     """
 
     image: np.ndarray
@@ -33,6 +33,7 @@ class Sample(NamedTuple):
     row: int
     problems: tuple[str, ...] = ()
     keypoints: np.ndarray | None = None
+    known: np.ndarray | None = None
 
 
 class LoadedBatch(NamedTuple):
@@ -78,7 +79,10 @@ def pad_targets(samples: Sequence[Sample]) -> Targets:
         if keypoints is not None:
             assert sample.keypoints is not None
             keypoints[i, :n] = torch.from_numpy(sample.keypoints)
-    return Targets(boxes, labels, valid, masks, keypoints)
+    known = None
+    if samples[0].known is not None:
+        known = torch.stack([torch.from_numpy(sample.known) for sample in samples])
+    return Targets(boxes, labels, valid, masks, keypoints, known)
 
 
 def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:

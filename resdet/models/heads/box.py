@@ -55,6 +55,20 @@ class FourConvOneFC(nn.Module):
         return F.relu(self.fc(x.flatten(1)))
 
 
+def known_logits(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    """Class logits (B, R, K + 1) with -inf for each class that the RoI says nothing about: the softmax is one over the rest.
+
+    labels (B, R) as in `Samples`; known (B, K) as in `Targets`. What remains are the image's known classes, the background
+    and the RoI's own label. So a RoI without an annotated object is no counterexample to a class that nobody annotated
+    there, and neither is an object of a known class: their gradient to the logits of unknown classes is zero. This is the
+    federated loss (Zhou et al. 2021, arXiv:2103.07461) for a softmax. The alternative for a softmax, background or any unknown
+    class as one event (Zhao et al. 2020, arXiv:2008.06614), raises the logits of unknown classes wherever there is nothing.
+    """
+    own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
+    possible = F.pad(known, (0, 1), value=True).unsqueeze(1) | own
+    return at_least_float32(logits).masked_fill(~possible, -torch.inf)
+
+
 def _linear(inputs: int, outputs: int) -> nn.Linear:
     layer = nn.Linear(inputs, outputs)
     nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -119,10 +133,12 @@ class BoxHead(nn.Module):
         return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.num_classes, 4)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """Both sums run over the sampled RoIs; the count is their number."""
+        """Both sums run over the sampled RoIs; the count is their number. Of unknown classes: `known_logits`."""
         logits, deltas = self(features, samples.boxes, samples.valid)
         count = samples.valid.sum()
         label = samples.labels
+        if samples.targets.known is not None:
+            logits = known_logits(logits, label, samples.targets.known)
         entropy = F.cross_entropy(
             at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
         )  # (B * R,), 0 where padded

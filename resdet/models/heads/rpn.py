@@ -165,13 +165,22 @@ class RPN(nn.Module):
         return logits.view(index.shape), deltas.view(*index.shape, 4)
 
     def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Loss]:
-        """anchors (A, 4) of all levels. Both sums run over the sampled ones; the count is theirs (see `fixed_divisor`)."""
+        """anchors (A, 4) of all levels. Both sums run over the sampled ones; the count is theirs (see `fixed_divisor`).
+
+        In an image with unknown classes, a sampled negative that the network itself takes for an object, at a probability
+        above 0.5, may be one that was not annotated: it is left out. The other negatives of the image stay, for an anchor
+        drawn at random is hardly ever an object, and without them there would be none where every image has unknown
+        classes. (Wu et al. 2019, arXiv:1806.06986, weight doubtful negatives instead.)
+        """
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
+        logits, deltas = self.at(features, index)
+        if targets.known is not None:
+            partly = ~targets.known.all(dim=1, keepdim=True)
+            valid = valid & ~(partly & ~positive & (logits.detach() > 0))
         count = valid.sum()
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
-        logits, deltas = self.at(features, index)
         objectness = F.binary_cross_entropy_with_logits(
             at_least_float32(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
             reduction="sum",
