@@ -132,12 +132,16 @@ def remap(args: argparse.Namespace) -> None:
     from resdet.data.formats.common import read_text
 
     try:
-        names = load_yaml(read_text(args.classes))
+        names = load_yaml(text := read_text(args.classes))
+        written = load_yaml(text, as_text=True)
     except ValueError as error:
         raise UserError(f"{args.classes}: cannot be read as YAML ({error})") from None
-    if not isinstance(names, dict) or not all(v is None or isinstance(v, str | int) for v in names.values()):
+    if not isinstance(names, dict) or any(isinstance(v, dict | list) for v in names.values()):
         raise UserError(f"{args.classes}: must hold `old: new` pairs, new null to drop a class")
-    changes = {str(old): None if new is None else str(new) for old, new in names.items()}
+    if len(names) != len(written):
+        raise UserError(f"{args.classes}: two of the old names are one number: put them in quotes")
+    dropped = [new is None for new in names.values()]
+    changes = {old: None if drop else str(new) for (old, new), drop in zip(written.items(), dropped, strict=True)}
     write(remapped(open_source(args.source, args.format, args.part), changes), args.target)
 
 

@@ -35,6 +35,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Every scalar is the text that is written: 007, true, 1e3, null."""
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key.sub=value` overrides (values are YAML too) and check everything.
 
@@ -62,9 +69,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(values, source=str(path))
 
 
-def load_yaml(text: str) -> Any:
-    """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`."""
-    loader = _Loader(text)
+def load_yaml(text: str, *, as_text: bool = False) -> Any:
+    """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`.
+
+    as_text: scalars stay the text that is written, as the names of classes have to.
+    """
+    loader = (_TextLoader if as_text else _Loader)(text)
     try:
         node = loader.get_single_node()
         if doubled := list(_doubled_keys(node, "", set())):

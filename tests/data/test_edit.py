@@ -146,6 +146,9 @@ def test_the_commands(tmp_path, capsys) -> None:
     (tmp_path / "map.yaml").write_text("cat: animal\ndog: animal\n")
     data("remap", file, tmp_path / "animals.json", "--classes", tmp_path / "map.yaml")
     assert [c["name"] for c in json.loads((tmp_path / "animals.json").read_text())["categories"]] == ["animal"]
+    (tmp_path / "map.yaml").write_text("cat: 007\ndog: null\n")  # text as it is written, and a class to drop
+    data("remap", file, tmp_path / "agents.json", "--classes", tmp_path / "map.yaml")
+    assert [c["name"] for c in json.loads((tmp_path / "agents.json").read_text())["categories"]] == ["007"]
     assert "no class 'cow'" in data("remap", file, tmp_path / "x.json", "--classes", wrong_map(tmp_path), code=2)
     data("sample", file, tmp_path / "few.json", "--count", 3)
     assert len(json.loads((tmp_path / "few.json").read_text())["images"]) == 3

@@ -22,6 +22,7 @@ from resdet.config import DataConfig, DataFormat
 from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source, all_files
 from resdet.data.formats.detect import FINDERS, FORMATS
+from resdet.data.formats.yolo_layout import read_layout
 from resdet.data.images import read_image
 from resdet.data.quality.files import inspect_files
 from resdet.data.sources import find_format, open_split
@@ -289,6 +290,22 @@ def test_yolo_poses_are_boxes_with_keypoints(shape: int, points: str, expected: 
     assert open_split(DataConfig(root=root), "val").content["categories"][1]["keypoints"] == ["nose", "tail", "ear"]
     with pytest.raises(UserError, match=rf"a\.txt:1: 4 numbers .* kpt_shape \[3, {shape}\] asks for 4 \+ {3 * shape}"):
         open_split(DataConfig(root=root), "train")
+
+
+@pytest.mark.parametrize("form", ["[{}]", "{{{}}}", "\n- {}"])
+def test_yolo_class_names_are_the_text_that_is_written(form: str, tmp_path) -> None:
+    names = ["007", "true", "1e3", "2024-01-01", "2024-13-45", "null", "~", "0x1f", "no", "1_000", "a: b #1"]
+    written = [*names[:-1], '"a: b #1"']
+    numbered = [f"{k}: {name}" for k, name in enumerate(written)]
+    entries = "\n- ".join(written) if "-" in form else ", ".join(numbered if "{{" in form else written)
+    file = tmp_path / "data.yaml"
+    file.write_text(f"path: null\ntrain: 007\nval: ~\ntest: [2024-01-01]\nnames: {form.format(entries)}\n")
+    layout = read_layout(file)
+    assert layout.classes == names
+    assert layout.entries == {"train": ["007"], "test": ["2024-01-01"]}
+    file.write_text("train: a\nnames: [cat, , dog]\n" if "[" in form else "train: a\nnames: {0: cat, 1: , 2: dog}\n")
+    with pytest.raises(UserError):
+        read_layout(file)
 
 
 def test_yolo_oriented_boxes_are_polygons(tmp_path) -> None:

@@ -44,28 +44,26 @@ def read_layout(file: Path) -> Layout:
 
 def _from_yaml(file: Path) -> Layout:
     try:
-        values = load_yaml(read_text(file))
+        values = load_yaml(read_text(file), as_text=True)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise (
             error if isinstance(error, UserError) else UserError(f"{file}: cannot be read as YAML ({error})")
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: must hold path, train, val and names")
-    root = _below(file.parent, str(values.get("path") or "."))
+    root = _below(file.parent, str(_given(values, "path") or "."))
     entries: dict[str, list[str]] = {}
     for split in SPLITS:
-        given = values.get(split)
-        if given:
+        if given := _given(values, split):
             entries[split] = [str(entry) for entry in given] if isinstance(given, list) else [str(given)]
-    classes = _classes(values.get("names"), file)
-    shape = values.get("kpt_shape")
+    classes = _classes(_numbered(values.get("names")), file)
+    shape = _given(values, "kpt_shape")
     if shape is None:
         return Layout(file, root, classes, entries, None, [])
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(v) is int for v in shape)) or (
-        not 0 < shape[0] <= 10_000 or shape[1] not in (2, 3)
-    ):
+    numbers = [int(v) for v in shape if re.fullmatch(r"\d{1,5}", str(v))] if isinstance(shape, list) else []
+    if len(numbers) != 2 or len(shape) != 2 or not 0 < numbers[0] <= 10_000 or numbers[1] not in (2, 3):
         raise UserError(f"{file}: kpt_shape {str(shape)[:60]} must be [keypoints, 2] or [keypoints, 3]")
-    return Layout(file, root, classes, entries, (shape[0], shape[1]), _keypoint_names(values, shape[0], file))
+    return Layout(file, root, classes, entries, (numbers[0], numbers[1]), _keypoint_names(values, numbers[0], file))
 
 
 def _below(folder: Path, path: str) -> Path:
@@ -76,9 +74,22 @@ def _below(folder: Path, path: str) -> Path:
         return folder
 
 
+def _given(values: dict[str, Any], key: str) -> Any:
+    """The value of a key; None where YAML's null is written."""
+    value = values.get(key)
+    return None if value in ("", "~", "null", "Null", "NULL") else value
+
+
+def _numbered(names: Any) -> Any:
+    """{"0": name, …} -> a list, where the keys count from 0; other things as they are."""
+    if isinstance(names, dict) and set(names) == {str(k) for k in range(len(names))}:
+        return [names[str(k)] for k in range(len(names))]
+    return names
+
+
 def _keypoint_names(values: dict[str, Any], count: int, file: Path) -> list[str]:
     """kpt_names, a list or {class: list}; numbers from one without it."""
-    names = values.get("kpt_names")
+    names = _given(values, "kpt_names")
     if isinstance(names, dict) and names:
         lists = list(names.values())
         if any(other != lists[0] for other in lists):
@@ -94,14 +105,14 @@ def _keypoint_names(values: dict[str, Any], count: int, file: Path) -> list[str]
 
 
 def _classes(names: Any, file: Path) -> list[str]:
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[k] for k in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: names must be a list of class names, or numbers from 0 with their names")
-    doubled = [name for name, count in Counter(map(str, names)).items() if count > 1]
+    if unnamed := [k for k, name in enumerate(names) if not isinstance(name, str) or not name.strip()]:
+        raise UserError(f"{file}: names: class {unnamed[0]} has no name ({str(names[unnamed[0]])[:40]!r})")
+    doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
         raise UserError(f"{file}: a class name stands twice in names: {doubled[0]!r}")
-    return [str(name) for name in names]
+    return list(names)
 
 
 def _from_darknet(file: Path) -> Layout:
