@@ -18,6 +18,7 @@ from resdet.data.images import MAX_PIXELS
 from resdet.data.index import ImageList, Segmentation, pack
 from resdet.data.json_files import no_collection, read_json
 from resdet.data.keypoints import dense_keypoints, parse_keypoints, read_skeleton
+from resdet.data.known import check_known, known_table, says_known
 from resdet.data.normalise import normalise
 from resdet.data.rules import (
     Id,
@@ -140,14 +141,22 @@ def parse_coco(
             identity = entry.get("id", f"number {i}")
             what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
             problems += [f"{what}: {text}" for text in wrong]
+    partly = says_known(content["images"])
+    if partly:
+        for entry in content["images"]:
+            check_known(entry, categories, problems)
     if problems:
         raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
     if not records:
         raise UserError(f'{annotations}: "images" is empty')
+    annotated: dict[Any, set[Any]] = {}
+    for entry in content["annotations"] if partly else ():
+        annotated.setdefault(entry["image_id"], set()).add(entry["category_id"])
     listing = pack(
         images, list(records), [name for name, _ in records.values()], [size for _, size in records.values()],
         owners, np.array(corners, np.float32).reshape(-1, 4), labels, masks,
         dense_keypoints(poses, len(skeleton.names)) if skeleton else None,
+        known_table(content["images"], annotated, label_of) if partly else None,
     )  # fmt: skip
     return Annotations(annotations, listing, list(categories.values()), list(categories), skipped, skeleton=skeleton)
 

@@ -108,7 +108,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         dtype = np.float32 if self.input.resize == "torch" or self.pixel_range else np.uint8
         none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         keypoints = None if self.swap is None else np.zeros((0, len(self.swap), 3), np.float32)
-        return Sample(image.astype(dtype), *none, masks, 0, index, tuple(problems), keypoints)
+        return Sample(image.astype(dtype), *none, masks, 0, index, tuple(problems), keypoints, info.known)
 
     def read(self, index: int) -> np.ndarray:
         """The image as annotated: (H, W, C) uint8, or float32 in 0..255 (see `pixels.to_unit`)."""
@@ -173,6 +173,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             key=zlib.crc32(f"{self.seed} {epoch} {index}".encode()),
             row=index,
             keypoints=None if keypoints is None else keypoints.astype(np.float32),
+            known=info.known,
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from resdet.data.known import Known
 from resdet.data.patch import Patch
 from resdet.masks import Rle
 
@@ -40,22 +41,30 @@ class Objects(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """One image: its id in the JSON, its file, its annotated size (H, W), and its objects that train."""
+    """One image: its id in the JSON, its file, its annotated size (H, W), and its objects that train.
+
+    known (K,) bool: the classes that the annotations are complete for; None for all.
+    """
 
     image_id: int | str
     file: Path
     size: tuple[int, int]
     objects: Objects
+    known: np.ndarray | None = None
 
 
 class ImageList(Sequence[ImageInfo]):
     """Images by index, made from arrays when asked for; N images, M objects.
 
     sizes (N, 2) int32 as (H, W); counts (N,) objects of each image; boxes (M, 4) float32; labels (M,) int32;
-    keypoints (M, K, 3) float32, or (0, 0, 3) without any.
+    keypoints (M, K, 3) float32, or (0, 0, 3) without any; known (R, K) bool and known_rows (N,), see `known.Known`, both
+    without a row where all images know all classes.
     """
 
-    NAMES = ("ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks", "keypoints")
+    NAMES = (
+        "ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks", "keypoints", "known",
+        "known_rows",
+    )  # fmt: skip
 
     def __init__(self, folder: Path, arrays: dict[str, np.ndarray], saved: Path | None = None) -> None:
         self.folder, self.arrays, self._saved = folder, arrays, saved
@@ -90,13 +99,18 @@ class ImageList(Sequence[ImageInfo]):
         height, width = (int(side) for side in self.sizes[index])
         keypoints = np.array(self.keypoints[first:last]) if self.keypoints.shape[1] else None
         objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks, keypoints)
-        return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects)
+        rows = self.arrays["known_rows"]
+        known = np.array(self.arrays["known"][rows[index]]) if len(rows) else None
+        return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects, known)
 
     def __iter__(self) -> Iterator[ImageInfo]:
         return (self[k] for k in range(len(self)))
 
     def relabelled(self, new_labels: np.ndarray) -> ImageList:
-        """The same images with label k as new_labels[k], (K,) int; objects whose new label is negative are left out."""
+        """The same images with label k as new_labels[k], (K,) int; objects whose new label is negative are left out.
+
+        Which classes are known is left out, too: only training asks, and nobody gives a training set other labels.
+        """
         labels = new_labels.astype(np.int32)[self.labels]
         keep = labels >= 0
         owners = np.repeat(np.arange(len(self)), self.counts)[keep]
@@ -108,6 +122,7 @@ class ImageList(Sequence[ImageInfo]):
             "masks": self.arrays["masks"][np.repeat(keep, lengths)],
             "mask_ends": np.cumsum(lengths[keep], dtype=np.int64),
             "keypoints": self.keypoints[keep] if self.keypoints.shape[1] else self.keypoints,
+            **_known_arrays(None),
         })  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,6 +161,7 @@ def pack(
     labels: Sequence[int],
     masks: Sequence[Segmentation],
     keypoints: np.ndarray | None = None,
+    known: Known | None = None,
 ) -> ImageList:
     """N images and M objects, in any order, as flat arrays.
 
@@ -166,7 +182,13 @@ def pack(
         "masks": np.frombuffer(b"".join(packed), np.uint8),
         "mask_ends": np.cumsum([len(mask) for mask in packed], dtype=np.int64),
         "keypoints": np.zeros((0, 0, 3), np.float32) if keypoints is None else keypoints[order].astype(np.float32, copy=False),
+        **_known_arrays(known),
     })  # fmt: skip
+
+
+def _known_arrays(known: Known | None) -> dict[str, np.ndarray]:
+    table, rows = known or Known(np.zeros((0, 0), bool), np.zeros(0, np.int32))
+    return {"known": table, "known_rows": rows}
 
 
 def _part(data: np.ndarray, ends: np.ndarray, index: int) -> np.ndarray:

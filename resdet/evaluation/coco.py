@@ -18,6 +18,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from resdet.data.coco import Annotations, read_coco_json
+from resdet.data.known import check_known, known_ids, says_known
 from resdet.data.normalise import Readings, normalise
 from resdet.data.outlines import area_of
 from resdet.data.rules import (
@@ -77,6 +78,7 @@ class Evaluation:
         self.category_names = read_categories(content["categories"], problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.without_mask = 0
+        self._counted: dict[Any, set[Any]] = {}  # by image: of these categories alone
         entries: list[dict[str, Any]] = []
         for i, entry in enumerate(content["annotations"]):
             wrong: list[str] = []
@@ -96,6 +98,9 @@ class Evaluation:
                         f"height {size[0]!r} and width {size[1]!r} of image {image_id} are no size of an image"
                     )
             problems += [f"annotation {entry.get('id', f'number {i}')}: {text}" for text in wrong]
+        if says_known(content["images"]):
+            usable_images = [i for i in chosen.values() if check_known(i, self.category_names, problems)]
+            self._leave_out_unknown(usable_images, entries)
         if problems:
             raise listed(f"{annotations}: {len(problems)} problem(s):", problems)
         self.image_sizes = size_of
@@ -113,6 +118,28 @@ class Evaluation:
             "annotations": [self._numbered(entry) for entry in entries],
             "categories": categories,
         }
+
+    def _leave_out_unknown(self, images: list[dict[str, Any]], entries: list[dict[str, Any]]) -> None:
+        """As LVIS's evaluation: no detection counts of a class that its image does not know (`data/known.py`). Where such a
+        class has objects, only those that match none are left out: a crowd region that fills the image takes them."""
+        annotated: dict[Any, set[Any]] = {}
+        for entry in entries:
+            annotated.setdefault(entry["image_id"], set()).add(entry["category_id"])
+        for image in images:
+            here = annotated.get(image["id"], set())
+            known = known_ids(image, here)
+            if known is None:
+                continue
+            self._counted[image["id"]] = known | here
+            height, width = (
+                (image["height"], image["width"]) if is_size(image.get("height"), image.get("width")) else ANY_SIZE
+            )
+            for category in sorted(here - known):
+                entries.append({
+                    "id": len(entries) + 1, "image_id": image["id"], "category_id": category, "iscrowd": 1,
+                    "bbox": [0, 0, width, height], "area": width * height,
+                    "segmentation": [[0, 0, width, 0, width, height, 0, height]],
+                })  # fmt: skip
 
     def _numbered(self, entry: dict[str, Any]) -> dict[str, Any]:
         used = ("id", "iscrowd", "score", "bbox", "area", "segmentation")
@@ -186,6 +213,9 @@ class Evaluation:
     def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
         entries = []
         for number, entry in enumerate(results, 1):
+            counted = self._counted.get(entry["image_id"])
+            if counted is not None and entry["category_id"] not in counted:
+                continue
             rle = entry.get("segmentation")
             if isinstance(rle, list):
                 rle = coco_mask.merge(coco_mask.frPyObjects(rle, *self.image_sizes[entry["image_id"]]))

@@ -117,6 +117,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("category-name", lambda s: s.content["categories"].append({"id": 3, "name": "a"}), 1),
     ("category-gap", lambda s: s.content["categories"].extend([{"id": 5, "name": "c"}, {"id": 11, "name": "d"}]), 2),
     ("category-unknown", one("annotations", 3, category_id=17), 1),
+    ("known-classes", one("images", 2, neg_category_ids=[17]), 1),
     ("off-by-one", each("annotations", lambda e: e.update(category_id=e["category_id"] - 1)), 12),
     ("image-unknown", one("annotations", 3, image_id=99), 1),
     ("box-malformed", one("annotations", 3, bbox=[1, 2, float("nan"), 4]), 1),

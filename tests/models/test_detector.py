@@ -177,7 +177,7 @@ def test_an_images_losses_do_not_depend_on_its_neighbours(norm: str) -> None:
     both = make_batch([3, 5])
     alone = [
         Batch(both.images[i : i + 1], both.image_sizes[i : i + 1], both.keys[i : i + 1],
-              Targets(*(t[i : i + 1] for t in both.targets)))
+              Targets(*(None if t is None else t[i : i + 1] for t in both.targets)))
         for i in range(2)
     ]  # fmt: skip
     together, apart = model(both), [model(b) for b in alone]

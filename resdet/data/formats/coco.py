@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from resdet.data.coco import read_coco_json
 from resdet.data.file_names import REMARK, take_variants
@@ -20,6 +21,7 @@ ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")
 def read_coco_files(path: Path, images: Path | None, split: str | None) -> Source:
     """A JSON file; `split` is what it is called. Raises `UserError`."""
     content = read_coco_json(path)
+    content["images"] = with_names(content["images"])
     folder = images or image_folder(path, path.parent)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder (the images of {path})")
@@ -29,6 +31,20 @@ def read_coco_files(path: Path, images: Path | None, split: str | None) -> Sourc
     remarks = Counter(left_out) + Counter({REMARK: taken})
     problems += plain.problems
     return Source(path, folder, content, remarks=remarks, problems=problems, readings=plain.readings, split=split)
+
+
+def with_names(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries of "images" with the file names that LVIS leaves to the address of COCO's image: folder and file."""
+    return [
+        {**entry, "file_name": _of_address(entry["coco_url"])}
+        if "file_name" not in entry and isinstance(entry.get("coco_url"), str)
+        else entry
+        for entry in images
+    ]
+
+
+def _of_address(url: str) -> str:
+    return "/".join(url.rsplit("/", 2)[-2:])
 
 
 def named_annotations(root: Path, name: str, key: str) -> Path:
@@ -107,7 +123,8 @@ def _first_names(path: Path, count: int = 5) -> list[str]:
             head = file.read(HEAD).decode("utf-8", "replace")
     except OSError:
         return []
-    return [name for name in re.findall(r'"file_name"\s*:\s*"([^"\\]+)"', head)[:count] if name]
+    names = re.findall(r'"file_name"\s*:\s*"([^"\\]+)"', head)
+    return (names or [_of_address(url) for url in re.findall(r'"coco_url"\s*:\s*"([^"\\]+)"', head)])[:count]
 
 
 def _is_file(folder: Path, name: str) -> bool:

@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from resdet.class_names import few, find_matches
 from resdet.data.formats.common import Source
 from resdet.data.json_files import no_collection
+from resdet.data.known import check_known
 from resdet.data.outlines import box_of
 from resdet.data.quality.report import FEW, Entry, Finding, Findings
 from resdet.data.rules import (
@@ -49,6 +50,10 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
     found.add_readings(source.readings)
     images = _images(source, found)
     categories = _categories(source, found)
+    for image in images.values():
+        wrong: list[str] = []
+        if not check_known(image, categories, wrong):
+            found.add("known-classes", wrong[0])
     entries = _known(source, images, categories, found)
     boxed = _boxes(source, entries, images, found)
     _masks(source, entries, {id(entry) for entry in boxed}, images, found, outlines)

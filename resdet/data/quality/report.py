@@ -58,6 +58,8 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "empty": ("error", "a list of the annotation file is empty", "name at least one image and one category"),
     "image-id": ("error", "image id missing, not an integer, or used twice", "give every image an id of its own"),
     "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
+    "known-classes": ("error", "lists of an image's known, negative or not exhaustive categories with others than are listed",
+                      "correct the lists, or list the categories"),
     "image-name": ("error", "file_name missing or not a name", "name the file, or --fix drops the image"),
     "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),
     "category-name": ("warning", "two categories of one name", "merge them, or rename one"),
