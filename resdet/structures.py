@@ -92,8 +92,8 @@ class Samples(NamedTuple):
 class Loss(NamedTuple):
     """A loss before its division: the sum of its terms, () float32, and their number, () of any dtype.
 
-    Only the training step divides, after adding the counts of all parts of the batch and of all processes, so that the
-    gradients do not depend on how a batch is split.
+    Only the training step divides, after adding the counts of all processes, so that the gradients do not depend on how a
+    batch is split over processes.
     """
 
     sum: Tensor

@@ -247,6 +247,7 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "trunk": "4conv1fc" if four_conv else "2fc",
             "width": weights["heads.box.classifier.weight"].shape[1],
             "norm": norm("heads.box.trunk.convs.0.norm"),
+            "class_agnostic": classes > 1 and len(weights["heads.box.regressor.bias"]) == 4,
         },
     }
     if (channels := input_channels(weights)) != 3:

@@ -86,10 +86,13 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         if given is None:
             continue
         layer = name.rpartition(".")[0]
-        if layer in PREDICTORS and found.whole and not (same and given.shape == value.shape):
+        rows = PREDICTORS.get(layer) if found.whole else None
+        if layer == "heads.box.regressor" and config.box.class_agnostic:
+            rows = None
+        if rows and not (same and given.shape == value.shape):
             redone.append(name)
             if given.shape[1:] == value.shape[1:]:
-                ready[name] = _with_rows(value, given, kept, PREDICTORS[layer])
+                ready[name] = _with_rows(value, given, kept, rows)
                 continue
         if given.shape != value.shape:
             wrong.append(f"{name}: the file has {tuple(given.shape)}, the config builds {tuple(value.shape)}")

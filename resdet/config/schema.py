@@ -157,6 +157,7 @@ class BoxConfig(Section):
     trunk: Literal["2fc", "4conv1fc"] = "2fc"
     width: Positive = 1024
     norm: HeadNorm = "none"  # of 4conv1fc's convolutions
+    class_agnostic: bool = False  # one box for all classes instead of one for each
     samples: Positive = 512
     positive_fraction: Share = 0.25
     iou_threshold: Share = 0.5
@@ -348,7 +349,7 @@ class TrainConfig(Section):
     max_iters: Positive = 90000
     batch_size: Positive = 16  # of all processes together
     accumulate: Positive = (
-        1  # parts of the batch: less memory, same gradients, and a forward pass without gradients more
+        1  # parts of the batch, one after another: less memory; losses are the mean of the parts' losses
     )
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02

@@ -82,6 +82,8 @@ def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str |
         if name.startswith("heads.box.classifier."):
             value = torch.cat([value[-1:], value[:-1]])
         elif name.startswith("heads.box.regressor."):
+            if model.box.class_agnostic:
+                value = torch.cat([value] * (model.num_classes or 1))
             value = torch.cat([torch.zeros_like(value[:4]), value])
         elif name.startswith("heads.mask.logits."):
             value = torch.cat([torch.zeros_like(value[:1]), value])

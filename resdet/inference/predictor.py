@@ -72,9 +72,9 @@ class Predictor:
         box_head = self.model.heads["box"]
         assert isinstance(box_head, BoxHead)
         if score_threshold is not None:
-            box_head.score_threshold = score_threshold
+            box_head.selection.score_threshold = score_threshold
         if max_detections is not None:
-            box_head.max_detections = max_detections
+            box_head.selection.max_detections = max_detections
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
         self.model.to(self.device).only_predict(DTYPES.get(amp))
         if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from resdet.config import ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
@@ -13,8 +11,9 @@ from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.rpn import RPN, Limits
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
-from resdet.models.rcnn import RCNN
+from resdet.models.rcnn import RCNN, RoIHead
 from resdet.models.roi_align import RoIAlign
+from resdet.models.selection import Selection
 
 
 def build_backbone(config: ModelConfig) -> ResNet:
@@ -73,7 +72,7 @@ def build_model(config: ModelConfig) -> RCNN:
         rank=r.rank,
         fixed_divisor=r.fixed_divisor,
     )
-    heads: dict[str, nn.Module] = {"box": _box_head(config, fpn)}
+    heads: dict[str, RoIHead] = {"box": _box_head(config, fpn)}
     if config.mask:
         heads["mask"] = MaskHead(
             _pool(config, config.mask.pool_size),
@@ -119,18 +118,26 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
         _pool(config, 7),
         trunk,
         config.num_classes,
+        class_agnostic=b.class_agnostic,
         focal_gamma=b.focal_gamma,
         class_weights=b.class_weights,
         delta_weights=b.delta_weights,
         loss_beta=b.loss_beta,
-        score_threshold=b.score_threshold,
+        clamp_shrink=b.clamp_shrink,
         objectness=b.objectness,
+        selection=_selection(config),
+    )
+
+
+def _selection(config: ModelConfig) -> Selection:
+    b = config.box
+    return Selection(
+        score_threshold=b.score_threshold,
         nms_threshold=b.nms_threshold,
         soft_sigma=b.soft_sigma,
         max_detections=b.max_detections,
         min_size=b.min_size,
         empty=b.empty,
-        clamp_shrink=b.clamp_shrink,
     )
 
 

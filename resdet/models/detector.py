@@ -43,7 +43,7 @@ class Detector(nn.Module):
         return {name: loss.mean() for name, loss in self.losses(batch).items()}
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """The losses by name as sums and counts, which the training step adds over parts and processes."""
+        """The losses by name as sums and counts, whose counts the training step adds over processes."""
         raise NotImplementedError
 
     def predict(self, batch: Batch) -> Detections:

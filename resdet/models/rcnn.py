@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class RCNN(Detector):
         backbone: ResNet,
         fpn: FPN,
         rpn: RPN,
-        heads: Mapping[str, nn.Module],
+        heads: Mapping[str, RoIHead],
         *,
         num_classes: int,
         pixel_mean: Sequence[float],
@@ -50,7 +50,7 @@ class RCNN(Detector):
         low_quality: bool = False,
     ) -> None:
         super().__init__(backbone, fpn, num_classes=num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr)
-        self.rpn, self.heads = rpn, nn.ModuleDict(heads)
+        self.rpn, self.heads = rpn, nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
         self.samples, self.positive_fraction = samples, positive_fraction
         self.iou_threshold, self.low_quality = iou_threshold, low_quality
 
@@ -67,8 +67,8 @@ class RCNN(Detector):
             count=self.samples, positive_fraction=self.positive_fraction, iou_threshold=self.iou_threshold,
             low_quality=self.low_quality, num_classes=self.num_classes,
         )  # fmt: skip
-        for head in self.heads.values():
-            losses = losses | head.loss(features, samples)  # type: ignore[operator]
+        for head in self.roi_heads():
+            losses = losses | head.loss(features, samples)
         return losses
 
     @torch.no_grad()
@@ -79,9 +79,13 @@ class RCNN(Detector):
         boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
         labels = torch.zeros_like(valid, dtype=torch.int64)
         detections = Detections(boxes, objectness, labels, valid, batch.image_sizes)
-        for head in self.heads.values():
-            detections = head.predict(features, detections)  # type: ignore[operator]
+        for head in self.roi_heads():
+            detections = head.predict(features, detections)
         return detections
+
+    def roi_heads(self) -> list[RoIHead]:
+        """The heads in the order in which they run."""
+        return cast(list[RoIHead], list(self.heads.values()))
 
     def below_heads(self) -> list[nn.Module]:
         return [*super().below_heads(), self.rpn]

@@ -85,7 +85,7 @@ def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
         t = config.train
         raise UserError(
             f"out of memory at iteration {iteration}, with {b} images of {h} x {w} (H x W) and up to {objects} objects: "
-            f"raise train.accumulate (now {t.accumulate}; the gradients stay the same), lower train.batch_size (now "
+            f"raise train.accumulate (now {t.accumulate}; the effective batch size stays), lower train.batch_size (now "
             f"{t.batch_size}) or data.min_size and data.max_size (now {max(config.data.min_size)} and "
             f"{config.data.max_size}), or set train.amp=bf16; then go on with --resume"
         ) from None

@@ -48,7 +48,7 @@ class TrainingStep:
             for group in self.run.optimizer.param_groups:
                 group["lr"] = self.rate * group["lr_scale"]
             statistics = [(b, b.clone()) for b in self._statistics()]
-            losses = self._backward(batch, statistics)
+            losses = self._backward(batch)
             if self._previous:
                 # Only now, when this step's work is queued: asking earlier would make the device wait for the host.
                 self._check(self._previous)
@@ -66,37 +66,26 @@ class TrainingStep:
             self._check(self._previous)
             self._previous = None
 
-    def _backward(self, batch: Batch, statistics: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """The gradients of the mean losses of the whole batch of all processes, part by part. -> this process's losses.
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """The gradients of the losses, part by part of `train.accumulate`. -> this process's losses.
 
-        statistics: buffers and their values before the step.
+        A part's losses are divided by its counts in all processes together, so that the split over processes does not
+        matter; the parts are averaged, each weighing the same however many terms it has.
         """
         t, run = self.run.config.train, self.run
         run.optimizer.zero_grad(set_to_none=not run.gradients_stay)
         means: dict[str, Tensor] = {}
         parts = split_batch(batch, t.accumulate)
-        divisors = self._divisors_of(parts, statistics) if len(parts) > 1 else None
         for k, part in enumerate(parts, 1):
             later = isinstance(run.forward, nn.parallel.DistributedDataParallel) and k < len(parts)
             with run.forward.no_sync() if later else nullcontext():  # type: ignore[operator]
                 with autocast(run.device, t.amp):
                     found: dict[str, Loss] = run.forward(part)
-                divisors = divisors or run.distributed.divisors({name: loss.count for name, loss in found.items()})
-                losses = {name: loss.sum / divisors[name] for name, loss in found.items()}
+                divisors = run.distributed.divisors({name: loss.count for name, loss in found.items()})
+                losses = {name: loss.sum / divisors[name] / len(parts) for name, loss in found.items()}
                 run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
             means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
         return means
-
-    def _divisors_of(self, parts: list[Batch], statistics: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """The counts of all parts, which the first backward needs already: a forward pass of each without gradients."""
-        counts: dict[str, Tensor] = {}
-        for part in parts:
-            with torch.no_grad(), autocast(self.run.device, self.run.config.train.amp):
-                found: dict[str, Loss] = self.run.forward(part)
-            counts = {name: counts.get(name, 0) + loss.count for name, loss in found.items()}
-        for buffer, before in statistics:
-            buffer.copy_(before)
-        return self.run.distributed.divisors(counts)
 
     def _update(self, losses: dict[str, Tensor]) -> Tensor:
         """Step, on the device's own word that all numbers are finite. -> () bool, on the device."""

@@ -19,7 +19,7 @@ def checkpoint(folder, names: list[str]):
     torch.manual_seed(0)
     config = parse_config({"model": {**tiny.MODEL, "num_classes": len(names)}})
     model = build_model(config.model)
-    model.heads["box"].score_threshold = 0.0
+    model.heads["box"].selection.score_threshold = 0.0
     torch.nn.init.normal_(model.heads["box"].classifier.weight, std=0.5)
     ids = list(range(1, len(names) + 1))
     save_checkpoint(Checkpoint(model.state_dict(), names, ids, dump_config(config)), folder / "w.pt")

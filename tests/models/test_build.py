@@ -8,14 +8,17 @@ import pytest
 import torch
 
 import tiny
+from resdet.checkpoints.names import to_ours
 from resdet.config import TrainConfig, parse_config
 from resdet.errors import UserError
+from resdet.export.torchvision import to_torchvision
 from resdet.models.build import build_model
 from resdet.models.heads.box import BoxHead, TwoFC
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.roi_align import RoIAlign
 from resdet.structures import Detections, Samples
 from resdet.training.optim import build_optimizer, learning_rate
+from tiny import K, make_batch, small
 
 
 def built(**changed: dict):
@@ -31,7 +34,7 @@ def test_anchor_ratios_set_the_width_of_the_rpn() -> None:
 @pytest.mark.parametrize("section", ["rpn", "box"])
 def test_nms_thresholds_arrive(section: str) -> None:
     model = built(**{section: {"nms_threshold": 0.9}})
-    assert {"rpn": model.rpn, "box": model.heads["box"]}[section].nms_threshold == 0.9
+    assert {"rpn": model.rpn, "box": model.heads["box"].selection}[section].nms_threshold == 0.9
 
 
 def answer(head: BoxHead, boxes: list[list[float]], scores: list[float], proposals: list[float]) -> Detections:
@@ -43,6 +46,27 @@ def answer(head: BoxHead, boxes: list[list[float]], scores: list[float], proposa
     every, labels = torch.ones(1, n, dtype=torch.bool), torch.zeros(1, n, dtype=torch.int64)
     given = Detections(torch.tensor([boxes]), torch.tensor([proposals]), labels, every, torch.tensor([[64, 64]]))
     return head.predict({}, given)
+
+
+def test_class_agnostic_boxes_are_those_of_equal_regressors() -> None:
+    """Also as torchvision's names, which have a regressor for each class."""
+    one = small(False, box={"width": 32, "samples": 32, "class_agnostic": True, "score_threshold": 0.0}).eval()
+    each = small(False, box={"width": 32, "samples": 32, "score_threshold": 0.0}).eval()
+    torch.nn.init.normal_(one.heads["box"].regressor.weight, std=0.1)
+    torch.nn.init.normal_(one.heads["box"].classifier.weight, std=0.5)
+    config = parse_config({"model": {"num_classes": K, "box": {"class_agnostic": True}}}).model
+    weights, unknown = to_ours(to_torchvision(one.state_dict(), config, "here"), "torchvision")
+    assert not unknown
+    assert one.heads["box"].regressor.out_features == 4
+    each.load_state_dict(weights)
+    batch = make_batch([3, 2])
+    for name, loss in one(batch).items():
+        torch.testing.assert_close(loss, each(batch)[name])
+    found, expected = one.predict(batch), each.predict(batch)
+    assert found.valid.all()
+    torch.testing.assert_close(found.boxes, expected.boxes)
+    torch.testing.assert_close(found.scores, expected.scores)
+    assert torch.equal(found.labels, expected.labels)
 
 
 # The first two have an IoU of 0.6, the third is apart, the last is the second again.

@@ -51,7 +51,7 @@ def test_prediction_is_one_graph(rank: str, soft_sigma: float) -> None:
     torch._dynamo.reset()
     model = small(box={"width": 32, "samples": 32, "soft_sigma": soft_sigma}).eval()
     model.rpn.rank = rank
-    model.heads["box"].score_threshold = 0.0
+    model.heads["box"].selection.score_threshold = 0.0
     batch = make_batch([1, 1])
     expected = model.predict(batch)
     found = torch.compile(model.predict, fullgraph=True, backend="aot_eager")(batch)
@@ -120,7 +120,7 @@ def test_a_fixed_divisor_counts_the_anchors_that_could_have_been_sampled() -> No
 
 def test_ranking_by_sigmoid_gives_the_same_where_nothing_saturates() -> None:
     model = small().eval()
-    model.heads["box"].score_threshold = 0.0
+    model.heads["box"].selection.score_threshold = 0.0
     batch = make_batch([1, 1])
     expected = model.predict(batch)
     model.rpn.rank = "sigmoid"
@@ -183,7 +183,7 @@ def test_an_images_losses_do_not_depend_on_its_neighbours(norm: str) -> None:
     together, apart = model(both), [model(b) for b in alone]
     for name in ("rpn_objectness", "rpn_box", "box_class", "box_reg"):  # all divided by equal counts here
         torch.testing.assert_close(together[name], (apart[0][name] + apart[1][name]) / 2, rtol=1e-4, atol=1e-6)
-    model.heads["box"].score_threshold = 0.0
+    model.heads["box"].selection.score_threshold = 0.0
     found = model.predict(both)
     for i in range(2):
         single = model.predict(alone[i])

@@ -114,11 +114,13 @@ def test_an_output_folder_is_not_overwritten_and_resume_may_start_afresh(shapes_
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(shapes_root, tmp_path) -> None:
-    """With norms that do not see the batch, two halves are one whole, also where they hold different numbers of objects."""
+    """With norms that do not see the batch, and where each half samples as many anchors and RoIs (masks would be as many as
+    there are positives), two halves are one whole."""
     results = []
     for accumulate in (1, 2):
         config = tiny.config(shapes_root, tmp_path / str(accumulate), max_iters=1, eval_every=0, accumulate=accumulate)
         config.model.backbone.norm = "gn"
+        config.model.mask = None
         train(config)
         results.append(read_checkpoint(tmp_path / str(accumulate) / "checkpoints/last.pt").model)
     for name, value in results[0].items():

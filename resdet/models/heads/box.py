@@ -1,27 +1,22 @@
 """Box head (Girshick 2015, arXiv:1504.08083): pooled RoIs -> class scores and refined boxes -> detections.
 
-Letters: P = B * R pooled RoIs, N = R * K candidates an image.
+Letters: P = B * R pooled RoIs; K' is K, or 1 where one box serves all classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
-from resdet.kernels.nms import nms, soft_nms
+from resdet.boxes import at_least_float32, decode, encode
 from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm
-from resdet.models.matching import take
 from resdet.models.roi_align import RoIAlign, flatten_rois
+from resdet.models.selection import Selection
 from resdet.structures import Detections, Loss, Samples
-
-# Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
-MAX_CANDIDATES = 8192
 
 
 class TwoFC(nn.Module):
@@ -79,14 +74,12 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 class BoxHead(nn.Module):
     """trunk: (P, C, s, s), valid (P,) -> (P, trunk.width). num_classes: K, without background, which is index K inside.
 
+    class_agnostic: one box for all classes instead of one for each.
     focal_gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002), here over the softmax; 0 is cross-entropy.
     class_weights: (K + 1,) factors of the classification loss, the background's last.
-    delta_weights: scale of the box deltas. loss_beta: as in `RPN`.
-    score_threshold, nms_threshold, max_detections: of the answer. min_size: smaller boxes, in input pixels, are dropped.
+    delta_weights: scale of the box deltas. loss_beta: as in `RPN`. clamp_shrink: see `boxes.decode`.
     objectness: scores are the geometric mean of the class's and the proposal's (Zhou et al. 2021, arXiv:2103.07461).
-    soft_sigma: of `boxes.soft_nms`, which then takes the place of `nms_threshold`; 0 is hard suppression.
-    clamp_shrink: see `boxes.decode`.
-    empty: when boxes without area go: before suppression, after it, or never; part of a checkpoint's numerics.
+    selection: which candidates become detections.
     """
 
     class_weights: Tensor | None
@@ -97,44 +90,42 @@ class BoxHead(nn.Module):
         trunk: TwoFC | FourConvOneFC,
         num_classes: int,
         *,
+        class_agnostic: bool = False,
         focal_gamma: float = 0.0,
         class_weights: Sequence[float] | None = None,
         delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         loss_beta: float = 0.0,
-        objectness: bool = False,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        soft_sigma: float = 0.0,
-        max_detections: int = 100,
-        min_size: float = 0.0,
-        empty: Literal["drop_first", "drop_last", "keep"] = "drop_first",
         clamp_shrink: bool = False,
+        objectness: bool = False,
+        selection: Selection | None = None,
     ) -> None:
         super().__init__()
         self.pool, self.trunk, self.num_classes = pool, trunk, num_classes
+        self.box_classes = 1 if class_agnostic else num_classes
         self.classifier = nn.Linear(trunk.width, num_classes + 1)
-        self.regressor = nn.Linear(trunk.width, num_classes * 4)
+        self.regressor = nn.Linear(trunk.width, self.box_classes * 4)
         for layer, std in ((self.classifier, 0.01), (self.regressor, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.focal_gamma = focal_gamma
         self.register_buffer("class_weights", weights, persistent=False)
-        self.delta_weights, self.loss_beta, self.min_size, self.empty = delta_weights, loss_beta, min_size, empty
-        self.clamp_shrink = clamp_shrink
-        self.objectness = objectness
-        self.score_threshold, self.max_detections = score_threshold, max_detections
-        self.nms_threshold, self.soft_sigma = nms_threshold, soft_sigma
+        self.focal_gamma, self.delta_weights, self.loss_beta = focal_gamma, delta_weights, loss_beta
+        self.clamp_shrink, self.objectness = clamp_shrink, objectness
+        self.selection = selection or Selection()
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """boxes (B, R, 4), valid (B, R) -> class logits (B, R, K + 1), deltas (B, R, K, 4)."""
+        """boxes (B, R, 4), valid (B, R) -> class logits (B, R, K + 1), deltas (B, R, K', 4)."""
         b, r = valid.shape
         x = self.trunk(self.pool(features, *flatten_rois(boxes)), valid.flatten())
-        return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.num_classes, 4)
+        return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.box_classes, 4)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
         """Both sums run over the sampled RoIs; the count is their number. Of unknown classes: `known_logits`."""
         logits, deltas = self(features, samples.boxes, samples.valid)
+        return self.losses_of(logits, deltas, samples)
+
+    def losses_of(self, logits: Tensor, deltas: Tensor, samples: Samples) -> dict[str, Loss]:
+        """`loss` from what `forward` said of the samples' boxes."""
         count = samples.valid.sum()
         label = samples.labels
         if samples.targets.known is not None:
@@ -147,7 +138,7 @@ class BoxHead(nn.Module):
             entropy = entropy * (-torch.expm1(-entropy)).clamp(min=1e-6) ** self.focal_gamma
         if self.class_weights is not None:
             entropy = entropy * self.class_weights[label.flatten().clamp(min=0)]
-        of_class = label.clamp(0, self.num_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
+        of_class = label.clamp(0, self.box_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
         wanted = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
         distance = box_distance(deltas.gather(2, of_class).squeeze(2), wanted, self.loss_beta)
         return {
@@ -156,33 +147,18 @@ class BoxHead(nn.Module):
         }
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
-        """Proposals in, `max_detections` scored, labelled, refined and suppressed boxes out."""
-        logits, deltas = self(features, detections.boxes, detections.valid)
-        scores = at_least_float32(logits).softmax(-1)[..., :-1]  # (B, R, K)
+        """Proposals in, scored, labelled, refined and suppressed boxes out."""
+        scores, boxes = self.scores_and_boxes(features, detections)
+        return self.selection.select(boxes, scores, detections.valid, detections.image_sizes)
+
+    def scores_and_boxes(self, features: dict[str, Tensor], proposals: Detections) -> tuple[Tensor, Tensor]:
+        """Class probabilities (B, R, K) and refined boxes (B, R, K', 4), not clipped, of R proposals an image."""
+        logits, deltas = self(features, proposals.boxes, proposals.valid)
+        scores = at_least_float32(logits).softmax(-1)[..., :-1]
         if self.objectness:
-            scores = (scores * detections.scores.unsqueeze(-1)).sqrt()
-        boxes = decode(deltas, detections.boxes.unsqueeze(2), self.delta_weights, clamp_shrink=self.clamp_shrink)
-        scores = torch.where(detections.valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
-        scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
-        boxes = clip(take(boxes.flatten(1, 2), index), detections.image_sizes)
-        labels = index % self.num_classes
-        usable = scores >= 0
-        if self.empty == "drop_first":
-            usable = usable & big_enough(boxes, self.min_size)
-        count = min(self.max_detections, usable.shape[1])
-        if self.soft_sigma:
-            scores, index = soft_nms(boxes, scores, labels, usable, self.soft_sigma, count)
-            valid = scores > self.score_threshold
-        else:
-            keep = nms(boxes, scores, labels, usable, self.nms_threshold, count)
-            scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
-            valid = scores >= 0
-        if self.empty == "drop_last":
-            valid = valid & big_enough(take(boxes, index), self.min_size)
-        return Detections(  # rather than _replace, which torch 2.11 cannot compile
-            boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
-            scores=torch.where(valid, scores, 0.0),
-            labels=torch.where(valid, labels.gather(1, index), 0),
-            valid=valid,
-            image_sizes=detections.image_sizes,
-        )
+            scores = (scores * proposals.scores.unsqueeze(-1)).sqrt()
+        return scores, self.refine(deltas, proposals.boxes)
+
+    def refine(self, deltas: Tensor, boxes: Tensor) -> Tensor:
+        """deltas (B, R, K', 4) of boxes (B, R, 4) -> the boxes that they lead to, (B, R, K', 4), not clipped."""
+        return decode(deltas, boxes.unsqueeze(2), self.delta_weights, clamp_shrink=self.clamp_shrink)
