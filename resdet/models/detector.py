@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.fpn import FPN
 from resdet.models.layers import ConvNorm, fold_for_good
 from resdet.structures import Batch, Detections, Loss
@@ -25,7 +25,7 @@ class Detector(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         fpn: FPN,
         *,
         num_classes: int,
@@ -55,8 +55,10 @@ class Detector(nn.Module):
         for good and, to run under autocast with that dtype, the weights below the heads cast for good. Detections stay the
         same; a GPU starts a third fewer kernels for them."""
         self.eval()
-        for module in (*self.backbone.modules(), *(m for m in self.modules() if isinstance(m, ConvNorm))):
-            fold_for_good(module)
+        self.backbone.fuse_norms()
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                fold_for_good(module)
         for part in self.below_heads():  # a head of your own may want its weights as they are
             for module in part.modules():
                 if dtype and isinstance(module, nn.Conv2d):

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.detector import Detector
 from resdet.models.fpn import FPN
 from resdet.models.heads.rpn import RPN
@@ -35,7 +35,7 @@ class RCNN(Detector):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         fpn: FPN,
         rpn: RPN,
         heads: Mapping[str, RoIHead],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -11,22 +10,24 @@ from torch import Tensor, nn
 
 from resdet.config import TrainConfig
 from resdet.errors import UserError
+from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over what trains, in groups of equal decay and equal "lr_scale", by which a step scales its rate.
 
-    The affine parameters of norms are not decayed. Rates are scaled by `rate_scale`. Fused: one kernel for all of a group,
+    The affine parameters of norms are not decayed. Rates are scaled by `rate_scales`. Fused: one kernel for all of a group,
     which also leaves everything alone where the tensor `optimizer.found_inf` is not zero.
     """
     norms = (BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
     undecayed = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    scales = rate_scales(model, config) if isinstance(model, Detector) else {}
+    for parameter in model.parameters():
         if parameter.requires_grad:
             decay = 0.0 if id(parameter) in undecayed else config.weight_decay
-            groups.setdefault((rate_scale(name, config), decay), []).append(parameter)
+            groups.setdefault((scales.get(id(parameter), 1.0), decay), []).append(parameter)
     ordered = [{"params": params, "lr_scale": scale, "weight_decay": d} for (scale, d), params in groups.items()]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(ordered, lr=config.lr, fused=True)
@@ -55,18 +56,18 @@ def restore_optimizer(new: torch.optim.Optimizer, old: torch.optim.Optimizer, st
         new.state[parameter] |= kept
 
 
-def rate_scale(name: str, config: TrainConfig) -> float:
-    """What the learning rate of a detector's parameter is multiplied by.
+def rate_scales(model: Detector, config: TrainConfig) -> dict[int, float]:
+    """What the learning rate of each parameter, by its `id`, is multiplied by.
 
-    Heads learn `head_lr` times as fast. Under `layer_decay` d the backbone learns slower towards the pixels: layer4 at d,
-    layer3 at d**2, …, the stem at d**5 (layer-wise decay, Clark et al. 2020, arXiv:2003.10555).
+    Heads learn `head_lr` times as fast as what is below them. Under `layer_decay` d the backbone learns slower towards the
+    pixels: its last stage at d, the one before at d**2, …, a ResNet's stem at d**5 (layer-wise decay, Clark et al. 2020,
+    arXiv:2003.10555).
     """
-    if name.startswith("heads."):
-        return config.head_lr
-    if not name.startswith("backbone."):
-        return 1.0
-    stage = re.match(r"backbone\.layer(\d)\.", name)
-    return float(config.layer_decay ** (5 - int(stage[1]) if stage else 5))
+    scales = {id(p): config.head_lr for p in model.parameters()}
+    scales |= {id(p): 1.0 for part in model.below_heads() for p in part.parameters()}
+    for distance, stage in enumerate(reversed(model.backbone.stages()), 1):
+        scales |= {id(p): config.layer_decay**distance for module in stage for p in module.parameters()}
+    return scales
 
 
 def learning_rate(iteration: int, config: TrainConfig) -> float:

@@ -14,23 +14,33 @@ from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.config import Config, TrainConfig
 from resdet.config.io import _keys
 from resdet.errors import UserError
+from resdet.models.backbones.base import Backbone
+from resdet.models.detector import Detector
 from resdet.training.loop import train
 from resdet.training.optim import build_optimizer, restore_optimizer
 from resdet.training.resume import FIXED, MODEL_KEYS_THAT_APPLY, SCHEDULE, UNUSED, config_of
 
 
-class Detector(nn.Module):
-    """Parameters named as a detector's, in which every rate and decay has a group of its own."""
-
+class Chain(Backbone):
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.ModuleDict({"layer3": nn.Linear(3, 3), "layer4": nn.Linear(3, 3), "norm": nn.LayerNorm(3)})
-        self.heads = nn.ModuleDict({"box": nn.Linear(3, 1)})
+        self.norm, self.layer3, self.layer4 = nn.LayerNorm(3), nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def stages(self) -> list[list[nn.Module]]:
+        return [[self.norm], [self.layer3], [self.layer4]]
+
+
+class SmallDetector(Detector):
+    """Every rate and decay has a group of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(Chain(), nn.Identity(), num_classes=1, pixel_mean=[0], pixel_std=[1])
+        self.head = nn.Linear(3, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.backbone.values():
+        for (layer,) in self.backbone.stages():
             x = layer(x)
-        return self.heads["box"](x)
+        return self.head(x)
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int, seed: int) -> None:
@@ -53,7 +63,7 @@ def test_changed_settings_apply_and_momenta_stay(name: str, change: dict) -> Non
     """The oracle changes each parameter's settings by hand, in an optimizer that never stopped."""
     before = TrainConfig(optimizer=name, lr=0.1, head_lr=2.0, weight_decay=0.1)
     after = before.model_copy(update=change)
-    expected = Detector()
+    expected = SmallDetector()
     optimizer = build_optimizer(expected, before)
     steps(expected, optimizer, 3, seed=1)
     found, saved = copy.deepcopy(expected), copy.deepcopy(optimizer.state_dict())
@@ -76,7 +86,7 @@ def test_changed_settings_apply_and_momenta_stay(name: str, change: dict) -> Non
 
 
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
-    model = Detector()
+    model = SmallDetector()
     saved = build_optimizer(model, TrainConfig()).state_dict()
     model.backbone["layer3"].requires_grad_(False)
     with pytest.raises(UserError, match="other parameters than those that are trained now"):

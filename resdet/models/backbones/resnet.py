@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resdet.models.backbones.base import Backbone
 from resdet.models.layers import Conv2d, DeformableConv2d, Norm, StandardizedConv2d, conv_norm, make_norm
 
 
@@ -161,10 +162,9 @@ def _stem(inputs: int, style: Style, deep: bool) -> nn.Module:
     )  # fmt: skip
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A residual backbone without its classifier.
 
-    channels, strides: of c2..c5, declared for what is built on top.
     inputs:            channels of the image.
     norm_eps:          batch norm's epsilon.
     stride_in_1x1:     bottlenecks downsample in their first 1x1 convolution.
@@ -220,9 +220,7 @@ class ResNet(nn.Module):
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
         self._initialise(zero_init_last)
-        self.frozen_stages = frozen_stages
-        for module in self._frozen():
-            module.requires_grad_(False)
+        self.freeze(frozen_stages)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         *before, conv = self.conv1.children() if isinstance(self.conv1, nn.Sequential) else [self.conv1]
@@ -236,15 +234,8 @@ class ResNet(nn.Module):
             features[f"c{k + 1}"] = x
         return features
 
-    def train(self, mode: bool = True) -> ResNet:
-        super().train(mode)
-        for module in self._frozen():  # a frozen stage's batch norm keeps its statistics too
-            module.eval()
-        return self
-
-    def _frozen(self) -> list[nn.Module]:
-        stages = [(self.conv1, self.bn1), *((self.get_submodule(f"layer{k}"),) for k in range(1, 5))]
-        return [module for stage in stages[: self.frozen_stages] for module in stage]
+    def stages(self) -> list[list[nn.Module]]:
+        return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{k}")] for k in range(1, 5))]
 
     def _initialise(self, zero_init_last: bool) -> None:
         for module in self.modules():
