@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resdet.commands import edit
 from resdet.commands.common import config_of, guarded, parser_of
-from resdet.config import Config, DataConfig
+from resdet.config import Config, DataConfig, data_root
 from resdet.errors import UserError
 from resdet.writing import make_folder, write_json
 
@@ -114,7 +114,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     for name, source in sources.items():
         edit.describe(f"{name}: {source.path}", source)
         console.print(f"  pixels: {pixels[name]}", markup=False)
-    report(findings)
+    root = data_root(config.data)
+    folders = {source.images for source in sources.values() if not source.images.is_relative_to(root)}
+    report(findings, [root, *sorted(folders, reverse=True)])
     for line in advice:
         console.print(line)
     if output:

@@ -23,7 +23,8 @@ from resdet.data.quality.advice import best_anchors, best_overlaps, examine_size
 from resdet.data.quality.checks import compare, crossed_share, examine, unusable
 from resdet.data.quality.files import inspect_files, leaks
 from resdet.data.quality.repair import repair
-from resdet.data.quality.report import KINDS, Finding
+from resdet.data.quality.report import KINDS, Finding, Findings
+from resdet.data.quality.summary import report
 from resdet.data.sources import open_split
 
 Content = dict[str, Any]
@@ -321,3 +322,25 @@ def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, 
     assert "0.xml: not readable" in said
     assert "3.jpg is 60 x 80" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_table_fits_80_columns_with_paths_relative_to_the_data_and_the_file_has_the_whole(
+    tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    root = tmp_path / "a folder, with [brackets]" / ("x" * 90)
+    findings = Findings("train")
+    for k in range(9):
+        findings.add("file-missing", f"image {k}: {root}/train/camera 1/{k}.jpg (No such file or directory)")
+    findings.add("file-size", f"image 3: {root}/{'long_' * 40}end.jpg is 60 x 80 (H x W), annotated 60 x 90")
+    report(list(findings.by_code.values()), [root])
+    *table, note, _ = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) == 80
+    text = re.sub(r"[\s│]", "", "".join(table))
+    for k in range(3):
+        assert f"image{k}:train/camera1/{k}.jpg(Nosuchfileordirectory)" in text
+    assert "…and6more" in text
+    assert f"{'long_' * 40}end.jpgis60x80(HxW),annotated60x90"[-100:] in text
+    assert str(root)[:40] not in "".join(table)
+    assert note == f"paths are relative to {root}"
+    assert len(findings.by_code["file-missing"].examples) == 9

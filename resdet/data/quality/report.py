@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from resdet.data.normalise import READINGS, Readings
 
+KEPT = 1000  # examples of a kind that findings.json lists
 FEW = 10  # objects of a class below which a model will hardly learn it
 Severity = Literal["error", "warning"]
 Entry = dict[str, Any]
@@ -28,7 +29,7 @@ class Finding:
     def add(self, example: str, item: Any = None) -> None:
         self.count += 1
         self.items.append(item)
-        if len(self.examples) < 5:
+        if len(self.examples) < KEPT:
             self.examples.append(example)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +22,7 @@ from resdet.runtime.console import console
 
 # Warnings that are told elsewhere, or of no weight before a training.
 QUIET = ("class-rare", "class-unseen", "category-gap", "categories-differ", *READINGS)
+SHOWN = 3  # examples of each kind in the table
 SHORT = 3000  # pictures up to which a training looks at every file before it starts
 
 
@@ -45,7 +50,7 @@ def check_annotations(sources: dict[str, Source], others: Sequence[Finding] = ()
     if wrong:
         lines = [
             f"{f.split}: {f.count} {f.what}; to fix: {f.fix}"
-            + "".join(f"\n      {example}" for example in f.examples + ["…"] * (f.count > len(f.examples)))
+            + "".join(f"\n      {example}" for example in f.examples[:5] + ["…"] * (f.count > 5))
             for f in wrong
         ]
         raise UserError(
@@ -58,20 +63,41 @@ def errors(findings: list[Finding]) -> int:
     return sum(finding.severity == "error" for finding in findings)
 
 
-def report(findings: list[Finding]) -> None:
-    """One table for people."""
+def report(findings: list[Finding], roots: Sequence[Path] = ()) -> None:
+    """One table for people, as wide as the terminal or $COLUMNS. roots: folders, below which paths are relative."""
     if not findings:
         console.print("nothing found: the data are in order")
         return
-    table = Table(show_lines=True, width=min(console.width, 140) if console.is_terminal else 140)
-    for head in ("split", "", "count", "what", "first examples", "to fix"):
-        table.add_column(head, justify="right" if head == "count" else "left", overflow="fold")
+    known_width = console.is_terminal or "COLUMNS" in os.environ
+    table = Table(show_lines=True, width=min(console.width, 140) if known_width else 140)
+    for head in ("split", "kind", "count"):
+        table.add_column(head, justify="right" if head == "count" else "left", no_wrap=True)
+    table.add_column("what, first examples, to fix", ratio=1)
+    shortened = False
     for f in sorted(findings, key=lambda f: f.severity != "error"):
         style = "bold red" if f.severity == "error" else "yellow"
-        examples = "\n".join(textwrap.shorten(e, 160) for e in f.examples[:3])
-        table.add_row(f.split, Text(f.severity, style), str(f.count), f.what, examples, f.fix)
+        examples = [_relative(example, roots) for example in f.examples[:SHOWN]]
+        shortened |= examples != f.examples[:SHOWN]
+        more = [f"… and {f.count - len(examples)} more"] * (f.count > len(examples))
+        indented = [Padding(Text(_cut(line), overflow="fold"), (0, 0, 0, 2)) for line in examples + more]
+        table.add_row(f.split, Text(f.severity, style), str(f.count), Group(f.what, *indented, f"to fix: {f.fix}"))
     console.print(table)
+    if shortened:
+        console.print(f"paths are relative to {' or '.join(map(str, roots))}")
     warnings = len(findings) - errors(findings)
     console.print(
         f"{errors(findings)} kind(s) of error, which stop training; {warnings} kind(s) of warning, which do not"
     )
+
+
+def _relative(text: str, roots: Sequence[Path]) -> str:
+    for root in roots:
+        if root.name:  # neither "/" nor "."
+            text = re.sub(rf"(?<![\w./-]){re.escape(str(root))}/", "", text)
+    return text
+
+
+def _cut(text: str, length: int = 240) -> str:
+    """One line; of a long one its beginning and end, which say what and why."""
+    text = text.replace("\n", " ")
+    return text if len(text) <= length else f"{text[: length // 2]} … {text[-length // 2 :]}"
