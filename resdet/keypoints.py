@@ -29,6 +29,7 @@ COCO_EDGES = [
 COCO_SIGMAS = [
     0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
 ]  # fmt: skip
+PIXEL_CENTRE = 0.5  # what a pixel's number, as COCO's keypoints are, lacks to the continuous coordinate of its centre
 OTHER_SIGMA = 0.05  # of keypoints that COCO does not have
 
 

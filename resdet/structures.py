@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
 
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
@@ -113,6 +114,7 @@ class Detections(NamedTuple):
     valid      (B, D) bool
     image_sizes (B, 2) int64, (H, W) of each image before padding
     mask_probs (B, D, m, m) float32 in 0..1, each in its box's frame; None without a mask head
+    keypoint_logits (B, D, K, S, S) float32, each in its box's frame; None without a keypoint head
     """
 
     boxes: Tensor
@@ -121,6 +123,15 @@ class Detections(NamedTuple):
     valid: Tensor
     image_sizes: Tensor
     mask_probs: Tensor | None = None
+    keypoint_logits: Tensor | None = None
+
+
+class Decoding(NamedTuple):
+    """paste: how mask probabilities become pixels (`masks.paste_in_boxes`); keypoints: how heatmaps become points
+    (`keypoints.heatmaps_to_keypoints`)."""
+
+    paste: str = "resdet"
+    keypoints: Decode = "detectron2"
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ class Instances:
     labels     (N,) int64 in [0, K)
     image_size (H, W)
     mask_probs (N, m, m) float32, each in its box's frame; None without masks
+    keypoints  (N, K, 3) float32 x, y, score (visibility for ground truth: 0 where not labelled); None without keypoints
     paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
     """
 
@@ -141,6 +153,7 @@ class Instances:
     image_size: tuple[int, int]
     mask_probs: np.ndarray | None = None
     paste: str = "resdet"
+    keypoints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -172,4 +185,5 @@ class Instances:
             image_size=self.image_size,
             mask_probs=None if self.mask_probs is None else self.mask_probs[keep],
             paste=self.paste,
+            keypoints=None if self.keypoints is None else self.keypoints[keep],
         )

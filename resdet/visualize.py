@@ -99,7 +99,6 @@ def prediction_sheet(
     was_training = model.training
     model.eval()
     names, tiles = dataset.annotations.class_names, []
-    paste = config.model.mask.paste if config.model.mask else "resdet"
     for index in range(min(count, len(dataset))):
         sample = dataset[index, 0]
         if isinstance(sample, UserError):
@@ -109,7 +108,7 @@ def prediction_sheet(
         batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
         info = dataset.annotations.images[index]
         with torch.no_grad(), autocast(device, config.train.amp):
-            (found,) = to_instances(model.predict(batch), [info.size], paste)
+            (found,) = to_instances(model.predict(batch), [info.size], model.decoding)
         image = for_display(dataset.read(index))
         truth = annotated_instances(info.objects, info.size)
         tiles.append((draw(image, truth, names, scores=False), f"{info.file.name}: annotated"))

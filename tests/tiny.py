@@ -54,6 +54,7 @@ SIZE = (96, 128)
 
 
 def small(mask: bool = True, **model: object) -> Detector:
+    """mask: with mask and keypoint heads."""
     torch.manual_seed(0)
     values = {
         "num_classes": K,
@@ -62,6 +63,7 @@ def small(mask: bool = True, **model: object) -> Detector:
         "rpn": {"pre_nms_train": 100, "post_nms_train": 60, "pre_nms_predict": 100, "post_nms_predict": 60},
         "box": {"width": 32, "samples": 32},
         "mask": {"num_convs": 1, "width": 32} if mask else None,
+        "keypoint": {"num_keypoints": 3, "num_convs": 1, "width": 32} if mask else None,
         **model,
     }
     return build_model(parse_config({"model": values}).model)
@@ -79,6 +81,11 @@ def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int
         valid,
         (torch.rand(b, slots, 28, 28, generator=g) > 0.4).to(torch.uint8),
     )
+    places = (
+        boxes[:, :, None, :2] + torch.rand(b, slots, 3, 2, generator=g) * (boxes[..., 2:] - boxes[..., :2])[:, :, None]
+    )
+    seen = torch.randint(3, (b, slots, 3, 1), generator=g).float()
+    targets = targets._replace(keypoints=torch.cat([places, seen], dim=-1))
     images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
     return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)
 

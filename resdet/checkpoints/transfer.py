@@ -16,6 +16,8 @@ from resdet.errors import UserError, listed
 
 # Layers with rows for every class, and how many rows a class has in them.
 PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1}
+# Keys of model.keypoint that the training set decides.
+FROM_DATA = ("num_keypoints", "names", "skeleton")
 
 
 def starting_point(config: ModelConfig) -> Recognised | None:
@@ -42,6 +44,8 @@ def _for_input(found: Recognised, config: ModelConfig) -> Recognised:
 def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     """The config with the architecture and the numerics of a checkpoint, except where it sets a key itself."""
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
+    if theirs.get("keypoint"):
+        theirs["keypoint"] = {k: v for k, v in theirs["keypoint"].items() if k not in FROM_DATA}
     values = _merged(theirs, settings_of(config))
     if found.whole:  # nothing is random then, whatever the backbone's own weights are
         values["weights"] = str(found.path)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resdet.class_names import few
 from resdet.commands.common import config_of, guarded, parser_of
+from resdet.errors import UserError
 from resdet.writing import make_folder
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """COCO numbers of a model on a dataset, or of a results file."""
-    parser = parser_of("eval", "COCO box and mask AP, of a model on its validation data or of any COCO results file.")
+    parser = parser_of(
+        "eval", "COCO box, mask and keypoint AP, of a model on its validation data or of any COCO results file."
+    )
     parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--weights", type=Path, help="a checkpoint")
@@ -63,6 +67,8 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     for note in notes:
         console.print(note, markup=False)
     model = predictor.model_config
+    if model.keypoint:
+        refuse_other_keypoints(model.keypoint.names, annotations, predictor.source.path)
     of_model = {
         "min_size": [predictor.min_size],
         "max_size": predictor.max_size,
@@ -70,7 +76,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     }
     data = config.data.model_copy(update=of_model)
     dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
-    evaluation = evaluation_of(annotations)
+    evaluation = evaluation_of(annotations, config.data.keypoint_sigmas)
     make_folder(output)
     unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -83,11 +89,20 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         scores = evaluate_dataset(
             predictor.model, dataset, evaluation, seen, device=predictor.device, batch_size=min(4, config.train.batch_size),
             amp=config.train.amp, masks=model.mask is not None, max_detections=model.box.max_detections,
-            paste=model.mask.paste if model.mask else "resdet",
+            keypoints=model.keypoint is not None,
         )  # fmt: skip
     assert scores
     report(evaluation, scores.metrics, scores.tables, scores.entries, output)
     return scores.metrics
+
+
+def refuse_other_keypoints(names: Sequence[str], annotations: Annotations, checkpoint: Path) -> None:
+    """Raises `UserError` where a model's keypoints are not the dataset's."""
+    skeleton = annotations.skeleton
+    if skeleton and list(names) != skeleton.names:
+        raise UserError(
+            f"{checkpoint} and {annotations.source} list other keypoints: {few(names)}; {few(skeleton.names)}"
+        )
 
 
 def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annotations, list[str]]:

@@ -36,11 +36,13 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
     if config.model.mask and not train.images.any_masks:
         # Set by the weights rather than by a person: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
+    if config.model.keypoint and train.skeleton is None:
+        choices.append(Choice("model.keypoint", None, "no category lists keypoints"))
     taken = []
     for choice in choices:
         section, given = _parent(config, choice.key)
         name = choice.key.rpartition(".")[2]
-        if choice.key == "model.mask" or name not in given or getattr(section, name) is None:
+        if choice.key in ("model.mask", "model.keypoint") or name not in given or getattr(section, name) is None:
             setattr(section, name, choice.value)
             taken.append(choice)
     return config, taken

@@ -185,6 +185,17 @@ class MaskConfig(Section):
     paste: Literal["resdet", "torchvision"] = "resdet"
 
 
+class KeypointConfig(Section):
+    num_keypoints: Positive | None = None  # these three: None and empty for what the annotations list
+    names: list[str] = []
+    skeleton: list[tuple[int, int]] = []  # pairs of keypoints' numbers, from 0, drawn as limbs
+    num_convs: Count = 8
+    width: Positive = 512
+    norm: HeadNorm = "none"
+    pool_size: Positive = 14  # heatmaps have four times this side
+    decode: Literal["detectron2", "torchvision"] = "detectron2"  # scores: shares of the softmax, or logits
+
+
 class ModelConfig(Section):
     num_classes: Positive | None = None  # without background; None: as many as the annotations have categories
     # A whole detector to start from: any tool's checkpoint, or torchvision:NAME. It brings its architecture and numerics;
@@ -201,6 +212,7 @@ class ModelConfig(Section):
     pool: PoolConfig = PoolConfig()
     box: BoxConfig = BoxConfig()
     mask: MaskConfig | None = None  # None: Faster R-CNN
+    keypoint: KeypointConfig | None = None  # {}: Keypoint R-CNN
 
     @model_validator(mode="after")
     def _train_what_is_random(self) -> ModelConfig:
@@ -372,11 +384,12 @@ class TrainConfig(Section):
     keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt
     eval_every: Count = 5000  # and at the end; 0: never
     val_loss: bool = True  # with each evaluation, the losses on the validation set
-    # What best.pt is the best of, and patience waits for; None: mask AP where masks are evaluated, else box AP
+    # What best.pt is the best of, and patience waits for; None: the AP of keypoints or masks if evaluated, else of boxes
     best_metric: (
         Literal[
             "bbox_AP", "bbox_AP50", "bbox_AP75", "bbox_APs", "bbox_APm", "bbox_APl", "bbox_AR100",
             "segm_AP", "segm_AP50", "segm_AP75", "segm_APs", "segm_APm", "segm_APl", "segm_AR100",
+            "keypoints_AP", "keypoints_AP50", "keypoints_AP75", "keypoints_APm", "keypoints_APl", "keypoints_AR",
         ]
         | None
     ) = None  # fmt: skip

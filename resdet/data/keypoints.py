@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from resdet.keypoints import Skeleton
+from resdet.keypoints import PIXEL_CENTRE, Skeleton
 
-PIXEL_CENTRE = 0.5  # what a pixel's number lacks to the continuous coordinate of its centre
 OUTSIDE = "labelled keypoints outside their image (taken as not labelled)"
 
 

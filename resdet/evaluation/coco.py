@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from resdet.data.coco import Annotations, read_coco_json
+from resdet.data.keypoints import read_skeleton
 from resdet.data.known import check_known, known_ids, says_known
 from resdet.data.normalise import Readings, normalise
 from resdet.data.outlines import area_of
@@ -32,7 +34,8 @@ from resdet.data.rules import (
     read_categories,
 )
 from resdet.errors import listed
-from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, metrics_table
+from resdet.evaluation import keypoints
+from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, measured_mean, metrics_table
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 AREAS = {
@@ -41,7 +44,7 @@ AREAS = {
     "m": (32**2, 96**2),
     "l": (96**2, 1e10),
 }  # in square pixels, both ends inside
-Kind = Literal["bbox", "segm"]
+Kind = Literal["bbox", "segm", "keypoints"]
 Metrics = dict[str, dict[str, float | None]]
 ANY_SIZE = (10**9, 10**9)  # of an image whose size is not given, where only boxes are scored
 
@@ -59,11 +62,16 @@ class Evaluation:
     """Ground truth of a split, to score detections against.
 
     image_ids: only these count (None: all). content: what the file `annotations` holds, where it has been read, or stems
-    from another format. Raises `UserError` for a file that is no COCO annotation file.
+    from another format. sigmas: of each keypoint, for OKS (None: COCO's, or `OTHER_SIGMA`).
+    Raises `UserError` for a file that is no COCO annotation file.
     """
 
     def __init__(
-        self, annotations: Path, image_ids: Collection[int] | None = None, content: dict[str, Any] | None = None
+        self,
+        annotations: Path,
+        image_ids: Collection[int] | None = None,
+        content: dict[str, Any] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> None:
         self.source, self.readings = annotations, Readings()
         problems: list[str] = []
@@ -79,6 +87,8 @@ class Evaluation:
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.without_mask = 0
         self._counted: dict[Any, set[Any]] = {}  # by image: of these categories alone
+        self.skeleton, posed = read_skeleton(content["categories"], problems)
+        self.sigmas = keypoints.sigmas_of(self.skeleton, sigmas, annotations)
         entries: list[dict[str, Any]] = []
         for i, entry in enumerate(content["annotations"]):
             wrong: list[str] = []
@@ -91,8 +101,14 @@ class Evaluation:
                     check_flags(entry, wrong)
                     usable = parse_box(entry.get("bbox"), size, wrong) is not None
                     outline = parse_segmentation(entry.get("segmentation"), size, wrong, Counter())
+                    pose = {}
+                    if self.skeleton:
+                        given = entry.get("keypoints") if category in posed else None
+                        pose = keypoints.truth_of(given, len(self.skeleton.names), wrong)
                     if usable:
-                        entries.append(self._completed({**entry, "segmentation": outline}, len(entries) + 1, size))
+                        entries.append(
+                            self._completed({**entry, "segmentation": outline, **pose}, len(entries) + 1, size)
+                        )
                 else:
                     wrong.append(
                         f"height {size[0]!r} and width {size[1]!r} of image {image_id} are no size of an image"
@@ -131,6 +147,7 @@ class Evaluation:
             if known is None:
                 continue
             self._counted[image["id"]] = known | here
+            pose = keypoints.truth_of(None, len(self.skeleton.names), []) if self.skeleton else {}
             height, width = (
                 (image["height"], image["width"]) if is_size(image.get("height"), image.get("width")) else ANY_SIZE
             )
@@ -138,11 +155,11 @@ class Evaluation:
                 entries.append({
                     "id": len(entries) + 1, "image_id": image["id"], "category_id": category, "iscrowd": 1,
                     "bbox": [0, 0, width, height], "area": width * height,
-                    "segmentation": [[0, 0, width, 0, width, height, 0, height]],
+                    "segmentation": [[0, 0, width, 0, width, height, 0, height]], **pose,
                 })  # fmt: skip
 
     def _numbered(self, entry: dict[str, Any]) -> dict[str, Any]:
-        used = ("id", "iscrowd", "score", "bbox", "area", "segmentation")
+        used = ("id", "iscrowd", "score", "bbox", "area", "segmentation", "keypoints", "num_keypoints")
         ids = {"image_id": self._number[entry["image_id"]], "category_id": self._class[entry["category_id"]]}
         return ids | {key: entry[key] for key in used if key in entry}
 
@@ -159,15 +176,20 @@ class Evaluation:
             entry["area"] = area_of(entry, size)
         return entry
 
-    def kinds(self, *, masks: bool) -> tuple[Kind, ...]:
-        """What detections can be scored for; masks: whether they have any."""
-        return ("bbox", "segm") if masks and self.has_masks else ("bbox",)
+    def kinds(self, *, masks: bool, keypoints: bool = False) -> tuple[Kind, ...]:
+        """What detections can be scored for; masks, keypoints: whether they have any."""
+        kinds: list[Kind] = ["bbox"]
+        kinds += ["segm"] if masks and self.has_masks else []
+        kinds += ["keypoints"] if keypoints and self.skeleton else []
+        return tuple(kinds)
 
     def measurable(self, kind: Kind, name: str) -> bool:
-        """Whether there is an object that the metric `name` of METRICS could be measured on."""
+        """Whether there is an object that the metric `name` of its kind could be measured on."""
         low, high = AREAS.get(name[-1], AREAS["all"])
-        return (kind == "bbox" or self.has_masks) and any(
-            not entry["iscrowd"] and low <= entry["area"] <= high for entry in self.truth["annotations"]
+        possible = {"bbox": True, "segm": self.has_masks, "keypoints": self.skeleton is not None}[kind]
+        return possible and any(
+            not entry["iscrowd"] and (kind != "keypoints" or entry["num_keypoints"]) and low <= entry["area"] <= high
+            for entry in self.truth["annotations"]
         )
 
     def crowding(self, limit: int) -> Crowding:
@@ -192,10 +214,10 @@ class Evaluation:
         backend: Literal["hotcoco", "pycocotools"] | None = None,
         limit: int = COCO_LIMIT,
     ) -> tuple[Metrics, str]:
-        """COCO results entries -> {"bbox": {"AP": …, 11 more}, "segm": …} in 0..1 (None: nothing to measure), and tables.
+        """COCO results -> {"bbox": {"AP": …, 11 more}, …} in 0..1 (None: nothing to measure), and tables.
 
         limit: detections per image and class that count, the highest scores first; 100, as COCO has it, or more. With more,
-               "AR{limit}" and "AP_max100", the AP at 100, are among the metrics.
+               "AR{limit}" and "AP_max100", the AP at 100, are among the metrics. For keypoints always 20, COCO's.
         backend: None for the fastest that is installed.
         """
         assert limit >= COCO_LIMIT
@@ -205,9 +227,14 @@ class Evaluation:
         tables = []
         for kind in kinds:
             found = {**self.truth, "annotations": self._detections(results, kind)}
-            precision, recall = _evaluated(self.truth, found, kind, backend, limits)
-            metrics[kind] = _summary(precision, recall, limits)
-            tables.append(metrics_table(kind, metrics[kind], self._per_class(precision), limit))
+            if kind == "keypoints":
+                precision, recall = _evaluated(self.truth, found, kind, backend, [keypoints.LIMIT], self.sigmas)
+                metrics[kind] = keypoints.summary(precision, recall)
+            else:
+                precision, recall = _evaluated(self.truth, found, kind, backend, limits)
+                metrics[kind] = _summary(precision, recall, limits)
+            counted = keypoints.LIMIT if kind == "keypoints" else limit
+            tables.append(metrics_table(kind, metrics[kind], self._per_class(precision), counted))
         return metrics, "\n".join(tables)
 
     def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -215,6 +242,10 @@ class Evaluation:
         for number, entry in enumerate(results, 1):
             counted = self._counted.get(entry["image_id"])
             if counted is not None and entry["category_id"] not in counted:
+                continue
+            plain = {**entry, "id": number, "iscrowd": 0}
+            if kind == "keypoints":
+                entries.append(self._numbered(plain | keypoints.detection_of(entry)))
                 continue
             rle = entry.get("segmentation")
             if isinstance(rle, list):
@@ -226,7 +257,7 @@ class Evaluation:
                 shape = {"bbox": box, "segmentation": rle, "area": float(coco_mask.area(rle))}
             else:
                 shape = {"bbox": box, "area": box[2] * box[3]}
-            entries.append(self._numbered({**entry, "id": number, "iscrowd": 0}) | shape)
+            entries.append(self._numbered(plain) | shape)
         return entries
 
     def _per_class(self, every: np.ndarray) -> list[tuple[str, int, float | None, float | None]]:
@@ -237,28 +268,36 @@ class Evaluation:
             counts[entry["category_id"]] += not entry["iscrowd"]
         for k, name in enumerate(self.category_names.values()):
             precision = every[:, :, k, 0, -1]
-            means = [float(p[p > -1].mean()) if (p > -1).any() else None for p in (precision, precision[0])]
+            means = [measured_mean(p) for p in (precision, precision[0])]
             rows.append((name, counts[k + 1], means[0], means[1]))
         return rows
 
 
-def evaluation_of(annotations: Annotations) -> Evaluation:
+def evaluation_of(annotations: Annotations, sigmas: Sequence[float] | None = None) -> Evaluation:
     """The ground truth of a split that has been read for it."""
-    return Evaluation(annotations.source, annotations.images.arrays["ids"].tolist(), annotations.content)
+    return Evaluation(annotations.source, annotations.images.arrays["ids"].tolist(), annotations.content, sigmas)
 
 
 def _evaluated(
-    truth: dict[str, Any], found: dict[str, Any], kind: str, backend: str, limits: list[int]
+    truth: dict[str, Any],
+    found: dict[str, Any],
+    kind: str,
+    backend: str,
+    limits: list[int],
+    sigmas: Sequence[float] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
-    areas as in AREAS, `limits`; -1 where there is nothing to measure."""
-    with contextlib.redirect_stdout(io.StringIO()):
+    areas as in AREAS (but no small one for keypoints), `limits`; -1 where there is nothing to measure."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hotcoco's of sigmas that are not COCO's
         if backend == "hotcoco":
             import hotcoco
 
             evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
             parameters = evaluator.params
             parameters.maxDets = limits
+            if sigmas:
+                parameters.kpt_oks_sigmas = list(sigmas)
             evaluator.params = parameters
         else:
             from pycocotools.coco import COCO
@@ -270,6 +309,8 @@ def _evaluated(
                 coco.createIndex()
             evaluator = COCOeval(*both, kind)
             evaluator.params.maxDets = limits
+            if sigmas:
+                evaluator.params.kpt_oks_sigmas = np.array(sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
     numbers: Any = evaluator.eval
@@ -278,11 +319,7 @@ def _evaluated(
 
 def _summary(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> dict[str, float | None]:
     """The numbers of `_evaluated`, as COCO's summary has them, at the last of `limits`."""
-
-    def mean(values: np.ndarray) -> float | None:
-        measured = values[values > -1]
-        return float(measured.mean()) if measured.size else None
-
+    mean = measured_mean
     average = {
         "AP": mean(precision[..., 0, -1]),
         "AP50": mean(precision[0, ..., 0, -1]),

@@ -37,13 +37,13 @@ def evaluate_dataset(
     max_detections: int,
     amp: str = "off",
     masks: bool = False,
+    keypoints: bool = False,
     losses: bool = False,
-    paste: str = "resdet",
     distributed: Distributed | None = None,
 ) -> Scores | None:
     """Predict all images and score the detections.
 
-    seen: called for each batch that has been predicted. masks: score them too, where the dataset has any.
+    seen: called for each batch that has been predicted. masks, keypoints: score them too, where the dataset has any.
     distributed: the processes that share the images out; the main one scores, the others get None.
     max_detections: how many the model gives for an image at most; so many count, and 100 at least.
     """
@@ -52,7 +52,7 @@ def evaluate_dataset(
     sums: dict[str, tuple[float, float]] = {}  # of the terms, and their counts
     images = 0
     for loaded, found, values in predict_dataset(
-        model, dataset, device=device, batch_size=batch_size, amp=amp, losses=losses, paste=paste,
+        model, dataset, device=device, batch_size=batch_size, amp=amp, losses=losses,
         rank=distributed.rank, world=distributed.world,
     ):  # fmt: skip
         seen(loaded)
@@ -66,7 +66,8 @@ def evaluate_dataset(
         return None
     entries = [entry for share, _, _ in shares for entry in share]
     images = sum(count for _, _, count in shares)
-    metrics, tables = evaluation.score(entries, evaluation.kinds(masks=masks), limit=max(COCO_LIMIT, max_detections))
+    kinds = evaluation.kinds(masks=masks, keypoints=keypoints)
+    metrics, tables = evaluation.score(entries, kinds, limit=max(COCO_LIMIT, max_detections))
     means = {}
     for name in sums:
         totals, counts = zip(*(share.get(name, (0.0, 0.0)) for _, share, _ in shares), strict=True)

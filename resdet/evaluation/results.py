@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from resdet.data.json_files import read_json
 from resdet.data.normalise import Ids, Readings, normalise_objects
-from resdet.data.rules import check_ids, is_box, is_number, is_size, parse_segmentation
+from resdet.data.rules import check_ids, is_box, is_number, is_numbers, is_size, parse_segmentation
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import ANY_SIZE, Evaluation, Kind, Metrics
 from resdet.evaluation.tables import COCO_LIMIT
@@ -40,9 +40,15 @@ def read_results(path: Path, evaluation: Evaluation) -> Results:
     masks = sum("segmentation" in entry for entry in results)
     if 0 < masks < len(results):
         problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
+    poses = sum("keypoints" in entry for entry in results)
+    if 0 < poses < len(results):
+        problems.append(f"{poses} of {len(results)} entries have keypoints: all must, or none")
     if problems:
         raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
-    return Results(results, evaluation.kinds(masks=masks > 0), readings)
+    kinds = evaluation.kinds(masks=masks > 0, keypoints=poses > 0)
+    if poses and not any("bbox" in entry or "segmentation" in entry for entry in results):
+        kinds = tuple(kind for kind in kinds if kind == "keypoints")
+    return Results(results, kinds, readings)
 
 
 def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
@@ -54,8 +60,12 @@ def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
     if not is_number(entry.get("score")):
         wrong.append(f"score {entry.get('score')!r} is not a number")
     box, rle = entry.get("bbox"), entry.get("segmentation")
-    if box is None and rle is None:
-        wrong.append("has neither bbox nor segmentation")
+    if box is None and rle is None and "keypoints" not in entry:
+        wrong.append("has neither bbox nor segmentation nor keypoints")
+    if "keypoints" in entry and evaluation.skeleton:
+        count = 3 * len(evaluation.skeleton.names)
+        if not is_numbers(entry["keypoints"]) or len(entry["keypoints"]) != count:
+            wrong.append(f"keypoints {str(entry['keypoints'])[:60]} is not a list of {count} numbers x, y, score, …")
     if box is not None and not is_box(box):
         wrong.append(f"bbox {str(box)[:60]} is not [x, y, width, height]")
     before, size = len(wrong), evaluation.image_sizes[image_id]

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 COCO_LIMIT = 100  # detections per image and class that COCO's numbers count
 STANDARD_AP = "AP_max100"  # beside an AP of a higher limit
+
+
+def measured_mean(values: np.ndarray) -> float | None:
+    """The mean of what is not -1, pycocotools' mark for nothing to measure; None without any."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else None
 
 
 def metrics_table(
@@ -29,7 +37,7 @@ def metrics_table(
     absent = len(classes) - len(seen)
     if absent:
         lines.append(f"({absent} classes without objects here are left out)")
-    title = {"bbox": "box", "segm": "mask"}[kind]
+    title = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}[kind]
     if STANDARD_AP in metrics:
         head_line = f"{title} AP, percent, {limit} detections per image and class (AP at COCO's limit of {COCO_LIMIT}: "
         head_line += f"{percent(metrics[STANDARD_AP]).strip()})"

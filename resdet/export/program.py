@@ -18,7 +18,8 @@ MOST_IMAGES, LONGEST_SIDE = 64, 4096
 class Prediction(nn.Module):
     """images (B, C, H, W) RGB (or the model's own channels) in 0..255, padded with zeros, and image_sizes (B, 2) int64, the
     (H, W) before padding -> boxes (B, D, 4) XYXY in the input's pixels, scores (B, D), labels (B, D) in [0, K), valid
-    (B, D), and with a mask head mask probabilities (B, D, m, m), each in its own box."""
+    (B, D), with a mask head mask probabilities (B, D, m, m), and with a keypoint head logits (B, D, K, S, S), each in its own
+    box."""
 
     def __init__(self, model: Detector) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class Prediction(nn.Module):
         keys = torch.zeros_like(image_sizes[:, 0])
         found = self.model.predict(Batch(images, image_sizes, keys, None))
         answer = (found.boxes, found.scores, found.labels, found.valid)
-        return answer if found.mask_probs is None else (*answer, found.mask_probs)
+        return (*answer, *(t for t in (found.mask_probs, found.keypoint_logits) if t is not None))
 
 
 def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:

@@ -40,7 +40,6 @@ def predict_dataset(
     batch_size: int,
     amp: str = "off",
     losses: bool = False,
-    paste: str = "resdet",
     rank: int = 0,
     world: int = 1,
 ) -> Iterator[Found]:
@@ -64,7 +63,7 @@ def predict_dataset(
 
     def found(loaded: LoadedBatch, detections: list[AsyncHostCopy | None], values: dict[str, AsyncHostCopy]) -> Found:
         arrived = Detections(*(None if t is None else t.tensor() for t in detections))  # type: ignore[arg-type]
-        instances = to_instances(arrived, [infos[i].size for i in loaded.indices], paste)
+        instances = to_instances(arrived, [infos[i].size for i in loaded.indices], model.decoding)
         entries = [
             entry
             for index, of_image in zip(loaded.indices, instances, strict=True)

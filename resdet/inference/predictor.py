@@ -13,19 +13,22 @@ import torch
 from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
-from resdet.checkpoints.transfer import completed
+from resdet.checkpoints.transfer import FROM_DATA, completed
 from resdet.config import Config, ModelConfig, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import resize_image, resized_size
 from resdet.data.pixels import to_unit
 from resdet.errors import UserError
 from resdet.inference.inputs import AnyImage, read_pixels
+from resdet.keypoints import PIXEL_CENTRE, Decode, heatmaps_to_keypoints
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.models.heads.box import BoxHead
 from resdet.models.rcnn import RCNN
 from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
-from resdet.structures import Batch, Detections, Instances
+from resdet.structures import Batch, Decoding, Detections, Instances
+
+PLAIN = Decoding()
 
 
 class Predictor:
@@ -64,6 +67,9 @@ class Predictor:
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]
+        if model_config.keypoint and found.model.keypoint:
+            described = found.model.keypoint.model_dump(include=set(FROM_DATA))
+            model_config.keypoint = model_config.keypoint.model_copy(update=described)
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
@@ -158,8 +164,7 @@ class Predictor:
         batch = to_device(Batch(padded, sizes, torch.zeros(len(images), dtype=torch.int64), None), self.device)
         with torch.inference_mode(), autocast(self.device, self.amp):
             detections = self._predict(batch)
-        paste = self.model_config.mask.paste if self.model_config.mask else "resdet"
-        return dict(zip(indices, to_instances(detections, originals, paste), strict=True))
+        return dict(zip(indices, to_instances(detections, originals, self.model.decoding), strict=True))
 
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:
@@ -169,7 +174,7 @@ def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int
 
 
 def to_instances(
-    detections: Detections, originals: Sequence[tuple[int, int]], paste: str = "resdet"
+    detections: Detections, originals: Sequence[tuple[int, int]], decoding: Decoding = PLAIN
 ) -> list[Instances]:
     """Network frame -> each picture's own frame; originals: (H, W) of each."""
     host = Detections(*(None if t is None else t.cpu() for t in detections))  # type: ignore[arg-type]
@@ -186,23 +191,42 @@ def to_instances(
                 labels=host.labels[b].numpy()[keep],
                 image_size=(height, width),
                 mask_probs=None if host.mask_probs is None else host.mask_probs[b].numpy()[keep].astype(np.float32),
-                paste=paste,
+                paste=decoding.paste,
+                keypoints=None
+                if host.keypoint_logits is None
+                else _keypoints(host, b, keep, scale[:2], decoding.keypoints),
             )
         )
     return results
 
 
+def _keypoints(host: Detections, b: int, keep: np.ndarray, scale: np.ndarray, style: Decode) -> np.ndarray:
+    """(N, K, 3) of image `b`: found in the network's frame, as the sources do it, then scaled."""
+    assert host.keypoint_logits is not None
+    rows = torch.from_numpy(keep)
+    points = heatmaps_to_keypoints(host.keypoint_logits[b, rows], host.boxes[b, rows].float(), style).numpy()
+    scaled: np.ndarray = points * np.array([*scale, 1], np.float32)
+    return scaled
+
+
 def to_coco(
     instances: Instances, image_id: int | str, category_ids: Sequence[int | str | None]
 ) -> list[dict[str, Any]]:
-    """COCO results entries: bbox as XYWH, and the mask as RLE. category_ids: label by label."""
+    """COCO results entries: bbox as XYWH, the mask as RLE, keypoints by pixels' numbers. category_ids: label by label."""
     rles: Sequence[Any] = instances.rle() or [None] * len(instances)
+    poses: Sequence[Any] = [None] * len(instances)
+    if instances.keypoints is not None:
+        poses = list(instances.keypoints - np.array([PIXEL_CENTRE, PIXEL_CENTRE, 0], np.float32))
     entries = []
-    for box, score, label, rle in zip(instances.boxes, instances.scores, instances.labels, rles, strict=True):
+    for box, score, label, rle, pose in zip(
+        instances.boxes, instances.scores, instances.labels, rles, poses, strict=True
+    ):
         x1, y1, x2, y2 = box.tolist()
         entry: dict[str, Any] = {"image_id": image_id, "category_id": category_ids[int(label)]}
         entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(score)}
         if rle is not None:
             entry["segmentation"] = rle
+        if pose is not None:
+            entry["keypoints"] = pose.ravel().tolist()
         entries.append(entry)
     return entries

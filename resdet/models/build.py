@@ -8,12 +8,14 @@ from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.fpn import FPN
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
+from resdet.models.heads.keypoint import KeypointHead
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.rpn import RPN, Limits
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.rcnn import RCNN, RoIHead
 from resdet.models.roi_align import RoIAlign
 from resdet.models.selection import Selection
+from resdet.structures import Decoding
 
 
 def build_backbone(config: ModelConfig) -> ResNet:
@@ -83,6 +85,21 @@ def build_model(config: ModelConfig) -> RCNN:
             norm=config.mask.norm,
             max_rois=int(b.samples * b.positive_fraction),
         )
+    if config.keypoint:
+        k = config.keypoint
+        if k.num_keypoints is None:
+            raise UserError(
+                "model.keypoint.num_keypoints is not set, and there are no annotations here to count them from"
+            )
+        heads["keypoint"] = KeypointHead(
+            _pool(config, k.pool_size),
+            fpn.channels,
+            k.num_keypoints,
+            num_convs=k.num_convs,
+            width=k.width,
+            norm=k.norm,
+            max_rois=int(b.samples * b.positive_fraction),
+        )
     detector = RCNN(
         backbone,
         fpn,
@@ -96,6 +113,9 @@ def build_model(config: ModelConfig) -> RCNN:
         positive_fraction=b.positive_fraction,
         iou_threshold=b.iou_threshold,
         low_quality=b.low_quality,
+    )
+    detector.decoding = Decoding(
+        config.mask.paste if config.mask else "resdet", config.keypoint.decode if config.keypoint else "detectron2"
     )
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):

@@ -7,20 +7,24 @@ from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.runtime.console import console
 
+KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+
 
 def best_metric(config: Config, evaluation: Evaluation) -> str | None:
-    """`train.best_metric`, or mask AP where masks are evaluated, else box AP; None, told in one line, where the validation set
-    has no object to measure it on.
+    """`train.best_metric`, or the AP of keypoints or masks where these are evaluated, else box AP; None, told in one line,
+    where the validation set has no object to measure it on.
 
     Raises `UserError` if `train.best_metric` itself cannot be measured.
     """
-    kinds = evaluation.kinds(masks=config.model.mask is not None)
+    kinds = evaluation.kinds(masks=config.model.mask is not None, keypoints=config.model.keypoint is not None)
     name = config.train.best_metric or f"{kinds[-1]}_AP"
-    kind = "bbox" if name.startswith("bbox") else "segm"
+    kind = name.partition("_")[0]
     if kind in kinds and evaluation.measurable(kind, name.partition("_")[2]):
         return name
     if config.train.best_metric:
-        reason = "the validation set has no object to measure it on" if kind in kinds else "masks are not evaluated"
+        reason = (
+            "the validation set has no object to measure it on" if kind in kinds else f"{KINDS[kind]} are not evaluated"
+        )
         raise UserError(f"train.best_metric={name} cannot be measured on {evaluation.source}: {reason}")
     off = "best.pt and train.patience are off" if config.train.patience else "best.pt is off"
     console.print(f"warning: val has no objects: AP cannot be measured, {off} ({evaluation.source})", markup=False)

@@ -178,7 +178,7 @@ def evaluate(run: Run, log: RunLog) -> bool:
         lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as without detections"),
         device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
         masks=config.model.mask is not None, max_detections=config.model.box.max_detections,
-        paste=config.model.mask.paste if config.model.mask else "resdet", distributed=distributed,
+        keypoints=config.model.keypoint is not None, distributed=distributed,
     )  # fmt: skip
     if scores:
         report_evaluation(run, log, scores)

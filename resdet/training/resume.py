@@ -14,6 +14,7 @@ from resdet.errors import UserError, listed
 # key below `model` is refused; every key elsewhere, but for those in FIXED, applies.
 MODEL_KEYS_THAT_APPLY = {
     "model.fold_norm", "model.pool.sampling_ratio", "model.mask.paste",
+    "model.keypoint.decode", "model.keypoint.skeleton",
     *(f"model.rpn.{key}" for key in (
         "pre_nms_train", "pre_nms_predict", "post_nms_train", "post_nms_predict", "nms_threshold", "min_size", "samples",
         "positive_fraction", "high", "low", "loss_beta", "clamp_shrink", "rank", "fixed_divisor",

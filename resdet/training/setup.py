@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
+from resdet.class_names import few
 from resdet.config import Config, SplitConfig, data_root, frozen_but_random
 from resdet.config.auto import choose
 from resdet.config.effects import notes_of, warnings_of
@@ -21,6 +22,7 @@ from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import coco_paths, find_format, open_split
 from resdet.errors import UserError
+from resdet.keypoints import flip_order
 from resdet.runtime.console import console
 
 
@@ -92,9 +94,50 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "set model.mask=null, which makes it a Faster R-CNN"
         )
+    if config.model.keypoint:
+        config = with_keypoints(config, train, val)
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
     return config, Inputs(train, val, start)
+
+
+def with_keypoints(config: Config, train: Annotations, val: Annotations | None) -> Config:
+    """The config with `model.keypoint` as the annotations have it; raises `UserError` where there is nothing to learn."""
+    keypoint = config.model.keypoint
+    assert keypoint
+    for split in (train, val) if val else (train,):
+        if split.skeleton is None:
+            raise UserError(
+                f'{split.source}: its categories do not list one set of keypoints ("keypoints": [names]), so a keypoint head '
+                "cannot learn: set model.keypoint=null, or add the list"
+            )
+    assert train.skeleton
+    if not (train.images.keypoints[..., 2] > 0).any():
+        raise UserError(
+            f"{train.source}: no object has a labelled keypoint, so a keypoint head cannot learn: set model.keypoint=null"
+        )
+    if val and val.skeleton and val.skeleton.names != train.skeleton.names:
+        raise UserError(
+            f"{train.source} and {val.source} list other keypoints: {few(train.skeleton.names)}; {few(val.skeleton.names)}"
+        )
+    count, (names, edges) = len(train.skeleton.names), train.skeleton
+    if keypoint.num_keypoints not in (None, count):
+        raise UserError(
+            f"model.keypoint.num_keypoints is {keypoint.num_keypoints}, but {train.source} lists {count} keypoints "
+            f"({few(names)}): set it to {count}, or to null to take it from the file"
+        )
+    if config.data.flip or config.data.train.augmentations:
+        order = flip_order(names, config.data.keypoint_flip_pairs)
+        pairs = [f"{names[a]} - {names[b]}" for a, b in enumerate(order) if a < b]
+        console.print(
+            f"mirrored images swap the keypoints {few(pairs)}" if pairs else
+            "warning: no keypoints change places in mirrored images: if some are left and right, name them in "
+            "data.keypoint_flip_pairs, or set data.flip=0",
+            markup=False,
+        )  # fmt: skip
+    update = {"num_keypoints": count, "names": names, "skeleton": edges}
+    model = config.model.model_copy(update={"keypoint": keypoint.model_copy(update=update)})
+    return config.model_copy(update={"model": model})
 
 
 def crowded(annotations: Annotations, max_detections: int) -> str:

@@ -33,16 +33,28 @@ class Run:
         t = config.train
         self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
         self.distributed = distributed
-        masks = config.model.mask is not None
+        masks, keypoints = config.model.mask is not None, config.model.keypoint is not None
         self.train_set = DetectionDataset(
-            inputs.train, config.data, config.model.input, train=True, masks=masks, seed=config.seed
+            inputs.train,
+            config.data,
+            config.model.input,
+            train=True,
+            masks=masks,
+            keypoints=keypoints,
+            seed=config.seed,
         )
         self.val_set, self.evaluation = None, None
         if inputs.val:
             self.val_set = DetectionDataset(
-                inputs.val, config.data, config.model.input, train=False, masks=masks, seed=config.seed
+                inputs.val,
+                config.data,
+                config.model.input,
+                train=False,
+                masks=masks,
+                keypoints=keypoints,
+                seed=config.seed,
             )
-            self.evaluation = evaluation_of(inputs.val)
+            self.evaluation = evaluation_of(inputs.val, config.data.keypoint_sigmas)
         self.best_metric = best_metric(config, self.evaluation) if self.evaluation else None
         share = config.data.max_unreadable / distributed.world
         self.unreadable = Unreadable("train", len(inputs.train.images), share)

@@ -135,7 +135,9 @@ def test_images_without_objects_train(counts: list[int], mask: bool) -> None:
     model = small(mask)
     losses = model(make_batch(counts))
     backward(losses)
-    assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box_reg"} | ({"mask"} if mask else set())
+    assert set(losses) == {"rpn_objectness", "rpn_box", "box_class", "box_reg"} | (
+        {"mask", "keypoint"} if mask else set()
+    )
     assert all(loss.isfinite() for loss in losses.values())
     for name, p in model.named_parameters():
         assert p.grad is not None, name  # every parameter takes part, so that no process waits for another's

@@ -92,7 +92,7 @@ class MaskHead(nn.Module):
         probs[rows] = own.sigmoid() * valid[:, None, None]
         d = detections
         mask_probs = probs.view(*d.valid.shape, self.size, self.size)
-        return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs)
+        return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs, d.keypoint_logits)
 
 
 def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor) -> Loss:
