@@ -6,9 +6,6 @@ Lin et al. 2014 (arXiv:1405.0312); https://cocodataset.org/#detection-eval.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
@@ -35,6 +32,7 @@ from resdet.data.rules import (
 )
 from resdet.errors import listed
 from resdet.evaluation import keypoints
+from resdet.evaluation.backends import accumulated
 from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, measured_mean, metrics_table
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -159,7 +157,8 @@ class Evaluation:
                 })  # fmt: skip
 
     def _numbered(self, entry: dict[str, Any]) -> dict[str, Any]:
-        used = ("id", "iscrowd", "score", "bbox", "area", "segmentation", "keypoints", "num_keypoints")
+        used = ["id", "iscrowd", "score", "bbox", "area", "segmentation"]
+        used += ["keypoints", "num_keypoints"] if self.skeleton else []
         ids = {"image_id": self._number[entry["image_id"]], "category_id": self._class[entry["category_id"]]}
         return ids | {key: entry[key] for key in used if key in entry}
 
@@ -228,10 +227,10 @@ class Evaluation:
         for kind in kinds:
             found = {**self.truth, "annotations": self._detections(results, kind)}
             if kind == "keypoints":
-                precision, recall = _evaluated(self.truth, found, kind, backend, [keypoints.LIMIT], self.sigmas)
+                precision, recall = accumulated(self.truth, found, kind, backend, [keypoints.LIMIT], self.sigmas)
                 metrics[kind] = keypoints.summary(precision, recall)
             else:
-                precision, recall = _evaluated(self.truth, found, kind, backend, limits)
+                precision, recall = accumulated(self.truth, found, kind, backend, limits)
                 metrics[kind] = _summary(precision, recall, limits)
             counted = keypoints.LIMIT if kind == "keypoints" else limit
             tables.append(metrics_table(kind, metrics[kind], self._per_class(precision), counted))
@@ -278,47 +277,8 @@ def evaluation_of(annotations: Annotations, sigmas: Sequence[float] | None = Non
     return Evaluation(annotations.source, annotations.images.arrays["ids"].tolist(), annotations.content, sigmas)
 
 
-def _evaluated(
-    truth: dict[str, Any],
-    found: dict[str, Any],
-    kind: str,
-    backend: str,
-    limits: list[int],
-    sigmas: Sequence[float] = (),
-) -> tuple[np.ndarray, np.ndarray]:
-    """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
-    areas as in AREAS (but no small one for keypoints), `limits`; -1 where there is nothing to measure."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hotcoco's of sigmas that are not COCO's
-        if backend == "hotcoco":
-            import hotcoco
-
-            evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
-            parameters = evaluator.params
-            parameters.maxDets = limits
-            if sigmas:
-                parameters.kpt_oks_sigmas = list(sigmas)
-            evaluator.params = parameters
-        else:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-
-            both = COCO(), COCO()
-            for coco, content in zip(both, (truth, found), strict=True):
-                coco.dataset = content
-                coco.createIndex()
-            evaluator = COCOeval(*both, kind)
-            evaluator.params.maxDets = limits
-            if sigmas:
-                evaluator.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluator.evaluate()
-        evaluator.accumulate()
-    numbers: Any = evaluator.eval
-    return np.asarray(numbers["precision"]), np.asarray(numbers["recall"])
-
-
 def _summary(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> dict[str, float | None]:
-    """The numbers of `_evaluated`, as COCO's summary has them, at the last of `limits`."""
+    """The numbers of `accumulated`, as COCO's summary has them, at the last of `limits`."""
     mean = measured_mean
     average = {
         "AP": mean(precision[..., 0, -1]),

@@ -1,0 +1,50 @@
+"""Ground truth and detections in COCO's structure -> precision and recall, by hotcoco or pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def accumulated(
+    truth: dict[str, Any],
+    found: dict[str, Any],
+    kind: str,
+    backend: str,
+    limits: list[int],
+    sigmas: Sequence[float] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
+    areas as in AREAS (but no small one for keypoints), `limits`; -1 where there is nothing to measure."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hotcoco's of sigmas that are not COCO's
+        if backend == "hotcoco":
+            import hotcoco
+
+            evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
+            parameters = evaluator.params
+            parameters.maxDets = limits
+            if sigmas:
+                parameters.kpt_oks_sigmas = list(sigmas)
+            evaluator.params = parameters
+        else:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+
+            both = COCO(), COCO()
+            for coco, content in zip(both, (truth, found), strict=True):
+                coco.dataset = content
+                coco.createIndex()
+            evaluator = COCOeval(*both, kind)
+            evaluator.params.maxDets = limits
+            if sigmas:
+                evaluator.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    numbers: Any = evaluator.eval
+    return np.asarray(numbers["precision"]), np.asarray(numbers["recall"])
