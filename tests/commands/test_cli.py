@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 import fuzzing
+import resdet
 import tiny
 from pictures import textured
 from resdet import cli
@@ -118,6 +120,39 @@ def test_visualize_predict(trained, tmp_path) -> None:
     assert "broken.jpg" in done.stdout
     assert "left out of folders: 1 file(s) without a picture's suffix (1 .txt)" in done.stdout
     assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
+
+
+@pytest.mark.slow
+def test_class_names_with_brackets_through_a_whole_run(shapes_root, tmp_path, capfd) -> None:
+    names = ["[/]", "[red]", "a[0]", ":car: %s"]
+    values = tiny.values(shapes_root, max_iters=1, eval_every=1)
+    for split in ("train", "val"):
+        content = json.loads((shapes_root / f"annotations/instances_{split}2017.json").read_text())
+        for category, name in zip(content["categories"], names, strict=True):
+            category["name"] = name
+        file = tmp_path / f"[{split}].json"
+        file.write_text(json.dumps(content))
+        values["data"][split] = {"images": str(shapes_root / f"{split}2017"), "annotations": str(file)}
+    del values["data"]["root"]
+    config, run = tmp_path / "[b].yaml", tmp_path / "run[/]"
+    config.write_text(yaml.safe_dump(values))
+    weights = str(run / "checkpoints/last.pt")
+    assert cli.main(["train", str(config), "--output", str(run)]) == 0
+    out = capfd.readouterr().out
+    assert all(name in out for name in [*names, "[train].json", "run[/]"])
+    assert cli.main(["eval", str(config), "--weights", weights, "--output", str(tmp_path / "e")]) == 0
+    scored = capfd.readouterr().out
+    assert all(name in scored for name in names)
+    for kind, arguments in {
+        "predict": [str(shapes_root / "val2017"), "--score", "0", "--weights", weights],
+        "data": ["--count", "2"],
+        "compare": ["--count", "2", "--score", "0", "--weights", weights],
+    }.items():
+        folder = tmp_path / f"[{kind}]"
+        assert cli.main(["visualize", kind, str(config), *arguments, "--output", str(folder)]) == 0
+        assert (folder / "sheet.jpg").is_file()
+        assert f"[{kind}]" in capfd.readouterr().out
+    assert resdet.Predictor.from_checkpoint(weights, device="cpu").class_names == names
 
 
 @pytest.mark.slow
