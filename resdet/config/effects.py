@@ -22,6 +22,10 @@ def _basic_blocks(config: Config) -> bool:
     return config.model.backbone.name in ("resnet18", "resnet34")
 
 
+def _no_keypoint_convolutions(config: Config) -> bool:
+    return config.model.keypoint is not None and not config.model.keypoint.num_convs
+
+
 def _pretrained(config: Config) -> bool:
     return config.model.weights is not None or config.model.backbone.weights != "none"
 
@@ -60,6 +64,8 @@ RULES = (
     Rule("model.box.nms_threshold", lambda c: c.model.box.soft_sigma, "model.box.soft_sigma={model.box.soft_sigma}"),
     Rule("model.box.min_size", lambda c: c.model.box.empty == "keep", "model.box.empty=keep"),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
+    Rule("model.keypoint.norm", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
+    Rule("model.keypoint.width", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),

@@ -25,6 +25,8 @@ IN_VAIN = {
     "model.box.nms_threshold=0.6": ["model.box.soft_sigma=0.5"],
     "model.box.min_size=3": ["model.box.empty=keep"],
     "model.mask.norm=gn": ["model.mask.num_convs=0"],
+    "model.keypoint.norm=gn": ["model.keypoint.num_convs=0"],
+    "model.keypoint.width=64": ["model.keypoint.num_convs=0"],
     "data.root=r": PLACES,
     "data.synthetic={size: 64}": PLACES,
     "data.voc_origin=1": ["data.format=coco"],
