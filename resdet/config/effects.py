@@ -69,7 +69,7 @@ RULES = (
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
-    Rule("data.split_seed", lambda c: not c.data.val_fraction, "data.val_fraction, which is not set"),
+    Rule("data.split_seed", lambda c: not c.data.val_fraction, "without data.val_fraction"),
     Rule("data.mask_size", lambda c: c.model.mask is None, "model.mask=null"),
     Rule("train.layer_decay", lambda c: c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5"),
     Rule("train.momentum", lambda c: c.train.optimizer != "sgd", "train.optimizer={train.optimizer}"),
@@ -101,7 +101,7 @@ def warnings_of(given: Config, config: Config) -> list[str]:
     given: as a person has set it. config: the same, completed from weights and data.
     """
     return [
-        f"warning: {rule.key}={_shown(value)} has no effect with {_filled(rule.because, config)}"
+        f"warning: {rule.key}={_shown(value)} has no effect {_because(rule, config)}"
         for rule in RULES
         if (value := _set_value(given, rule.key)) is not None and rule.idle(config)
     ]
@@ -136,5 +136,6 @@ def _shown(value: Any) -> str:
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def _filled(text: str, config: Config) -> str:
-    return text.format(model=config.model, data=config.data, train=config.train)
+def _because(rule: Rule, config: Config) -> str:
+    reason = rule.because.format(model=config.model, data=config.data, train=config.train)
+    return reason if reason.startswith("without ") else f"with {reason}"
