@@ -16,7 +16,7 @@ from peer_detectron2 import detectron2_sides
 from peer_torchvision import torchvision_sides
 from resdet.config import Config
 from resdet.errors import UserError
-from resdet.inference.predictor import to_instances
+from resdet.inference.postprocess import to_instances
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.models.detector import Detector

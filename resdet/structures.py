@@ -2,26 +2,28 @@
 
 Letters   B images, G objects an image (padded), R RoIs, D detections, A anchors, K classes, M mask side, H W height, width.
 Boxes     XYXY, absolute pixels, float32, continuous coordinates: width = x2 - x1, no "+1"; 0 <= x1 < x2 <= W.
-          COCO's XYWH exists only in `data/coco.py` (in) and `predict.py` (out).
+          COCO's XYWH exists only in `data/` (in) and `inference/postprocess.py` (out).
 Sizes     always (H, W).
 Frames    `Batch`, `Targets`, `Samples`, `Detections`: the network's input frame, after resizing, padding at bottom and right.
-          `Instances`: the original picture's frame.
+          `Instances`: the original image's frame.
 Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data as uint8; deeper data as float32, the values of
           `data.pixel_range` spread over 0..255 without rounding (`data/pixels.py`). dtype conversion, mean and std, padding
           value are the model's (`models/detector.py`).
 Labels    int64 in [0, K), contiguous; K counts no background. Inside the box head background is K. -1 is padding.
 Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
-          `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the picture.
+          `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the image.
 Levels    c2..c5, p2..p6 have stride 2**k; dicts of them are ordered fine to coarse.
+
+Fields    what is done to all fields of a structure is written once: `fields.py` for NamedTuples, `Instances.select` for arrays.
 
 Every tensor's shape depends on (B, H, W, G) alone, never on its values, so that a training step is one graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -115,6 +117,8 @@ class Detections(NamedTuple):
     image_sizes (B, 2) int64, (H, W) of each image before padding
     mask_probs (B, D, m, m) float32 in 0..1, each in its box's frame; None without a mask head
     keypoint_logits (B, D, K, S, S) float32, each in its box's frame; None without a keypoint head
+    paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
+    keypoint_decode  how `keypoint_logits` become points (see `keypoints.heatmaps_to_keypoints`)
     """
 
     boxes: Tensor
@@ -124,19 +128,13 @@ class Detections(NamedTuple):
     image_sizes: Tensor
     mask_probs: Tensor | None = None
     keypoint_logits: Tensor | None = None
-
-
-class Decoding(NamedTuple):
-    """paste: how mask probabilities become pixels (`masks.paste_in_boxes`); keypoints: how heatmaps become points
-    (`keypoints.heatmaps_to_keypoints`)."""
-
     paste: str = "resdet"
-    keypoints: Decode = "detectron2"
+    keypoint_decode: Decode = "detectron2"
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The objects of one picture, in the picture's own frame, for people and files: plain NumPy.
+    """The objects of one image, in the image's own frame, for people and files: plain NumPy.
 
     boxes      (N, 4) float32 XYXY
     scores     (N,) float32 (1.0 for ground truth)
@@ -144,8 +142,10 @@ class Instances:
     image_size (H, W)
     mask_probs (N, m, m) float32, each in its box's frame; None without masks
     keypoints  (N, K, 3) float32 x, y, score (visibility for ground truth: 0 where not labelled); None without keypoints
-    paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
+    paste      how `mask_probs` become pixels, as in `Detections`
     """
+
+    PER_IMAGE: ClassVar = ("image_size", "paste")  # all other fields have a row for each object, or are None
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -160,7 +160,7 @@ class Instances:
 
     @cached_property
     def masks(self) -> np.ndarray | None:
-        """(N, H, W) bool, pasted on first use; for very large pictures prefer `rle`."""
+        """(N, H, W) bool, pasted on first use; for very large images prefer `rle`."""
         if self.mask_probs is None:
             return None
         masks = np.zeros((len(self), *self.image_size), dtype=bool)
@@ -177,13 +177,15 @@ class Instances:
 
     def above(self, score: float) -> Instances:
         """The instances whose score is at least `score`."""
-        keep = self.scores >= score
-        return Instances(
-            boxes=self.boxes[keep],
-            scores=self.scores[keep],
-            labels=self.labels[keep],
-            image_size=self.image_size,
-            mask_probs=None if self.mask_probs is None else self.mask_probs[keep],
-            paste=self.paste,
-            keypoints=None if self.keypoints is None else self.keypoints[keep],
-        )
+        return self.select(self.scores >= score)
+
+    def select(self, rows: np.ndarray) -> Instances:
+        """The instances of `rows`, (N,) bool or (n,) int64."""
+        arrays = {name: getattr(self, name) for name in self.per_object()}
+        chosen: dict[str, Any] = {name: None if array is None else array[rows] for name, array in arrays.items()}
+        return replace(self, **chosen)
+
+    @classmethod
+    def per_object(cls) -> list[str]:
+        """The names of the fields that have a row for each object."""
+        return [field.name for field in fields(cls) if field.name not in cls.PER_IMAGE]

@@ -91,7 +91,7 @@ def prediction_sheet(
 ) -> Path:
     """Annotations and predictions of the first pictures side by side -> `config.output`/predictions.jpg."""
     from resdet.data.collate import collate, to_device
-    from resdet.inference.predictor import to_instances
+    from resdet.inference.postprocess import to_instances
     from resdet.models.detector import Detector
     from resdet.runtime.device import autocast
 
@@ -108,7 +108,7 @@ def prediction_sheet(
         batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
         info = dataset.annotations.images[index]
         with torch.no_grad(), autocast(device, config.train.amp):
-            (found,) = to_instances(model.predict(batch), [info.size], model.decoding)
+            (found,) = to_instances(model.predict(batch), [info.size])
         image = for_display(dataset.read(index))
         truth = annotated_instances(info.objects, info.size)
         tiles.append((draw(image, truth, names, scores=False), f"{info.file.name}: annotated"))

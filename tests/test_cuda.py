@@ -7,7 +7,8 @@ import torch
 
 import tiny
 from resdet.config import Config
-from resdet.data.collate import LoadedBatch, mapped, to_device
+from resdet.data.collate import LoadedBatch, to_device
+from resdet.fields import map_tensors
 from resdet.kernels.nms import nms, soft_nms
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
@@ -102,7 +103,7 @@ def test_batches_arrive_whole_while_the_device_computes() -> None:
     sums = []
     for k in range(30):
         batch = make_batch([3, 5])
-        batch = mapped(batch._replace(images=torch.full((2, 3, 512, 512), k)), lambda t: t.pin_memory())
+        batch = map_tensors(torch.Tensor.pin_memory, batch._replace(images=torch.full((2, 3, 512, 512), k)))
         for _ in range(5):
             work = torch.nn.functional.normalize(work @ work)
         sums.append(to_device(batch, device).images.double().mean())

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 import tiny
 from resdet.data import collate
 from resdet.data.collate import LoadedBatch
+from resdet.fields import map_tensors
 from resdet.masks import paste_bitmaps
 from resdet.models.build import build_model
 from resdet.runtime.device import DTYPES, autocast
@@ -61,11 +62,11 @@ class OnDevice:
             return fake.to(GPU)
 
     def batch(self, batch: Batch) -> Batch:
-        return collate.mapped(batch, self.tensor)
+        return map_tensors(self.tensor, batch)
 
     def host(self, batch: Batch) -> Batch:
         """Fake ones that are still on the host."""
-        return collate.mapped(batch, self.mode.from_tensor)
+        return map_tensors(self.mode.from_tensor, batch)
 
     def model(self, model: nn.Module) -> nn.Module:
         for module in model.modules():

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from resdet.fields import chunk, map_tensors
 from resdet.structures import Batch, Targets
 
 # Padded object counts: few, so that few graphs are compiled.
 OBJECT_LADDER = (8, 32, 128, 512, 2048, 8192)
+PADDING = {"labels": -1}  # of `Targets`' fields; 0 in all others
+OF_IMAGE = ("known",)  # its fields that have a row for each image, not for each object
 
 
 class Sample(NamedTuple):
@@ -21,7 +24,7 @@ class Sample(NamedTuple):
 
     image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
     masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
-    problems: why other pictures could not be read, in whose place this one came,
+    problems: why other images could not be read, in whose place this one came,
     keypoints (G, K, 3) float32: x, y, visibility, or None, known (K,) bool: classes that are fully annotated, or None for all.
     """
 
@@ -58,31 +61,24 @@ def pad_images(images: Sequence[np.ndarray], multiple: int = 32) -> tuple[Tensor
 
 def pad_targets(samples: Sequence[Sample]) -> Targets:
     """Objects of several images, padded to the next rung of `OBJECT_LADDER`."""
-    most = max(len(s.boxes) for s in samples)
-    g = next((rung for rung in OBJECT_LADDER if rung >= most), most)
-    b = len(samples)
-    boxes, labels = torch.zeros(b, g, 4), torch.full((b, g), -1)
-    valid = torch.zeros(b, g, dtype=torch.bool)
-    masks = None
-    if samples[0].masks is not None:
-        masks = torch.zeros(b, g, *samples[0].masks.shape[1:], dtype=torch.uint8)
-    keypoints = None
-    if samples[0].keypoints is not None:
-        keypoints = torch.zeros(b, g, *samples[0].keypoints.shape[1:])
-    for i, sample in enumerate(samples):
-        n = len(sample.boxes)
-        boxes[i, :n], labels[i, :n] = torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels)
-        valid[i, :n] = True
-        if masks is not None:
-            assert sample.masks is not None
-            masks[i, :n] = torch.from_numpy(sample.masks)
-        if keypoints is not None:
-            assert sample.keypoints is not None
-            keypoints[i, :n] = torch.from_numpy(sample.keypoints)
-    known = None
-    if samples[0].known is not None:
-        known = torch.stack([torch.from_numpy(sample.known) for sample in samples])
-    return Targets(boxes, labels, valid, masks, keypoints, known)
+    counts = [len(s.boxes) for s in samples]
+    slots = next((rung for rung in OBJECT_LADDER if rung >= max(counts)), max(counts))
+    fields: dict[str, Tensor | None] = {"valid": torch.arange(slots) < torch.tensor(counts)[:, None]}
+    for name in Targets._fields:
+        if name not in fields:
+            arrays = [getattr(s, name) for s in samples]
+            fields[name] = None if arrays[0] is None else _stack(arrays, name, slots)
+    return Targets(**fields)  # type: ignore[arg-type]
+
+
+def _stack(arrays: Sequence[np.ndarray], name: str, slots: int) -> Tensor:
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if name in OF_IMAGE:
+        return torch.stack(tensors)
+    rows = torch.full((len(tensors), slots, *tensors[0].shape[1:]), PADDING.get(name, 0), dtype=tensors[0].dtype)
+    for row, tensor in zip(rows, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return rows
 
 
 def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
@@ -96,17 +92,17 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on `device`. To a GPU it travels on a stream of its own: from pinned memory, while the step before computes."""
     if device.type != "cuda" or batch.images.is_cuda:
-        return mapped(batch, lambda t: t.to(device))
+        return map_tensors(lambda t: t.to(device), batch)
     computing, copying = torch.cuda.current_stream(device), _copying(device)
     with torch.cuda.stream(copying):
-        moved = mapped(batch, lambda t: t.to(device, non_blocking=True))
+        moved = map_tensors(lambda t: t.to(device, non_blocking=True), batch)
     computing.wait_stream(copying)
 
     def used(t: Tensor) -> Tensor:
         t.record_stream(computing)  # or its memory would be another batch's before it is read
         return t
 
-    return mapped(moved, used)
+    return map_tensors(used, moved)
 
 
 @functools.cache
@@ -114,26 +110,6 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def mapped(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor's `function`."""
-    fields = {name: function(t) for name, t in batch._asdict().items() if isinstance(t, Tensor)}
-    targets = batch.targets
-    if targets is not None:
-        targets = Targets(*(None if t is None else function(t) for t in targets))  # type: ignore[arg-type]
-    return batch._replace(**fields, targets=targets)
-
-
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
     """Equal parts of a batch at its padded size, the last one smaller where it does not divide; no more than images."""
-    parts = min(parts, len(batch.images))
-    if parts == 1:
-        return [batch]
-
-    def pieces(t: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * parts if t is None else t.chunk(parts)
-
-    targets = [None] * parts if batch.targets is None else [
-        Targets(*fields) for fields in zip(*map(pieces, batch.targets), strict=True)
-    ]  # fmt: skip
-    fields = zip(*map(pieces, (batch.images, batch.image_sizes, batch.keys)), targets, strict=True)
-    return [Batch(*f) for f in fields]
+    return chunk(batch, min(parts, len(batch.images)))

@@ -28,8 +28,8 @@ class Prediction(nn.Module):
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, ...]:
         keys = torch.zeros_like(image_sizes[:, 0])
         found = self.model.predict(Batch(images, image_sizes, keys, None))
-        answer = (found.boxes, found.scores, found.labels, found.valid)
-        return (*answer, *(t for t in (found.mask_probs, found.keypoint_logits) if t is not None))
+        fields = zip(found._fields, found, strict=True)
+        return tuple(value for name, value in fields if isinstance(value, Tensor) and name != "image_sizes")
 
 
 def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:

@@ -6,22 +6,24 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from resdet.data.collate import LoadedBatch, split_batch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
-from resdet.inference.predictor import to_coco, to_instances
+from resdet.fields import cat
+from resdet.inference.postprocess import to_coco, to_instances
 from resdet.models.detector import Detector
 from resdet.runtime.device import AsyncHostCopy, autocast, out_of_memory
 from resdet.structures import Batch, Detections
 
 
 class Predicted(NamedTuple):
-    """Of a batch: what is on its way from the device; `Detections` without masks have a None."""
+    """Of a batch: what is on its way from the device. losses: (2,) sum and count of each."""
 
     loaded: LoadedBatch
-    detections: list[AsyncHostCopy | None]
-    losses: dict[str, AsyncHostCopy]
+    detections: AsyncHostCopy[Detections]
+    losses: dict[str, AsyncHostCopy[Tensor]]
 
 
 class Found(NamedTuple):
@@ -56,14 +58,12 @@ def predict_dataset(
         with torch.no_grad(), autocast(device, amp):
             detections = predict_in_parts(model, batch)
             values = model.losses(batch) if losses else {}
-        later = [None if t is None else AsyncHostCopy(t) for t in detections]
-        return Predicted(
-            loaded, later, {name: AsyncHostCopy(torch.stack([x.sum, x.count.to(x.sum)])) for name, x in values.items()}
-        )
+        pairs = {name: torch.stack([loss.sum, loss.count.to(loss.sum)]) for name, loss in values.items()}
+        return Predicted(loaded, AsyncHostCopy(detections), {name: AsyncHostCopy(pair) for name, pair in pairs.items()})
 
-    def found(loaded: LoadedBatch, detections: list[AsyncHostCopy | None], values: dict[str, AsyncHostCopy]) -> Found:
-        arrived = Detections(*(None if t is None else t.tensor() for t in detections))  # type: ignore[arg-type]
-        instances = to_instances(arrived, [infos[i].size for i in loaded.indices], model.decoding)
+    def found(predicted: Predicted) -> Found:
+        loaded = predicted.loaded
+        instances = to_instances(predicted.detections.value(), [infos[i].size for i in loaded.indices])
         entries = [
             entry
             for index, of_image in zip(loaded.indices, instances, strict=True)
@@ -71,7 +71,8 @@ def predict_dataset(
             for entry in to_coco(of_image, infos[index].image_id, ids)
             if entry["category_id"] is not None
         ]
-        return Found(loaded, entries, {name: tuple(value.read()) for name, value in values.items()})
+        losses = {name: tuple(pair.value().tolist()) for name, pair in predicted.losses.items()}
+        return Found(loaded, entries, losses)
 
     was_training = model.training
     model.eval()
@@ -80,10 +81,10 @@ def predict_dataset(
         for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers, rank=rank, world=world):
             now = predicted(loaded)
             if before:  # only now, when a GPU has something to do while the host writes run lengths
-                yield found(*before)
+                yield found(before)
             before = now
         if before:
-            yield found(*before)
+            yield found(before)
     finally:
         model.train(was_training)
 
@@ -95,5 +96,4 @@ def predict_in_parts(model: Detector, batch: Batch) -> Detections:
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not out_of_memory(error) or len(batch.images) == 1:
             raise
-    parts = [predict_in_parts(model, part) for part in split_batch(batch, 2)]
-    return Detections(*(None if t[0] is None else torch.cat(t) for t in zip(*parts, strict=True)))  # type: ignore[arg-type]
+    return cat([predict_in_parts(model, part) for part in split_batch(batch, 2)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,15 +20,14 @@ from resdet.data.images import resize_image, resized_size
 from resdet.data.pixels import to_unit
 from resdet.errors import UserError
 from resdet.inference.inputs import AnyImage, read_pixels
-from resdet.keypoints import PIXEL_CENTRE, Decode, heatmaps_to_keypoints
+from resdet.inference.postprocess import to_coco as to_coco
+from resdet.inference.postprocess import to_instances as to_instances
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.models.heads.box import BoxHead
 from resdet.models.rcnn import RCNN
 from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
-from resdet.structures import Batch, Decoding, Detections, Instances
-
-PLAIN = Decoding()
+from resdet.structures import Batch, Instances
 
 
 class Predictor:
@@ -164,69 +163,10 @@ class Predictor:
         batch = to_device(Batch(padded, sizes, torch.zeros(len(images), dtype=torch.int64), None), self.device)
         with torch.inference_mode(), autocast(self.device, self.amp):
             detections = self._predict(batch)
-        return dict(zip(indices, to_instances(detections, originals, self.model.decoding), strict=True))
+        return dict(zip(indices, to_instances(detections, originals), strict=True))
 
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:
     """Resize a picture as the model's numerics say."""
     size = (image.shape[0], image.shape[1])
     return resize_image(image, resized_size(size, min_size, max_size, config.input.rounding), config.input.resize)
-
-
-def to_instances(
-    detections: Detections, originals: Sequence[tuple[int, int]], decoding: Decoding = PLAIN
-) -> list[Instances]:
-    """Network frame -> each picture's own frame; originals: (H, W) of each."""
-    host = Detections(*(None if t is None else t.cpu() for t in detections))  # type: ignore[arg-type]
-    results = []
-    for b, (height, width) in enumerate(originals):
-        order = np.argsort(-host.scores[b].float().numpy(), kind="stable")  # a head may have changed the scores
-        keep = order[host.valid[b].numpy()[order]]
-        h, w = host.image_sizes[b].tolist()
-        scale = np.array([width / w, height / h, width / w, height / h], dtype=np.float32)
-        results.append(
-            Instances(
-                boxes=host.boxes[b].numpy()[keep].astype(np.float32) * scale,
-                scores=host.scores[b].numpy()[keep].astype(np.float32),
-                labels=host.labels[b].numpy()[keep],
-                image_size=(height, width),
-                mask_probs=None if host.mask_probs is None else host.mask_probs[b].numpy()[keep].astype(np.float32),
-                paste=decoding.paste,
-                keypoints=None
-                if host.keypoint_logits is None
-                else _keypoints(host, b, keep, scale[:2], decoding.keypoints),
-            )
-        )
-    return results
-
-
-def _keypoints(host: Detections, b: int, keep: np.ndarray, scale: np.ndarray, style: Decode) -> np.ndarray:
-    """(N, K, 3) of image `b`: found in the network's frame, as the sources do it, then scaled."""
-    assert host.keypoint_logits is not None
-    rows = torch.from_numpy(keep)
-    points = heatmaps_to_keypoints(host.keypoint_logits[b, rows], host.boxes[b, rows].float(), style).numpy()
-    scaled: np.ndarray = points * np.array([*scale, 1], np.float32)
-    return scaled
-
-
-def to_coco(
-    instances: Instances, image_id: int | str, category_ids: Sequence[int | str | None]
-) -> list[dict[str, Any]]:
-    """COCO results entries: bbox as XYWH, the mask as RLE, keypoints by pixels' numbers. category_ids: label by label."""
-    rles: Sequence[Any] = instances.rle() or [None] * len(instances)
-    poses: Sequence[Any] = [None] * len(instances)
-    if instances.keypoints is not None:
-        poses = list(instances.keypoints - np.array([PIXEL_CENTRE, PIXEL_CENTRE, 0], np.float32))
-    entries = []
-    for box, score, label, rle, pose in zip(
-        instances.boxes, instances.scores, instances.labels, rles, poses, strict=True
-    ):
-        x1, y1, x2, y2 = box.tolist()
-        entry: dict[str, Any] = {"image_id": image_id, "category_id": category_ids[int(label)]}
-        entry |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(score)}
-        if rle is not None:
-            entry["segmentation"] = rle
-        if pose is not None:
-            entry["keypoints"] = pose.ravel().tolist()
-        entries.append(entry)
-    return entries

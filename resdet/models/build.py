@@ -15,7 +15,6 @@ from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.rcnn import RCNN, RoIHead
 from resdet.models.roi_align import RoIAlign
 from resdet.models.selection import Selection
-from resdet.structures import Decoding
 
 
 def build_backbone(config: ModelConfig) -> ResNet:
@@ -84,6 +83,7 @@ def build_model(config: ModelConfig) -> RCNN:
             width=config.mask.width,
             norm=config.mask.norm,
             max_rois=int(b.samples * b.positive_fraction),
+            paste=config.mask.paste,
         )
     if config.keypoint:
         k = config.keypoint
@@ -99,6 +99,7 @@ def build_model(config: ModelConfig) -> RCNN:
             width=k.width,
             norm=k.norm,
             max_rois=int(b.samples * b.positive_fraction),
+            decode=k.decode,
         )
     detector = RCNN(
         backbone,
@@ -113,9 +114,6 @@ def build_model(config: ModelConfig) -> RCNN:
         positive_fraction=b.positive_fraction,
         iou_threshold=b.iou_threshold,
         low_quality=b.low_quality,
-    )
-    detector.decoding = Decoding(
-        config.mask.paste if config.mask else "resdet", config.keypoint.decode if config.keypoint else "detectron2"
     )
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):

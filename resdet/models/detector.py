@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from resdet.models.backbones.base import Backbone
 from resdet.models.fpn import FPN
 from resdet.models.layers import ConvNorm, fold_for_good
-from resdet.structures import Batch, Decoding, Detections, Loss
+from resdet.structures import Batch, Detections, Loss
 
 
 class Detector(nn.Module):
     """Backbone, pyramid, and what a subclass builds on them.
 
     num_classes: K, without background. pixel_mean, pixel_std: of each channel, RGB (or BGR with `bgr`), in 0..255.
-    decoding: how what `predict` gives becomes masks and points in an image.
     """
 
     pixel_mean: Tensor
@@ -35,7 +34,6 @@ class Detector(nn.Module):
         bgr: bool = False,
     ) -> None:
         super().__init__()
-        self.decoding = Decoding()
         self.backbone, self.fpn, self.num_classes, self.bgr = backbone, fpn, num_classes, bgr
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)

@@ -7,14 +7,16 @@ import functools
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
 from torch import Tensor
 
 from resdet.errors import UserError
+from resdet.fields import map_tensors
 
+T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,22 +83,23 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-class AsyncHostCopy:
-    """A copy of a device tensor to the host that does not block: reading it waits for the copy alone."""
+class AsyncHostCopy(Generic[T]):
+    """A copy of a device tensor, or of all those in a structure, to the host that does not block: reading it waits for the
+    copy alone."""
 
-    def __init__(self, value: Tensor) -> None:
-        self.event: Any = None
-        if value.is_cuda:
-            self.value = torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
-            self.event = torch.cuda.current_stream(value.device).record_event()
-        else:
-            self.value = value
+    def __init__(self, value: T) -> None:
+        self._events: list[Any] = []
+        self._value = map_tensors(self._copy, value)
 
-    def tensor(self) -> Tensor:
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_cuda:
+            return tensor
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+        self._events.append(torch.cuda.current_stream(tensor.device).record_event())
+        return host
+
+    def value(self) -> T:
         """On the host."""
-        if self.event:
-            self.event.synchronize()
-        return self.value
-
-    def read(self) -> Any:
-        return self.tensor().tolist()
+        for event in self._events:
+            event.synchronize()
+        return self._value

@@ -26,7 +26,7 @@ class Done(NamedTuple):
     iteration: int
     loaded: LoadedBatch
     losses: dict[str, Tensor]
-    finite: AsyncHostCopy
+    finite: AsyncHostCopy[Tensor]
 
 
 class TrainingStep:
@@ -115,7 +115,7 @@ class TrainingStep:
 
     def _check(self, done: Done) -> None:
         """Count a step whose numbers were not finite, keep what made it so; raises `UserError` after a few in a row."""
-        if done.finite.read():
+        if done.finite.value():
             self.bad_steps = 0
             return
         self.bad_steps += 1

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32
-from resdet.keypoints import heatmap_targets
+from resdet.fields import replace
+from resdet.keypoints import Decode, heatmap_targets
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import Detections, Loss, Samples
@@ -21,6 +22,7 @@ class KeypointHead(nn.Module):
     """num_keypoints: K, the same for every class. num_convs 3x3 convolutions of `width` channels.
 
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
+    decode: how the heatmaps are to become points, see `Detections`.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class KeypointHead(nn.Module):
         width: int = 512,
         norm: Norm = "none",
         max_rois: int = 128,
+        decode: Decode = "detectron2",
     ) -> None:
         super().__init__()
-        self.pool, self.max_rois, self.size = pool, max_rois, pool.size * 4
+        self.pool, self.max_rois, self.size, self.decode = pool, max_rois, pool.size * 4, decode
         self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
         self.logits = nn.ConvTranspose2d(width if num_convs else channels, num_keypoints, 4, stride=2, padding=1)
         for module in self.modules():
@@ -65,14 +68,14 @@ class KeypointHead(nn.Module):
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `keypoint_logits` (B, D, K, S, S)."""
-        d = detections
-        rows = occupied(d.valid)
-        boxes, image = flatten_rois(d.boxes)
-        found = self(features, boxes[rows], image[rows], d.valid.flatten()[rows])
+        valid = detections.valid
+        rows = occupied(valid)
+        boxes, image = flatten_rois(detections.boxes)
+        found = self(features, boxes[rows], image[rows], valid.flatten()[rows])
         logits = found.new_zeros(len(boxes), *found.shape[1:])
         logits[rows] = found
-        logits = logits.view(*d.valid.shape, *found.shape[1:])
-        return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, d.mask_probs, logits)
+        logits = logits.view(*valid.shape, *found.shape[1:])
+        return replace(detections, keypoint_logits=logits, keypoint_decode=self.decode)
 
 
 def keypoint_loss(logits: Tensor, keypoints: Tensor, boxes: Tensor, positive: Tensor) -> Loss:

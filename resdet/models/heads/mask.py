@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32
+from resdet.fields import replace
 from resdet.masks import targets_in_rois
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
@@ -17,6 +18,7 @@ class MaskHead(nn.Module):
     """pool: side s of the pooled RoI; masks have side m = 2 s. num_convs 3x3 convolutions of `width` channels.
 
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
+    paste: how the masks are to become pixels, see `Detections`.
     """
 
     def __init__(
@@ -29,9 +31,10 @@ class MaskHead(nn.Module):
         width: int = 256,
         norm: Norm = "none",
         max_rois: int = 128,
+        paste: str = "resdet",
     ) -> None:
         super().__init__()
-        self.pool, self.max_rois, self.size = pool, max_rois, pool.size * 2
+        self.pool, self.max_rois, self.size, self.paste = pool, max_rois, pool.size * 2, paste
         self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
         self.upsample = nn.ConvTranspose2d(width if num_convs else channels, width, 2, stride=2)
         self.logits = nn.Conv2d(width, num_classes, 1)
@@ -90,9 +93,8 @@ class MaskHead(nn.Module):
         own = at_least_float32(self(features, boxes[rows], image[rows], valid, labels))
         probs = own.new_zeros(len(boxes), self.size, self.size)
         probs[rows] = own.sigmoid() * valid[:, None, None]
-        d = detections
-        mask_probs = probs.view(*d.valid.shape, self.size, self.size)
-        return Detections(d.boxes, d.scores, d.labels, d.valid, d.image_sizes, mask_probs, d.keypoint_logits)
+        mask_probs = probs.view(*detections.valid.shape, self.size, self.size)
+        return replace(detections, mask_probs=mask_probs, paste=self.paste)
 
 
 def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor) -> Loss:
