@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resdet.commands import edit
 from resdet.commands.common import config_of, guarded, parser_of
-from resdet.config import Config, DataConfig, data_root
+from resdet.config import Config, DataConfig, data_root, of_source
 from resdet.errors import UserError
 from resdet.writing import make_folder, write_json
 
@@ -78,12 +78,18 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.quality.files import inspect_files, leaks
     from resdet.data.quality.repair import repair
     from resdet.data.quality.summary import errors, report
-    from resdet.data.sources import open_split
+    from resdet.data.sources import join_parts, open_parts
     from resdet.runtime.console import console
     from resdet.training.setup import require_data
 
     require_data(config, ["train", "val"])
-    sources: dict[str, Source] = {name: open_split(config.data, name, tolerant=True) for name in ("train", "val")}
+    train, val = open_parts(config.data, "train", tolerant=True), open_parts(config.data, "val", tolerant=True)
+    sources: dict[str, Source] = train | val
+    if fix and split not in sources:
+        raise UserError(
+            f"--fix mends one set, data.train is a list of {len(train)}: name the set alone, as in "
+            "data.train='{annotations: FILE.json}'"
+        )
     if fix:
         edit.refuse_sources(fix, list(sources.values()))
         make_folder(fix.parent)
@@ -104,10 +110,16 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             found, contents[name] = inspect_files(name, source, decode=True, tick=tick)
             pixels[name], deep = examine_depth(name, source, config.data.pixel_range, config.model.input.channels)
             findings += found + deep
-    findings += compare(sources["train"], sources["val"]) + leaks(contents["train"], contents["val"])
+    seen = [{digest: text for name in parts for digest, text in contents[name].items()} for parts in (train, val)]
+    findings += leaks(*seen)
+    alone = len(train) == len(val) == 1
+    if alone:
+        findings += compare(sources["train"], sources["val"])
     advice: list[str] = []
     if not errors(findings):
-        read = parse_coco(sources["train"].content, sources["train"].images, sources["train"].path)
+        whole = join_parts(config.data, train)
+        findings += [] if alone else compare(whole, join_parts(config.data, val))
+        read = parse_coco(whole.content, whole.images, whole.path)
         config = as_trained(config, read)
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
@@ -141,10 +153,14 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
     from resdet.data.edit import subset
     from resdet.data.sources import detected, read_whole
 
-    found = detected(data, data.train)
+    given = data.train
+    if isinstance(given, list):
+        return {}
+    data = of_source(data, given)
+    found = detected(data, given)
     if data.val_fraction or found.format != "voc":
         return {}
-    whole = read_whole(data, found, data.train.images, None)
+    whole = read_whole(data, found, given.images, None)
     taken = {e["file_name"] for s in sources.values() for e in s.content["images"]}
     left = {e["id"] for e in whole.content["images"] if e["file_name"] not in taken}
     return {"unused": subset(whole, left)} if left else {}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from resdet.config import DataConfig, DataFormat
+from resdet.config import DataConfig, DataFormat, TrainSplitConfig
 from resdet.errors import UserError
 from resdet.writing import make_folder, refuse_overwriting, write_json
 
@@ -113,7 +113,7 @@ def split(args: argparse.Namespace) -> None:
 
 def merge(args: argparse.Namespace) -> None:
     """All sources in one COCO JSON."""
-    from resdet.data.edit import merge as merged
+    from resdet.data.merge import merge as merged
 
     write(merged([open_source(path, args.format, args.part) for path in args.source]), args.target)
 
@@ -183,13 +183,9 @@ def open_source(place: Path, kind: str, part: str | None) -> Source:
     """All of a dataset, or its own split `part`. Raises `UserError`, also for one without images."""
     from resdet.data.sources import read_source
 
-    values: dict[str, Any] = {"format": kind, "train": {"split": part}}
-    if place.is_dir():
-        values["root"] = place
-    else:
-        values["train"] |= {"annotations": place}
-    data = DataConfig.model_validate(values)
-    source = read_source(data, data.train, "train").whole()
+    given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place)
+    data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
+    source = read_source(data, given, "train").whole()
     if not source.content["images"]:
         raise UserError(f"{place}: no images are listed there, so nothing is written")
     return source

@@ -25,3 +25,5 @@ from resdet.config.schema import TrainConfig as TrainConfig
 from resdet.config.schema import TrainSplitConfig as TrainSplitConfig
 from resdet.config.schema import data_root as data_root
 from resdet.config.schema import frozen_but_random as frozen_but_random
+from resdet.config.schema import of_source as of_source
+from resdet.config.schema import train_sources as train_sources

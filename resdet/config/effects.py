@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from resdet.config.schema import Config
+from resdet.config.schema import Config, train_sources
 
 
 class Rule(NamedTuple):
@@ -32,11 +32,12 @@ def _pretrained(config: Config) -> bool:
 
 def _named_elsewhere(config: Config) -> bool:
     d = config.data
-    return all(given.images and given.annotations for given in ([d.train] if d.val_fraction else [d.train, d.val]))
+    given = [*train_sources(d), *([] if d.val_fraction else [d.val])]
+    return all(source.root or (source.images and source.annotations) for source in given)
 
 
 NO_DEFORMABLE = "model.backbone.deformable={model.backbone.deformable}"
-NAMED = "data.train and data.val, which name images and annotations themselves"
+NAMED = "data.train and data.val, which say themselves where images and annotations are"
 NO_EVALUATION = "train.eval_every={train.eval_every}, which means no evaluation"
 RULES = (
     # A config that starts from a whole detector often keeps weights=none of one that starts from nothing.

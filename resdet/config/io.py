@@ -156,6 +156,8 @@ def _settings(section: BaseModel, implied: BaseModel) -> dict[str, Any]:
             inner = _settings(value, other if isinstance(other, BaseModel) else type(value)())
             if inner or field.get_default() is None:
                 found[name] = inner
+        elif isinstance(value, list) and value and all(isinstance(entry, BaseModel) for entry in value):
+            found[name] = [entry.model_dump(mode="json", exclude_unset=True) for entry in value]
         elif name in section.model_fields_set or value != other:
             found[name] = whole[name]
     return found
@@ -188,8 +190,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"override {override!r}: the value cannot be read: {error}") from None
     *parents, last = key.split(".")
     node = values
-    for parent in parents:
+    for depth, parent in enumerate(parents, 1):
         child = node.get(parent)
+        if isinstance(child, list):
+            name = ".".join(parents[:depth])
+            raise UserError(f"override {override!r}: {name} is a list: write it as a whole, {name}=[…]")
         if not isinstance(child, dict):
             child = node[parent] = {}
         node = child
@@ -207,10 +212,7 @@ def _textual(section: type[BaseModel], prefix: str = "") -> set[str]:
     """The keys whose values are paths or names."""
     found: set[str] = set()
     for name, field in section.model_fields.items():
-        members = (
-            get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-        )
-        kinds = {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in members} - {type(None)}
+        kinds = _members(field.annotation) - {type(None)}
         if kinds <= {str, Path}:
             found.add(prefix + name)
         for inner in kinds:
@@ -219,8 +221,15 @@ def _textual(section: type[BaseModel], prefix: str = "") -> set[str]:
     return found
 
 
+def _members(annotation: Any) -> set[Any]:
+    """The types that a field takes."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return {get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in members}
+
+
 def _explain(error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    parts = [part for part in error["loc"] if not str(part).startswith("<")]  # but the tags of a choice of types
+    path = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, parts)))
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_did_you_mean(path)}"
     given = error.get("input")
@@ -242,7 +251,7 @@ def _shortened(value: Any) -> str:
 
 
 def _did_you_mean(path: str) -> str:
-    known = list(_keys(Config))
+    known, path = list(_keys(Config)), re.sub(r"\[\d+\]", "", path)
     parent, _, last = path.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     near = difflib.get_close_matches(last, siblings, n=1)
@@ -255,6 +264,6 @@ def _did_you_mean(path: str) -> str:
 def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for inner in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        for inner in _members(field.annotation):
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 yield from _keys(inner, f"{prefix}{name}.")

@@ -9,7 +9,16 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -255,6 +264,8 @@ DataFormat = Literal[
 
 
 class SplitConfig(Section):
+    root: UserPath | None = None  # None: data.root
+    format: Literal["auto"] | DataFormat | None = None  # None: data.format
     images: UserPath | None = None  # folder; None: `root`/train2017 or val2017
     # COCO's JSON (None: `root`/annotations/instances_train2017.json or …val2017.json), YOLO's data.yaml, or a folder
     annotations: UserPath | None = None
@@ -265,6 +276,8 @@ class SplitConfig(Section):
 
 
 class TrainSplitConfig(SplitConfig):
+    # The classes that the annotations are complete for; objects of others are left out. None: those that the files list
+    known_classes: Annotated[list[str], Field(min_length=1)] | None = None
     augmentations: list[dict[str, Any]] = []  # albumentations: [{name: RandomBrightnessContrast, p: 0.5}, …]
 
 
@@ -286,7 +299,12 @@ class DataConfig(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None  # held out of data.train for validation
     split_seed: Count = 0
     group: str | None = None  # a regular expression on file names: images that match equally stay in one split
-    train: TrainSplitConfig = TrainSplitConfig()
+    # One source, or a list of several, whose classes are joined by name (docs/data.md)
+    train: Annotated[
+        Annotated[TrainSplitConfig, Tag("<one>")]
+        | Annotated[list[TrainSplitConfig], Field(min_length=1), Tag("<list>")],
+        Discriminator(lambda value: "<list>" if isinstance(value, list | tuple) else "<one>"),
+    ] = TrainSplitConfig()
     val: SplitConfig = SplitConfig()
     synthetic: SyntheticConfig | None = None
     min_size: Annotated[list[Positive], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else [v])] = [
@@ -333,11 +351,18 @@ class DataConfig(Section):
     def _means_something(self) -> DataConfig:
         """Each key has an effect beside the others."""
         problems = []
+        if self.val_fraction and isinstance(self.train, list) and self.val.files:
+            problems.append(
+                f"data.val.files={self.val.files} beside data.val_fraction and a list in data.train: name the images with "
+                "files of each source"
+            )
+        if self.synthetic and isinstance(self.train, list):
+            problems.append("data.synthetic beside a list in data.train: generate the set first, then name it there")
         if self.val_fraction:
             problems += [
                 f"data.val.{key}={value} beside data.val_fraction={self.val_fraction}, which takes the validation images from "
                 "data.train: set one of them to null"
-                for key in ("images", "annotations", "split")
+                for key in ("root", "format", "images", "annotations", "split")
                 if (value := getattr(self.val, key)) is not None
             ]
         if self.group is not None:
@@ -422,3 +447,13 @@ class Config(Section):
 def data_root(config: DataConfig) -> Path:
     """`data.root`, or where COCO is looked for without one."""
     return config.root or Path(os.environ.get("RESDET_DATASETS", "datasets")) / "coco"
+
+
+def train_sources(config: DataConfig) -> list[TrainSplitConfig]:
+    """The sources of `data.train`, one or several."""
+    return config.train if isinstance(config.train, list) else [config.train]
+
+
+def of_source(config: DataConfig, given: SplitConfig) -> DataConfig:
+    """The settings that a source is read under: its own root and format go before those of the whole."""
+    return config.model_copy(update={"root": given.root or config.root, "format": given.format or config.format})

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from resdet.config import DataConfig
+from resdet.config import DataConfig, of_source
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageList
 from resdet.data.sources import coco_paths, find_format
@@ -24,9 +24,12 @@ def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
     The name changes with the file's content (by size and time of change) and place.
     """
     given = data.train if split == "train" else data.val
+    if isinstance(given, list) or getattr(given, "known_classes", None):
+        return None
+    data = of_source(data, given)
     if data.val_fraction or given.files or data.limit or find_format(data, given) != "coco":
         return None
-    images, annotations = coco_paths(data, split)
+    images, annotations = coco_paths(data, given, split)
     try:
         state = annotations.stat()
     except OSError:

@@ -41,7 +41,8 @@ from resdet.keypoints import Skeleton
 class Annotations:
     """A dataset split. `category_ids[label]` is the JSON's id of a label, None where labels are a model's and the JSON does
     not list that class (`relabel.for_classes`); `skipped` counts what does not train, by reason;
-    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints."""
+    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints; `parts` as in
+    `Source`."""
 
     source: Path
     images: ImageList
@@ -50,6 +51,7 @@ class Annotations:
     skipped: Counter[str] = field(default_factory=Counter)
     content: dict[str, Any] | None = None
     skeleton: Skeleton | None = None
+    parts: list[int] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line for people: how many pictures, objects, classes, and what was skipped."""

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset
 
-from resdet.config import DataConfig, InputConfig
+from resdet.config import DataConfig, InputConfig, train_sources
 from resdet.data.augment import AugmentationError, Augmentations
 from resdet.data.augment_support import refuse_unsupported
 from resdet.data.coco import Annotations
@@ -54,18 +54,28 @@ class DetectionDataset(Dataset[Sample | UserError]):
         if keypoints:
             assert annotations.skeleton
             self.swap = np.array(flip_order(annotations.skeleton.names, data.keypoint_flip_pairs))
-        entries = data.train.augmentations if train else []
-        self.augmentations = Augmentations(entries, self.swap) if entries else None
-        if self.augmentations:
-            refuse_unsupported(self.augmentations.transforms, model_input.channels, self.pixel_range is not None)
-            self._try_smallest(self.augmentations)
+        # Of each source of data.train, whose images follow each other; they end at `ends`.
+        self.augmentations = [
+            Augmentations(source.augmentations, self.swap) if source.augmentations else None
+            for source in train_sources(data)
+        ] if train else [None]  # fmt: skip
+        self.ends = np.cumsum(annotations.parts or [len(annotations.images)])
+        if not train:
+            self.ends = self.ends[-1:]
+        for part, augmentations in enumerate(self.augmentations):
+            if augmentations:
+                refuse_unsupported(augmentations.transforms, model_input.channels, self.pixel_range is not None)
+                self._try_smallest(augmentations, int(self.ends[part - 1]) if part else 0, int(self.ends[part]))
 
-    def _try_smallest(self, augmentations: Augmentations) -> None:
+    def _augmentations_of(self, index: int) -> Augmentations | None:
+        return self.augmentations[int(np.searchsorted(self.ends, index, side="right"))]
+
+    def _try_smallest(self, augmentations: Augmentations, start: int, end: int) -> None:
         """Raise now what would stop the training at the first image that is too small for a crop."""
-        sizes = self.annotations.images.sizes
-        for index in sorted({int(sizes[:, axis].argmin()) for axis in (0, 1) if len(sizes)}):
+        sizes = self.annotations.images.sizes[start:end]
+        for index in sorted({start + int(sizes[:, axis].argmin()) for axis in (0, 1) if len(sizes)}):
             try:
-                augmentations.try_on(tuple(sizes[index].tolist()))
+                augmentations.try_on(tuple(sizes[index - start].tolist()))
             except AugmentationError as error:
                 raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
 
@@ -120,11 +130,12 @@ class DetectionDataset(Dataset[Sample | UserError]):
     def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
         """The picture and its objects after the listed augmentations, before resizing and flipping."""
         image, objects = self.read(index), self.annotations.images[index].objects
-        if self.augmentations:
+        augmentations = self._augmentations_of(index)
+        if augmentations:
             unit = np.float32(255 if image.dtype == np.float32 else 1)  # albumentations takes floating point in 0..1
             image = image if unit == 1 else image / unit
             try:
-                image, objects = self.augmentations(image, objects, [self.seed, epoch, index, 1])
+                image, objects = augmentations(image, objects, [self.seed, epoch, index, 1])
             except AugmentationError as error:
                 raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
             image = image if unit == 1 else image * unit
@@ -133,7 +144,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
     def _reduction(self, size: tuple[int, int], short: int) -> int:
         """How much smaller a picture may be decoded: never below what it is resized to. Only in training, where all are
         resized at random anyway, by our own numerics, and where nothing else looks at its pixels before."""
-        if not self.train or self.augmentations or self.input.resize != "opencv":
+        if not self.train or self.input.resize != "opencv":
             return 1
         target = resized_size(size, short, self.data.max_size, self.input.rounding)
         return max(r for r in (1, 2, 4, 8) if r == 1 or min(size) // r >= min(target))
@@ -142,7 +153,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         rng = np.random.default_rng([self.seed, epoch, index, 0])
         short = int(rng.choice(self.data.min_size)) if self.train else self.data.min_size[-1]
         info = self.annotations.images[index]
-        reduce = self._reduction(info.size, short)
+        reduce = 1 if self._augmentations_of(index) else self._reduction(info.size, short)
         if reduce > 1:
             image, objects, old = self._read(info, reduce), info.objects, info.size
         else:

@@ -1,57 +1,18 @@
-"""Datasets made from datasets: merged, sampled, with other classes. `Source` in, `Source` out; no file is touched."""
+"""Datasets made from datasets: sampled, divided, with other classes. `Source` in, `Source` out; no file is touched."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resdet.data.formats.common import Source
 from resdet.data.rules import Id, id_kind, is_id
-from resdet.errors import UserError, listed
-
-
-def merge(sources: Sequence[Source]) -> Source:
-    """All images and objects of several sources, classes joined by name, in the order in which they first appear.
-
-    Ids are counted anew from 1; file names are relative to the folder that holds all image folders.
-    Raises `UserError` for an image file that is in two sources: its objects would be annotated twice.
-    """
-    root = Path(os.path.commonpath([source.images.resolve() for source in sources]))
-    classes: dict[str, dict[str, Any]] = {}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    origins: dict[int, str] = {}
-    taken: dict[str, Source] = {}
-    problems: list[str] = []
-    for source in sources:
-        new_class = {}
-        for category in source.content["categories"]:
-            entry = classes.setdefault(str(category["name"]), {**category, "id": len(classes) + 1})
-            new_class[category["id"]] = entry["id"]
-        new_image = {}
-        for image in source.content["images"]:
-            name = Path(os.path.relpath(source.images.resolve() / image["file_name"], root)).as_posix()
-            if name in taken:
-                problems.append(f"{name} is in {taken[name].path} and in {source.path}: leave one of them out")
-            taken[name] = source
-            new_image[image["id"]] = len(images) + 1
-            images.append({**image, "id": len(images) + 1, "file_name": name})
-        for entry in source.content["annotations"]:
-            changed = {"image_id": new_image[entry["image_id"]], "category_id": new_class[entry["category_id"]]}
-            annotations.append({**entry, "id": len(annotations) + 1, **changed})
-            origins[len(annotations)] = source.origins.get(entry["id"], f"{source.path}: annotation {entry['id']}")
-    if problems:
-        raise listed(f"{len(problems)} image(s) are in more than one dataset:", problems)
-    content = {"images": images, "annotations": annotations, "categories": list(classes.values())}
-    remarks: Counter[str] = sum((source.remarks for source in sources), Counter())
-    return Source(root, root, content, origins, remarks, [p for source in sources for p in source.problems])
+from resdet.errors import UserError
 
 
 def sample(source: Source, count: int, seed: int) -> Source:

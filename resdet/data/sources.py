@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from resdet.config import DataConfig, DataFormat, SplitConfig, data_root
+from resdet.config import DataConfig, DataFormat, SplitConfig, data_root, of_source
 from resdet.data.edit import held_out, image_ids, subset
 from resdet.data.formats.cityscapes import read_cityscapes
 from resdet.data.formats.coco import find_annotations, image_folder, named_annotations, read_coco_files
@@ -23,6 +24,7 @@ from resdet.data.formats.supervisely import read_supervisely
 from resdet.data.formats.via import read_via
 from resdet.data.formats.voc import read_voc
 from resdet.data.formats.yolo import read_yolo
+from resdet.data.merge import merge
 from resdet.data.rules import Id
 from resdet.errors import UserError
 
@@ -32,33 +34,73 @@ WITHOUT_SPLITS = ("labelme", "via", "cvat", "label_studio", "open_images", "kitt
 
 
 def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
-    """The annotations of a split. Raises `UserError`, also for `Source.problems` unless `tolerant`, for who reports them."""
-    given = config.train if split == "train" or config.val_fraction else config.val
-    source = read_source(config, given, split)
-    source = source if tolerant else source.whole()
-    if config.val_fraction:
-        held = held_out(source, config.val_fraction, config.group, config.split_seed)
-        for name, part in (("val", held), ("train", image_ids(source) - held)):
-            if not part and image_ids(source):
-                raise UserError(
-                    f"data.val_fraction={config.val_fraction:g} of the {len(image_ids(source))} images of {source.path} leaves "
-                    f"none for {name}: use another share, or a validation set of its own (data.val)"
-                )
-        source = subset(source, held if split == "val" else image_ids(source) - held)
-    chosen = config.train if split == "train" else config.val
-    source = _listed(source, chosen.files) if chosen.files else source
-    if config.limit is None:
-        return source
-    return subset(source, image_ids(source, config.limit))
+    """The annotations of a split, those of several sources joined. Raises `UserError`, of a single source's
+    `Source.problems` not if `tolerant`, for who reports them."""
+    return join_parts(config, open_parts(config, split, tolerant=tolerant))
 
 
-def read_source(config: DataConfig, given: SplitConfig, split: Split) -> Source:
-    """All that the config names for a split, whatever the format."""
+def open_parts(config: DataConfig, split: Split, *, tolerant: bool = False) -> dict[str, Source]:
+    """The sources of a split, each as it is, by name: "train", or "train[0]", "train[1]", … of a list.
+
+    Raises `UserError`, also for `Source.problems` unless `tolerant`.
+    """
+    parts: dict[str, Source] = {}
+    sizes = {"train": 0, "val": 0}  # images of a made split
+    for name, given in given_sources(config, split).items():
+        one = of_source(config, given)
+        source = read_source(one, given, name.replace(split, _origin(config, split)))
+        source = source if tolerant else source.whole()
+        if config.val_fraction:
+            held = held_out(source, config.val_fraction, config.group, config.split_seed)
+            rest = image_ids(source) - held
+            sizes = {"train": sizes["train"] + len(rest), "val": sizes["val"] + len(held)}
+            source = subset(source, held if split == "val" else rest)
+        files = given.files if split == "train" else config.val.files
+        source = _listed(source, files) if files else source
+        parts[name] = source if config.limit is None else subset(source, image_ids(source, config.limit))
+    if any(sizes.values()) and not all(sizes.values()):
+        places = " and ".join(str(source.path) for source in parts.values())
+        raise UserError(
+            f"data.val_fraction={config.val_fraction:g} of the {sum(sizes.values())} images of {places} leaves none for "
+            f"{'val' if sizes['train'] else 'train'}: use another share, or a validation set of its own (data.val)"
+        )
+    return parts
+
+
+def given_sources(config: DataConfig, split: Split) -> Mapping[str, SplitConfig]:
+    """The settings of the sources of a split by name (see `open_parts`); a made validation set is a part of data.train."""
+    if _origin(config, split) == "val":
+        return {"val": config.val}
+    if not isinstance(config.train, list):
+        return {split: config.train}
+    return {f"{split}[{k}]": given for k, given in enumerate(config.train)}
+
+
+def join_parts(config: DataConfig, parts: Mapping[str, Source]) -> Source:
+    """The sources of `open_parts` as one. Raises `UserError`."""
+    known = [getattr(given, "known_classes", None) for name in parts for given in [_given(config, name)]]
+    if len(parts) == 1 and known == [None]:
+        return next(iter(parts.values()))
+    return merge([source.whole() for source in parts.values()], known)
+
+
+def _given(config: DataConfig, name: str) -> SplitConfig:
+    split: Split = "train" if name.startswith("train") else "val"
+    return given_sources(config, split)[name]
+
+
+def _origin(config: DataConfig, split: Split) -> Split:
+    return "train" if config.val_fraction else split
+
+
+def read_source(config: DataConfig, given: SplitConfig, name: str) -> Source:
+    """All that a source's settings name, whatever the format. name: what messages call it, "train", "train[1]" or "val"."""
     found, images = detected(config, given), given.images
-    key = f"data.{'train' if config.val_fraction else split}"
+    key = f"data.{name}"
+    split: Split = "train" if name.startswith("train") else "val"
     refuse_what_has_no_effect(found.format, given, key)
     if found.format == "coco":
-        images, annotations = coco_paths(config, split)
+        images, annotations = coco_paths(config, given, name)
         found = found._replace(path=annotations)
     # Where a split is made, it is made of all of a VOC folder or of YOLO's "train".
     named = None if config.val_fraction or found.format in WITHOUT_SPLITS else split
@@ -136,20 +178,19 @@ def _of_format(kind: DataFormat, place: Path) -> Detected:
     return Detected(kind, place / "data.yaml" if kind == "yolo" and not place.is_file() else place, reason)
 
 
-def coco_paths(config: DataConfig, split: Split) -> tuple[Path, Path]:
-    """(image folder, annotation file) of a split in COCO's format: as given, or as they are found below `data.root`.
+def coco_paths(config: DataConfig, given: SplitConfig, name: str) -> tuple[Path, Path]:
+    """(image folder, annotation file) of a source in COCO's format: as given, or as they are found below `data.root`.
 
-    Raises `UserError` for a split of a name that is not there.
+    name: "train", "train[1]", "val"; which of the files below the root is meant. Raises `UserError` for a split of a name that
+    is not there.
     """
-    part: Split = "train" if config.val_fraction else split
-    given: SplitConfig = config.train if part == "train" else config.val
     root = given.annotations or data_root(config)
     if root.is_file() or root.suffix:
         annotations, root = root, data_root(config) if config.root else root.parent
     elif given.split is not None:
-        annotations = named_annotations(root, given.split, f"data.{part}")
+        annotations = named_annotations(root, given.split, f"data.{name}")
     else:
-        annotations = find_annotations(root, part)
+        annotations = find_annotations(root, name.partition("[")[0])
     return given.images or image_folder(annotations, root), annotations
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.class_names import few
-from resdet.config import Config, SplitConfig, data_root, frozen_but_random
+from resdet.config import Config, data_root, frozen_but_random, of_source, train_sources
 from resdet.config.auto import choose
 from resdet.config.effects import notes_of, warnings_of
 from resdet.data.cache import cache_path, keep_index, load_index
@@ -17,10 +18,11 @@ from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
+from resdet.data.quality.checks import compare
 from resdet.data.quality.summary import check_annotations, check_before_training
 from resdet.data.relabel import for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
-from resdet.data.sources import coco_paths, find_format, open_split
+from resdet.data.sources import coco_paths, find_format, given_sources, join_parts, open_parts
 from resdet.errors import UserError
 from resdet.keypoints import flip_order
 from resdet.runtime.console import console
@@ -62,11 +64,7 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         config = config.model_copy(update={"model": model})
     kept = cache_path(config.data, "train")
     indexed = load_index(kept)
-    sources: dict[str, Source] = {
-        name: open_split(config.data, name, tolerant=True) for name in splits[indexed is not None :]
-    }
-    if check:
-        check_before_training(sources)
+    sources = read_checked(config, splits[indexed is not None :], check=check)
     train = indexed or keep_index(parse_split("train", sources["train"]), kept)
     if indexed:
         console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")
@@ -126,7 +124,7 @@ def with_keypoints(config: Config, train: Annotations, val: Annotations | None) 
             f"model.keypoint.num_keypoints is {keypoint.num_keypoints}, but {train.source} lists {count} keypoints "
             f"({few(names)}): set it to {count}, or to null to take it from the file"
         )
-    if config.data.flip or config.data.train.augmentations:
+    if config.data.flip or any(source.augmentations for source in train_sources(config.data)):
         order = flip_order(names, config.data.keypoint_flip_pairs)
         pairs = [f"{names[a]} - {names[b]}" for a, b in enumerate(order) if a < b]
         console.print(
@@ -138,6 +136,17 @@ def with_keypoints(config: Config, train: Annotations, val: Annotations | None) 
     update = {"num_keypoints": count, "names": names, "skeleton": edges}
     model = config.model.model_copy(update={"keypoint": keypoint.model_copy(update=update)})
     return config.model_copy(update={"model": model})
+
+
+def read_checked(config: Config, splits: list[Literal["train", "val"]], *, check: bool = True) -> dict[str, Source]:
+    """The annotations of splits, each source checked on its own before they are joined. Raises `UserError`."""
+    parts = {split: open_parts(config.data, split, tolerant=True) for split in splits}
+    if check:
+        check_before_training({name: source for split in splits for name, source in parts[split].items()})
+    sources: dict[str, Source] = {split: join_parts(config.data, parts[split]) for split in splits}
+    if check and len(splits) == 2:
+        check_annotations({}, compare(sources["train"], sources["val"]))
+    return sources
 
 
 def crowded(annotations: Annotations, max_detections: int) -> str:
@@ -194,9 +203,9 @@ def require_data(config: Config, splits: list[Literal["train", "val"]]) -> None:
 
 def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
     """The checked annotations of a split, with one line about them."""
-    source = open_split(config.data, split)
-    check_annotations({split: source})
-    return parse_split(split, source)
+    parts = open_parts(config.data, split)
+    check_annotations(parts)
+    return parse_split(split, join_parts(config.data, parts))
 
 
 def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
@@ -205,6 +214,7 @@ def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
     read = parse_coco(source.content, source.images, source.path, source.origins)
     read.skipped += source.remarks
     read.skipped.update(source.readings.summary())
+    read.parts = source.parts
     if split == "val":
         read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")
@@ -231,12 +241,15 @@ def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[
     root = data_root(config.data)
     paths: list[Path] = []
     # A made split is a part of data.train.
-    for split in ["train"] if config.data.val_fraction else splits:
-        given: SplitConfig = config.data.train if split == "train" else config.data.val
-        if find_format(config.data, given) == "coco":
-            paths += coco_paths(config.data, "train" if split == "train" else "val")
+    made: list[Literal["train", "val"]] = ["train"]
+    for name, given in chain(
+        *(given_sources(config.data, s).items() for s in (made if config.data.val_fraction else splits))
+    ):
+        data = of_source(config.data, given)
+        if find_format(data, given) == "coco":
+            paths += coco_paths(data, given, name)
         else:
-            paths.append(given.annotations or given.images or root)
+            paths.append(given.annotations or given.images or data_root(data))
     missing = [path for path in dict.fromkeys(paths) if not path.exists()]
     if not missing:
         return []

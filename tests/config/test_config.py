@@ -133,14 +133,14 @@ def test_data_paths(monkeypatch) -> None:
     monkeypatch.delenv("RESDET_DATASETS", raising=False)
     config = parse_config({}).data
     assert data_root(config) == Path("datasets/coco")
-    assert coco_paths(config, "train") == (
+    assert coco_paths(config, config.train, "train") == (
         Path("datasets/coco/train2017"), Path("datasets/coco/annotations/instances_train2017.json"),
     )  # fmt: skip
     monkeypatch.setenv("RESDET_DATASETS", "/data")
     assert data_root(config) == Path("/data/coco")
     config = parse_config({"data": {"root": "/r", "val": {"images": "/v", "annotations": "/a.json"}}}).data
-    assert coco_paths(config, "val") == (Path("/v"), Path("/a.json"))
-    assert coco_paths(config, "train")[0] == Path("/r/train2017")
+    assert coco_paths(config, config.val, "val") == (Path("/v"), Path("/a.json"))
+    assert coco_paths(config, config.train, "train")[0] == Path("/r/train2017")
 
 
 def test_the_number_of_classes_must_be_known_to_build() -> None:

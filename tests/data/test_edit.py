@@ -13,9 +13,10 @@ from pictures import textured
 from resdet.commands.data import main
 from resdet.config import DataConfig
 from resdet.data.duplicates import hash_files, near_duplicates
-from resdet.data.edit import merge, remap, sample
+from resdet.data.edit import remap, sample
 from resdet.data.formats.common import Source
 from resdet.data.formats.write import WRITERS
+from resdet.data.merge import merge
 from resdet.data.sources import open_split
 from resdet.errors import UserError
 from resdet.masks import decode_rle, encode_bitmap

@@ -39,6 +39,7 @@ class Source:
     notes:    how the whole was read (the format and why, the convention of its coordinates), for people.
     split:    the data set's own name for the part that this is; None for all of it, or where it has no parts.
     readings: what of `content` was written in another form than COCO's.
+    parts:    how many images came from each of several sources, in order; empty for a single one.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     split: str | None = None
     readings: Readings = field(default_factory=Readings)
+    parts: list[int] = field(default_factory=list)
 
     def whole(self) -> Source:
         """Itself. Raises one `UserError` with all `problems` if there are any."""

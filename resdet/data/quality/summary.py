@@ -14,7 +14,7 @@ from rich.text import Text
 
 from resdet.data.formats.common import Source
 from resdet.data.normalise import READINGS
-from resdet.data.quality.checks import compare, examine, unusable
+from resdet.data.quality.checks import examine, unusable
 from resdet.data.quality.files import inspect_files
 from resdet.data.quality.report import Finding
 from resdet.errors import UserError
@@ -32,8 +32,6 @@ def check_before_training(sources: dict[str, Source]) -> None:
     for name, source in sources.items():
         if len(source.content["images"]) <= SHORT:
             findings += inspect_files(name, source, decode=False)[0]
-    if len(sources) == 2:
-        findings += compare(sources["train"], sources["val"])
     check_annotations(sources, findings)
 
 
