@@ -43,6 +43,8 @@ def torchvision_model(name: str, **options: Any) -> nn.Module:
         layer.weight.data -= layer.weight.data.mean(1, keepdim=True)
     if heads.mask_predictor is not None:
         nn.init.normal_(heads.mask_predictor.mask_fcn_logits.weight, std=0.1)
+    if heads.keypoint_predictor is not None:
+        nn.init.normal_(heads.keypoint_predictor.kps_score_lowres.weight, std=0.1)
     return model.eval()
 
 
@@ -62,4 +64,6 @@ def torchvision_numerics(name: str) -> ModelConfig:
     }
     if name.startswith("mask"):
         model["mask"] = {"norm": norm, "paste": "torchvision"}
+    if name.startswith("keypoint"):
+        model["keypoint"] = {"num_keypoints": 17, "decode": "torchvision"}
     return parse_config({"model": model}).model

@@ -17,6 +17,7 @@ from resdet.models.heads.mask import mask_loss
 from resdet.structures import Batch, Targets
 
 NAMES = [f"{kind}rcnn_resnet50_fpn{version}" for kind in ("faster", "mask") for version in ("", "_v2")]
+NAMES += ["keypointrcnn_resnet50_fpn"]
 
 
 def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) -> None:
@@ -47,6 +48,12 @@ def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) 
             shared = (found.masks & wanted).sum((1, 2))
             assert (shared[union > 0] / union[union > 0]).min() > 0.999
             assert (union > 0).sum() > len(found) / 2
+        if "keypoints" in expected:
+            wanted = torch.cat([expected["keypoints"][..., :2], expected["keypoints_scores"][..., None]], 2)[
+                place
+            ].numpy()
+            apart = np.abs(found.keypoints - wanted).max(-1)
+            assert (apart < 0.01).mean() > 0.99  # a tie of two pixels goes either way
     assert total >= 50
 
 
@@ -109,10 +116,21 @@ def test_losses_equal_torchvisions(name: str) -> None:
     if name.startswith("mask"):
         for entry in lists:
             entry["masks"] = torch.zeros(5, *size, dtype=torch.uint8)
+    if name.startswith("keypoint"):
+        places = (
+            targets.boxes[:, :, None, :2]
+            + torch.rand(2, 5, 17, 2) * (targets.boxes[..., 2:] - targets.boxes[..., :2])[:, :, None]
+        )
+        seen = torch.randint(3, (2, 5, 17, 1)).double()
+        targets = targets._replace(keypoints=torch.cat([places, seen], 3).double())
+        for entry, keypoints in zip(lists, targets.keypoints, strict=True):
+            entry["keypoints"] = keypoints
     expected = theirs([image.double() / 255 for image in images], lists)
     found = ours(Batch(images, torch.tensor([size, size]), torch.tensor([1, 2]), targets))
     pairs = {"rpn_objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}
     pairs |= {"box_class": "loss_classifier", "box_reg": "loss_box_reg"}
+    if name.startswith("keypoint"):
+        pairs |= {"keypoint": "loss_keypoint"}
     for mine, its in pairs.items():
         torch.testing.assert_close(
             found[mine], expected[its], rtol=1e-4, atol=0, check_dtype=False, msg=lambda m, k=mine: f"{k}: {m}"

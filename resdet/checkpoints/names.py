@@ -41,6 +41,8 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
         (r"roi_heads\.mask_predictor\.conv5_mask\.", "heads.mask.upsample."),
         (r"roi_heads\.mask_predictor\.mask_fcn_logits\.", "heads.mask.logits."),
+        *((rf"roi_heads\.keypoint_head\.{2 * k}\.", f"heads.keypoint.convs.{k}.conv.") for k in range(8)),
+        (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.", "heads.keypoint.logits."),
     ],
     "detectron2": [
         (r"backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bn1."),
@@ -67,6 +69,8 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
         (r"roi_heads\.mask_head\.deconv\.", "heads.mask.upsample."),
         (r"roi_heads\.mask_head\.predictor\.", "heads.mask.logits."),
+        (r"roi_heads\.keypoint_head\.conv_fcn(\d)\.", r"heads.keypoint.convs.-\1.conv."),
+        (r"roi_heads\.keypoint_head\.score_lowres\.", "heads.keypoint.logits."),
     ],
     "mmdetection": [
         (r"backbone\.layer(\d)\.(\d+)\.conv2\.conv_offset\.", r"backbone.layer\1.\2.conv2.offset."),

@@ -34,6 +34,8 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         backbone["norm_eps"] = 0.0 if backbone["norm"] == "frozen_bn" and backbone["name"] == "resnet50" else 1e-5
         if "mask" in values:
             values["mask"]["paste"] = "torchvision"
+        if "keypoint" in values:
+            values["keypoint"]["decode"] = "torchvision"
         return [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid"]
     values["anchors"] = {"offset": 0.0}
     values["pool"] = {"aligned": True, "sampling_ratio": 0}
@@ -44,6 +46,8 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn" and values["fpn"]["norm"] != "gn"
         box["empty"] = "drop_last"
         values["rpn"]["fixed_divisor"] = True
+        if "keypoint" in values:  # as its model zoo trains people
+            values["rpn"]["post_nms_train"], box["loss_beta"] = 1500, 0.5
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
         if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
             mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
@@ -98,8 +102,15 @@ def _value(node: ast.expr) -> Any:
     return node.value if isinstance(node, ast.Constant) else None
 
 
-def class_names(source: Source, count: int, meta: dict[str, Any]) -> tuple[list[str], list[int]]:
-    """(names, dataset category ids), label by label; empty where neither the file nor COCO's habit tells."""
+def class_names(
+    source: Source, count: int, meta: dict[str, Any], *, coco_keypoints: bool = False
+) -> tuple[list[str], list[int]]:
+    """(names, dataset category ids), label by label; empty where neither the file nor COCO's habit tells.
+
+    coco_keypoints: whether the model has as many keypoints as COCO's persons.
+    """
+    if coco_keypoints and count == 1:
+        return ["person"], [1]
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
     coco: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # with background and gaps, by id

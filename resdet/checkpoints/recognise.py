@@ -19,6 +19,10 @@ from resdet.checkpoints.numerics import add_numerics, class_names
 from resdet.checkpoints.stem import input_channels, input_section
 from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError
+from resdet.keypoints import COCO_EDGES, COCO_NAMES
+
+# In the name of torchvision's older weights of Keypoint R-CNN, whose batch norms have an epsilon, other than V1's.
+TORCHVISION_LEGACY_KEYPOINTS = "9f466800"
 
 
 @dataclass
@@ -52,7 +56,8 @@ class Recognised:
     def report(self) -> str:
         """A few lines for people."""
         m = self.model
-        kind = ("Mask R-CNN" if m.mask else "Faster R-CNN") if self.whole else "a backbone"
+        kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
+        kind = kind if self.whole else "a backbone"
         classes = f", {m.num_classes} classes" if self.whole else ""
         depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
         lines = [
@@ -67,6 +72,7 @@ class Recognised:
                 f"RoIAlign: {'' if m.pool.aligned else 'not '}aligned, "
                 f"{m.pool.sampling_ratio or 'adaptive'} samples a bin side"
                 + (f"; masks pasted as {m.mask.paste}" if m.mask else "")
+                + (f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else "")
             )
         lines += [f"  {note}" for note in self.notes]
         if self.left_over:
@@ -82,8 +88,8 @@ def recognise(path: str | Path) -> Recognised:
     found = _detector(contents, path) or _backbone(contents, path)
     if found is None:
         raise UserError(
-            f"{path}: neither a Faster or Mask R-CNN with FPN of torchvision, detectron2, mmdetection or resdet, nor a "
-            "residual backbone (looked under any prefix for layer1.0.conv1.weight of torchvision and timm, "
+            f"{path}: neither a Faster, Mask or Keypoint R-CNN with FPN of torchvision, detectron2, mmdetection or resdet, nor "
+            "a residual backbone (looked under any prefix for layer1.0.conv1.weight of torchvision and timm, "
             "res2.0.conv1.weight of detectron2, res2_0_branch2a_w of Caffe2); "
             f"its first tensors: {', '.join(list(contents.weights)[:3])}"
         )
@@ -130,10 +136,10 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
         mine = ours[section] and ours[section].get(name)
         if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and mine != value:
             changes.append(f"model.{key}={value}")
-    if config.mask and "mask" not in wanted:
-        changes.append("model.mask=null")
+    changes += [f"model.{part}=null" for part in ("mask", "keypoint") if ours[part] and part not in wanted]
     name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
-    shipped = f"configs/{'maskrcnn' if 'mask' in wanted else 'fasterrcnn'}_{name}.yaml"
+    kind = "keypointrcnn" if "keypoint" in wanted else "maskrcnn" if "mask" in wanted else "fasterrcnn"
+    shipped = f"configs/{kind}_{name}.yaml"
     try:
         find_config(shipped)
     except UserError:
@@ -201,7 +207,13 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         channels = found.values.pop("input", {}).get("channels", 3)
         found.notes = add_numerics(found.values, source, inside, meta)
         found.values["input"] = input_section(found.values["input"], channels)
-        found.class_names, ids = class_names(source, found.values["num_classes"], meta)
+        keypoint = found.values.get("keypoint", {})
+        coco_keypoints = keypoint.get("num_keypoints") == len(COCO_NAMES)
+        if coco_keypoints:
+            keypoint |= {"names": COCO_NAMES, "skeleton": COCO_EDGES}
+        if source == "torchvision" and TORCHVISION_LEGACY_KEYPOINTS in path.name:
+            found.values["backbone"]["norm_eps"] = 1e-5
+        found.class_names, ids = class_names(source, found.values["num_classes"], meta, coco_keypoints=coco_keypoints)
         found.category_ids = list(ids)
     return found
 
@@ -257,6 +269,14 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "num_convs": count(r"heads\.mask\.convs\.(\d)\."),
             "width": weights["heads.mask.upsample.weight"].shape[1],
             "norm": norm("heads.mask.convs.0.norm"),
+        }
+    if "heads.keypoint.logits.weight" in weights:
+        last = weights["heads.keypoint.logits.weight"]  # of a transposed convolution: inputs first
+        values["keypoint"] = {
+            "num_keypoints": last.shape[1],
+            "num_convs": count(r"heads\.keypoint\.convs\.(\d)\."),
+            "width": last.shape[0],
+            "norm": norm("heads.keypoint.convs.0.norm"),
         }
     return values
 

@@ -85,6 +85,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
     ready: dict[str, Tensor] = {}
     wrong: list[str] = []
     redone: list[str] = []
+    points: list[str] = []
     for name, value in own.items():
         given = found.weights.get(name)
         if given is None:
@@ -93,6 +94,9 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         rows = PREDICTORS.get(layer) if found.whole else None
         if layer == "heads.box.regressor" and config.box.class_agnostic:
             rows = None
+        if layer == "heads.keypoint.logits" and not _same_keypoints(config, found):
+            points.append(name)
+            continue
         if rows and not (same and given.shape == value.shape):
             redone.append(name)
             if given.shape[1:] == value.shape[1:]:
@@ -123,11 +127,21 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
             f"{found.model.num_classes}{'' if found.class_names else ' without names'}; rows carried over for: "
             + (few(carried) if carried else "none, no class has a name in both")
         )
+    if points:
+        lines.append("  re-initialised: heads.keypoint.logits: the data's keypoints are others than the file's")
     if missing:
         lines.append(f"  not in the file, so random: {_by_part(missing)}")
     if left:
         lines.append(f"  left over: {_by_part(left)}")
     return "\n".join(lines)
+
+
+def _same_keypoints(config: ModelConfig, found: Recognised) -> bool:
+    """Whether a file's keypoints are the config's; one without their names is taken to have the same if it has as many."""
+    ours, theirs = config.keypoint, found.model.keypoint
+    assert ours
+    assert theirs
+    return ours.num_keypoints == theirs.num_keypoints and theirs.names in ([], ours.names)
 
 
 def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:

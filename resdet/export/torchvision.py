@@ -100,7 +100,7 @@ def _builder(found: Recognised) -> str:
         raise UserError(f"{found.path}: a backbone alone has torchvision's names already")
     m = found.model
     v2 = m.fpn.norm == "bn"
-    mask = m.mask
+    mask, keypoint = m.mask, m.keypoint
     fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "input.channels": (m.input.channels, (3,)),
         "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
@@ -125,14 +125,23 @@ def _builder(found: Recognised) -> str:
             "mask.norm": (mask.norm, ("bn" if v2 else "none",)),
             "mask.pool_size": (mask.pool_size, (14,)),
         }
+    if keypoint:
+        fixed |= {
+            "keypoint.num_convs": (keypoint.num_convs, (8,)),
+            "keypoint.width": (keypoint.width, (512,)),
+            "keypoint.norm": (keypoint.norm, ("none",)),
+            "keypoint.pool_size": (keypoint.pool_size, (14,)),
+            "mask": (mask, (None,)),
+            "fpn.norm": (m.fpn.norm, ("none",)),
+        }
     if v2 and m.backbone.name != "resnet50":
         fixed["backbone.name"] = (m.backbone.name, ("resnet50",))
     problems = [f"model.{k} is {v}, torchvision's builder has {ok[0]}" for k, (v, ok) in fixed.items() if v not in ok]
     if problems:
         raise listed(f"{found.path}: torchvision cannot build this model:", problems)
     assert m.num_classes is not None
-    name = "MaskRCNN" if mask else "FasterRCNN"
-    count = f"num_classes={m.num_classes + 1}"
+    name = "KeypointRCNN" if keypoint else "MaskRCNN" if mask else "FasterRCNN"
+    count = f"num_classes={m.num_classes + 1}" + (f", num_keypoints={keypoint.num_keypoints}" if keypoint else "")
     if m.backbone.name == "resnet50":
         function = f"{name.lower()}_resnet50_fpn{'_v2' if v2 else ''}"
         return f"torchvision.models.detection.{function}(weights=None, weights_backbone=None, {count})"
@@ -156,4 +165,6 @@ def _differences(found: Recognised) -> list[str]:
     }
     if m.mask:
         same["mask.paste"] = (m.mask.paste, "torchvision")
+    if m.keypoint:
+        same["keypoint.decode"] = (m.keypoint.decode, "torchvision")
     return [f"model.{key} is {value} here, {theirs} there" for key, (value, theirs) in same.items() if value != theirs]

@@ -23,12 +23,13 @@ ZOO = SHARED.parent / "zoo"
 
 class Agreement(NamedTuple):
     """total: detections of the source. same: how many of them ours has. Of these, by mask: its IoU, and how far from one
-    half our probability is at most where the two masks differ."""
+    half our probability is at most where the two masks differ; by keypoint: how far it is from theirs, in pixels."""
 
     total: int
     same: int
     overlaps: np.ndarray
     doubts: np.ndarray
+    apart: np.ndarray
 
 
 def agreement(fixture: Path, checkpoint: Path) -> Agreement:
@@ -37,21 +38,29 @@ def agreement(fixture: Path, checkpoint: Path) -> Agreement:
     make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
     subprocess.run(make, check=True, cwd=ZOO)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    total, overlaps, doubts = 0, [], []
+    total, same, overlaps, doubts, apart = 0, 0, [], [], []
     for image in json.loads(fixture.read_text())["images"]:
         (found,) = predictor([SHARED / image["file"]])
         assert len(found) == len(image["scores"])
         rles = found.rle()
-        rows = zip(image["boxes"], image["scores"], image["classes"], image["masks"], strict=True)
-        for box, score, label, rle in rows:
+        none = [None] * len(found)
+        masks, poses = image.get("masks", none), image.get("keypoints", none)
+        for box, score, label, rle, pose in zip(
+            image["boxes"], image["scores"], image["classes"], masks, poses, strict=True
+        ):
             gap = np.abs(found.boxes - np.array(box, np.float32)).max(1) + 1e6 * (found.labels != label)
             k = int(gap.argmin())
             total += 1
-            if gap[k] < 0.1 and abs(found.scores[k] - score) < 1e-3:
+            if gap[k] >= 0.1 or abs(found.scores[k] - score) >= 1e-3:
+                continue
+            same += 1
+            if pose is not None:
+                apart += np.abs(found.keypoints[k, :, :2] - np.array(pose)[:, :2]).max(1).tolist()
+            if rle is not None:
                 empty = not coco_mask.area(rle) and not coco_mask.area(rles[k])
                 overlaps.append(1.0 if empty else coco_mask.iou([rles[k]], [rle], [0])[0, 0])
                 doubts.append(doubt(found, k, coco_mask.decode(rle).astype(bool)))
-    return Agreement(total, len(overlaps), np.array(overlaps), np.array(doubts))
+    return Agreement(total, same, np.array(overlaps), np.array(doubts), np.array(apart))
 
 
 def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
@@ -95,3 +104,12 @@ def test_the_same_detections_as_mmdetection(tmp_path, two_threads) -> None:
     assert found.total == 500
     assert found.same >= 499
     require_masks(found)
+
+
+@pytest.mark.slow
+def test_the_same_keypoints_as_detectron2(tmp_path, two_threads) -> None:
+    found = agreement(ZOO / "detectron2_keypoint_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl")
+    assert found.total == 446
+    assert found.same >= 0.97 * found.total
+    assert len(found.apart) == 17 * found.same
+    assert np.mean(found.apart < 0.1) >= 0.99
