@@ -1,4 +1,4 @@
-"""Drawing: boxes, masks, names and scores on pictures of any size; contact sheets of many."""
+"""Drawing: boxes, masks, keypoints, names and scores on pictures of any size; contact sheets of many."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
 SMALLEST_SIDE = 480  # smaller pictures are enlarged first, so that names fit on them
+KEYPOINT_SCORE = 0.05  # keypoints of no more are not drawn
 Rectangle = tuple[float, float, float, float]
 
 
@@ -33,10 +34,11 @@ def draw(
     *,
     color_by: ColorBy = "class",
     scores: bool = True,
+    edges: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """Instances on (H, W, 3) uint8 RGB -> a picture of at least `SMALLEST_SIDE`; large objects are drawn first.
 
-    color_by: one colour a class, or neighbouring objects in different ones.
+    color_by: one colour a class, or neighbouring objects in different ones. edges: pairs of keypoints drawn as limbs.
     """
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
     size = (image.shape[0] * factor, image.shape[1] * factor)
@@ -54,6 +56,9 @@ def draw(
                 _blend_mask(canvas, mask, (y, x), colors[i], line)
         x1, y1, x2, y2 = np.round(boxes[i] * 8).astype(int).tolist()
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colors[i], line, cv2.LINE_AA, shift=3)
+        if instances.keypoints is not None:
+            scale = np.array([factor, factor, 1])
+            _draw_keypoints(canvas, instances.keypoints[i] * scale, edges, colors[i], line)
     labels = [class_names[k] for k in instances.labels]
     if scores:
         labels = [f"{name} {score:.0%}" for name, score in zip(labels, instances.scores, strict=True)]
@@ -83,7 +88,14 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
     if masks and any(s is not None for s in objects.segmentations):
         crops = crop_masks(objects, 224).astype(np.float32)
         crops[crops == MASK_UNKNOWN] = 2.0  # no mask to draw
-    return Instances(objects.boxes, np.ones(len(objects.labels), np.float32), objects.labels, size, crops)
+    return Instances(
+        objects.boxes,
+        np.ones(len(objects.labels), np.float32),
+        objects.labels,
+        size,
+        crops,
+        keypoints=objects.keypoints,
+    )
 
 
 def prediction_sheet(
@@ -99,6 +111,7 @@ def prediction_sheet(
     was_training = model.training
     model.eval()
     names, tiles = dataset.annotations.class_names, []
+    edges = dataset.annotations.skeleton.edges if dataset.annotations.skeleton else []
     for index in range(min(count, len(dataset))):
         sample = dataset[index, 0]
         if isinstance(sample, UserError):
@@ -111,9 +124,9 @@ def prediction_sheet(
             (found,) = to_instances(model.predict(batch), [info.size])
         image = for_display(dataset.read(index))
         truth = annotated_instances(info.objects, info.size)
-        tiles.append((draw(image, truth, names, scores=False), f"{info.file.name}: annotated"))
+        tiles.append((draw(image, truth, names, scores=False, edges=edges), f"{info.file.name}: annotated"))
         shown = found.above(0.5)
-        tiles.append((draw(image, shown, names), f"predicted: {len(shown)} of score 50 % or more"))
+        tiles.append((draw(image, shown, names, edges=edges), f"predicted: {len(shown)} of score 50 % or more"))
     model.train(was_training)
     path = config.output / "predictions.jpg"
     save_image(contact_sheet(tiles, columns=4), path)
@@ -146,6 +159,21 @@ def _blend_mask(
     region[mask] = (region[mask] * 0.6 + np.array(color) * 0.4).astype(np.uint8)
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(canvas, contours, -1, color, line, cv2.LINE_AA, offset=(x, y))
+
+
+def _draw_keypoints(
+    canvas: np.ndarray, points: np.ndarray, edges: Sequence[tuple[int, int]], color: tuple[int, int, int], line: int
+) -> None:
+    """points (K, 3): those of a score, or a visibility, above `KEYPOINT_SCORE` as dots, limbs between them as lines."""
+    shown = points[:, 2] > KEYPOINT_SCORE
+    # OpenCV's coordinates are those of pixels' centres, in eighths.
+    at = [(int(x), int(y)) for x, y in np.round((points[:, :2] - 0.5) * 8)]
+    for a, b in edges:
+        if shown[a] and shown[b]:
+            cv2.line(canvas, at[a], at[b], color, 2 * line, cv2.LINE_AA, shift=3)
+    for k in np.flatnonzero(shown):
+        cv2.circle(canvas, at[k], 8 * (2 * line + 2), (255, 255, 255), -1, cv2.LINE_AA, shift=3)
+        cv2.circle(canvas, at[k], 8 * (2 * line + 1), color, -1, cv2.LINE_AA, shift=3)
 
 
 def _write_labels(

@@ -86,7 +86,13 @@ class IoUHead(nn.Module):
 def gradients_of(config: resdet.Config) -> None:
     with joined(torch.device("cpu")) as processes:
         data = DetectionDataset(
-            read_split(config, "train"), config.data, config.model.input, train=True, masks=True, seed=0
+            read_split(config, "train"),
+            config.data,
+            config.model.input,
+            train=True,
+            masks=True,
+            keypoints=config.model.keypoint is not None,
+            seed=0,
         )
         torch.manual_seed(0)
         model = resdet.build_model(config.model).train()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,6 +31,19 @@ def test_objects_are_drawn_on_pictures_of_any_size(size: tuple[int, int], masks:
     assert drawn.shape[0] * size[1] == drawn.shape[1] * size[0]
     changed = (draw(picture, some(size, 0), []).astype(int) != drawn).any(-1).mean()
     assert (0.2 if masks else 0.005) < changed < 0.95
+
+
+def test_keypoints_and_limbs_are_drawn_where_they_are_labelled() -> None:
+    points = np.array([[[100, 100, 2], [200, 100, 1], [200, 200, 0]]], np.float32)
+    instances = Instances(np.array([[50, 50, 300, 300]], np.float32), np.ones(1), np.zeros(1, int), (480, 480))
+    plain = draw(np.zeros((480, 480, 3), np.uint8), instances, ["a"])
+    posed = replace(instances, keypoints=points)
+    drawn = draw(np.zeros((480, 480, 3), np.uint8), posed, ["a"], edges=[(0, 1), (1, 2)])
+    changed = (plain != drawn).any(2)
+    assert changed[99, 99]
+    assert changed[99, 150]
+    assert changed[99, 199]
+    assert not changed[150:250].any()
 
 
 def test_colours_by_class_and_by_instance() -> None:

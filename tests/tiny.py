@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,26 @@ def values(root: Path, **train: object) -> dict:
             "checkpoint_every": 2, "milestones": [3], **train,
         },
     }  # fmt: skip
+
+
+def posed(root: Path, folder: Path) -> Path:
+    """A copy of the shapes, without their images, whose objects have keypoints: the middles of their box's sides."""
+    (folder / "annotations").mkdir(parents=True)
+    for name in ("train2017", "val2017"):
+        (folder / name).symlink_to(root / name)
+        file = f"annotations/instances_{name}.json"
+        content = json.loads((root / file).read_text())
+        for category in content["categories"]:
+            category |= {"keypoints": ["left", "top", "right", "bottom"], "skeleton": [[1, 3], [2, 4]]}
+        for entry in content["annotations"]:
+            x, y, w, h = entry["bbox"]
+            middles = [(x, y + h / 2), (x + w / 2, y), (x + w - 1, y + h / 2), (x + w / 2, y + h - 1)]
+            entry |= {"keypoints": [v for point in middles for v in (*point, 2)], "num_keypoints": 4}
+        (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+KEYPOINT = {"num_convs": 1, "width": 16}
 
 
 def config(root: Path, output: Path, **train: object) -> Config:

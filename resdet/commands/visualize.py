@@ -94,18 +94,18 @@ def draw_split(
         given = with_pixel_range(config, annotations).data.pixel_range
         channels, pixel_range = config.model.input.channels, given if isinstance(given, tuple) else None
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
-    names = annotations.class_names
+    names, edges = annotations.class_names, annotations.skeleton.edges if annotations.skeleton else []
     tiles = []
     pictures = [annotations.images[index] for index in chosen]
     for info, place in zip(pictures, places([info.file for info in pictures], output), strict=True):
         image = read_annotated(info, channels, pixel_range)
         shown = for_display(image)
         truth = annotated_instances(info.objects, info.size)
-        drawn = draw(shown, truth, names, color_by=color_by, scores=False)
+        drawn = draw(shown, truth, names, color_by=color_by, scores=False, edges=edges)
         tiles.append((drawn, f"{info.file.name}: {len(truth)} objects"))
         if predictor:
             (found,) = predictor.predict_units([image])
-            predicted = draw(shown, found, predictor.class_names, color_by=color_by)
+            predicted = draw(shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges)
             tiles.append((predicted, f"predicted: {len(found)} of score {score:.0%} or more"))
             drawn = np.concatenate([drawn, predicted], axis=1)
         save_image(drawn, place)
@@ -115,7 +115,7 @@ def draw_split(
 def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, versions: int = 3) -> None:
     """What training really sees: `count` pictures, plain and then `versions` times augmented, resized and flipped.
 
-    Boxes and masks come out of the training samples themselves, masks through the crops that become targets.
+    Boxes, keypoints and masks come out of the training samples themselves, masks through the crops that become targets.
     """
     import numpy as np
 
@@ -129,14 +129,25 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     require_data(config, ["train"])
     annotations = read_split(config, "train")
     config = with_pixel_range(as_trained(config, annotations), annotations)
-    data = DetectionDataset(annotations, config.data, config.model.input, train=True, masks=True, seed=config.seed)
+    data = DetectionDataset(
+        annotations,
+        config.data,
+        config.model.input,
+        train=True,
+        masks=True,
+        keypoints=annotations.skeleton is not None,
+        seed=config.seed,
+    )
+    edges = annotations.skeleton.edges if annotations.skeleton else []
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []
     make_folder(output)
     for index in map(int, chosen):
         info = annotations.images[index]
         truth = annotated_instances(info.objects, info.size)
-        plain = draw(for_display(data.read(index)), truth, annotations.class_names, color_by=color_by, scores=False)
+        plain = draw(
+            for_display(data.read(index)), truth, annotations.class_names, color_by=color_by, scores=False, edges=edges
+        )
         tiles.append((plain, info.file.name))
         for epoch in range(versions):
             sample = data[index, epoch]
@@ -145,10 +156,10 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
             known = None if sample.masks is None else np.where(sample.masks == MASK_UNKNOWN, 0, sample.masks)
             objects = Instances(
                 sample.boxes, np.ones(len(sample.labels), np.float32), sample.labels, sample.image.shape[:2],
-                None if known is None else known.astype(np.float32),
+                None if known is None else known.astype(np.float32), keypoints=sample.keypoints,
             )  # fmt: skip
             pixels = for_display(sample.image)
-            tile = draw(pixels, objects, annotations.class_names, color_by=color_by, scores=False)
+            tile = draw(pixels, objects, annotations.class_names, color_by=color_by, scores=False, edges=edges)
             height, width = sample.image.shape[:2]
             tiles.append((tile, f"epoch {epoch}: {width} x {height}, {len(sample.labels)} objects"))
     _write_sheet(tiles, output, len(chosen), columns=versions + 1)
@@ -176,7 +187,7 @@ def draw_predictions(
             failed.append(str(error))
             continue
         (found,) = predictor.predict_units([image])
-        drawn = draw(for_display(image), found, predictor.class_names, color_by=color_by)
+        drawn = draw(for_display(image), found, predictor.class_names, color_by=color_by, edges=predictor.edges)
         save_image(drawn, place)
         if len(tiles) < SHEET:
             tiles.append((drawn, f"{file.name}: {len(found)}"))

@@ -60,12 +60,9 @@ def parse_keypoints(
     if wrong := keypoint_problem(value, len(names)):
         problems.append(wrong)
         return None
-    away = outside(value, size)
-    if away:
+    if away := outside(value, size):
         skipped[OUTSIDE] += len(away)
-        value = list(value)
-        for k in away:
-            value[3 * k : 3 * k + 3] = 0, 0, 0
+        return without_outside(value, size)
     return value  # type: ignore[no-any-return]
 
 
@@ -91,6 +88,14 @@ def outside(value: Sequence[float], size: tuple[int, int]) -> list[int]:
         for k, (x, y, seen) in enumerate(zip(value[::3], value[1::3], value[2::3], strict=True))
         if seen and not (-PIXEL_CENTRE <= x <= width and -PIXEL_CENTRE <= y <= height)
     ]
+
+
+def without_outside(value: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """[x, y, visibility, …] with those outside an image of `size` (H, W) not labelled."""
+    cleaned = list(value)
+    for k in outside(value, size):
+        cleaned[3 * k : 3 * k + 3] = 0, 0, 0
+    return cleaned
 
 
 def dense_keypoints(poses: Sequence[list[float] | None], count: int) -> np.ndarray:

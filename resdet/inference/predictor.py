@@ -72,6 +72,7 @@ class Predictor:
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
+        self.edges = model_config.keypoint.skeleton if model_config.keypoint else []
         self.model = model or build_model(model_config)
         assert isinstance(self.model, RCNN)
         box_head = self.model.heads["box"]

@@ -64,6 +64,9 @@ def everything(train: Source, val: Source | None = None) -> list[Finding]:
 
 def test_valid_data_are_quiet(tmp_path, coco_open) -> None:
     assert everything(source(tmp_path), source(tmp_path, "val")) == []
+    with_keypoints = source(tmp_path / "posed")
+    posed()(with_keypoints)
+    assert everything(with_keypoints) == []
     data = DataConfig(root=coco_open)
     found = [f for name in ("train", "val") for f in examine(name, open_split(data, name))]
     assert {f.code for f in found} <= {"class-rare"}
@@ -106,6 +109,24 @@ def cut_off(s: Source) -> None:
     file.write_bytes(file.read_bytes()[:-300])
 
 
+def posed(index: int = 0, categories: int = 2, **changes: object) -> Callable[[Source], None]:
+    """Every object has the keypoints left and right, the first of them labelled, but one that is changed."""
+
+    def plant(s: Source) -> None:
+        for entry in s.content["categories"][:categories]:
+            entry.update(keypoints=["left", "right"], skeleton=[[1, 2]])
+        for entry in s.content["annotations"]:
+            entry.update(keypoints=[*entry["bbox"][:2], 2, 0, 0, 0], num_keypoints=1)
+        s.content["annotations"][index].update(changes)
+
+    return plant
+
+
+def other_keypoints(s: Source) -> None:
+    s.content["categories"][0]["keypoints"] = ["left"]
+    s.content["categories"][1]["keypoints"] = ["right"]
+
+
 PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("unusable", lambda s: s.problems.extend(["a.xml: not readable as XML", "b.xml: object 1: has no bndbox"]), 2),
     ("image-id", one("images", 1, id="x"), 1),
@@ -132,6 +153,13 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("polygon-apart", one("annotations", 0, bbox=[8, 12, 70, 40]), 1),
     ("mask-empty", one("annotations", 20, segmentation={"size": [60, 80], "counts": [4800]}), 1),
     ("mask-malformed", one("annotations", 20, segmentation={"size": [1, 1], "counts": [1]}), 1),
+    ("keypoints-malformed", posed(keypoints=[9, 9, 2]), 1),
+    ("keypoints-malformed", posed(keypoints=[9, 9, 2, 8, 8, 3]), 1),
+    ("keypoints-outside", posed(keypoints=[99, 9, 2, 8, 8, 1], num_keypoints=2), 1),
+    ("keypoints-number", posed(num_keypoints=2), 1),
+    ("keypoints-unlisted", posed(categories=1), 12),
+    ("keypoints-differ", other_keypoints, 1),
+    ("skeleton", each("categories", lambda e: e.update(keypoints=["left", "right"], skeleton=[[1, 3]])), 2),
     ("duplicate", lambda s: s.content["annotations"].append(dict(s.content["annotations"][0], id=99)), 1),
     ("file-missing", lambda s: (s.images / "3.jpg").unlink(), 1),
     ("file-empty", lambda s: (s.images / "3.jpg").write_bytes(b""), 1),

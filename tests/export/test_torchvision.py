@@ -45,7 +45,7 @@ def detections(model: nn.Module, image: np.ndarray) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [V1, V2])
+@pytest.mark.parametrize("name", [V1, V2, "keypointrcnn_resnet50_fpn"])
 def test_back_to_torchvision_gives_the_same_detections(name: str, tmp_path) -> None:
     theirs = torchvision_model(name, min_size=256, max_size=400)
     torch.save(theirs.state_dict(), tmp_path / "in.pth")

@@ -18,9 +18,10 @@ from torch import Tensor
 import resdet
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
-from resdet.config import load_config
+from resdet.config import load_config, parse_config
 from resdet.errors import UserError
 from resdet.evaluation.coco import METRICS
+from resdet.evaluation.keypoints import METRICS as KEYPOINT_METRICS
 from resdet.runtime.signals import stop_signals
 from resdet.structures import Batch
 from resdet.training.loop import train
@@ -85,6 +86,57 @@ def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -
     other.seed = 1
     train(other)
     assert not same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "d/checkpoints/last.pt")
+
+
+def test_keypoints_train_are_scored_and_resumed(shapes_root, tmp_path) -> None:
+    root = tiny.posed(shapes_root, tmp_path / "data")
+
+    def config(name: str, **train: object) -> resdet.Config:
+        values = tiny.values(root, checkpoint_every=2, eval_every=4, **train)
+        model = {**tiny.MODEL, "mask": None, "keypoint": tiny.KEYPOINT}
+        return parse_config({**values, "model": model, "output": str(tmp_path / name)})
+
+    train(config("a"))
+    train(config("b", max_iters=2))
+    result = train(config("b"), resume=True)
+    assert same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "b/checkpoints/last.pt")
+    assert tuple(result.metrics["keypoints"]) == KEYPOINT_METRICS
+    records = lines(tmp_path / "b")
+    assert all(r["keypoint"] > 1 for r in records if "loss" in r)
+    assert records[-1]["val_keypoint"] > 1
+    predictor = resdet.Predictor.from_checkpoint(tmp_path / "a/checkpoints/last.pt", device="cpu", score_threshold=0.0)
+    assert predictor.edges == [(0, 2), (1, 3)]
+    assert predictor.model_config.keypoint.names == ["left", "top", "right", "bottom"]
+    (found,) = predictor([next((root / "val2017").iterdir())])
+    assert found.keypoints.shape == (len(found), 4, 3)
+    assert len(found)
+    low, high = found.boxes[:, None, :2], found.boxes[:, None, 2:]
+    assert ((found.keypoints[..., :2] >= low) & (found.keypoints[..., :2] <= high.clip(low + 1))).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"keypoint": {}}, "root": "plain"}, "do not list one set of keypoints.*set model.keypoint=null"),
+        ({"model": {"keypoint": {"num_keypoints": 3}}}, "num_keypoints is 3, but .* lists 4 keypoints"),
+        ({"model": {"keypoint": {}}, "keypoints": []}, "no object has a labelled keypoint"),
+        ({"model": {"keypoint": {}}, "keypoints": [1, 2, 2]}, "keypoints of another count than the category lists"),
+        ({"model": {"keypoint": {}}, "data": {"keypoint_flip_pairs": [["left", "x"]]}}, "not a pair of two of the keypoi"),
+        ({"model": {"keypoint": {}}, "data": {"keypoint_sigmas": [0.1]}}, "keypoint_sigmas has 1 numbers"),
+    ],
+)  # fmt: skip
+def test_keypoints_that_cannot_train_are_named(shapes_root, tmp_path, change: dict, message: str) -> None:
+    root = shapes_root if change.get("root") == "plain" else tiny.posed(shapes_root, tmp_path / "data")
+    if "keypoints" in change:
+        file = root / "annotations/instances_train2017.json"
+        content = json.loads(file.read_text())
+        content["annotations"] = [{**entry, "keypoints": change["keypoints"]} for entry in content["annotations"]]
+        file.write_text(json.dumps(content))
+    values = tiny.values(root)
+    values["model"] = {**tiny.MODEL, "mask": None, **change["model"]}
+    values["data"] |= change.get("data", {})
+    with pytest.raises(UserError, match=message):
+        train(parse_config({**values, "output": str(tmp_path / "run")}))
 
 
 @pytest.mark.parametrize("name", ["best.pt", "00000100.pt"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from resdet.data.formats.common import Source
 from resdet.data.json_files import no_collection
 from resdet.data.known import check_known
 from resdet.data.outlines import box_of
+from resdet.data.quality.keypoints import check_keypoints
 from resdet.data.quality.report import FEW, Entry, Finding, Findings
 from resdet.data.rules import (
     IDS,
@@ -57,6 +59,7 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
     entries = _known(source, images, categories, found)
     boxed = _boxes(source, entries, images, found)
     _masks(source, entries, {id(entry) for entry in boxed}, images, found, outlines)
+    check_keypoints(source.content["categories"], entries, images, found, partial(name_of, source))
     _crowds(source, entries, found)
     _duplicates(source, boxed, found)
     if split == "train":

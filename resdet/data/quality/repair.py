@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from resdet.data.formats.common import Source
+from resdet.data.keypoints import without_outside
 from resdet.data.outlines import area_of, box_of
 from resdet.data.quality.report import KINDS, Entry, Finding
 from resdet.data.rules import is_size
@@ -101,6 +102,13 @@ def _mended(
     emptied = "polygon-short" in here and not new["segmentation"]
     if "mask-empty" in here or "mask-malformed" in here or emptied:
         new.pop("segmentation")
+    if "keypoints-malformed" in here:
+        new.pop("keypoints")
+        new.pop("num_keypoints", None)
+    if "keypoints-outside" in here:
+        new["keypoints"] = without_outside(entry["keypoints"], size)
+    if "keypoints-outside" in here or "keypoints-number" in here:
+        new["num_keypoints"] = sum(v > 0 for v in new["keypoints"][2::3])
     if "polygon-apart" in here and (around := box_of(new["segmentation"], (height, width))):
         new["bbox"] = around
     for code in here:
