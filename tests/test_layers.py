@@ -11,7 +11,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"boxes", "masks", "writing"},
     {"structures"},
     {"config", "class_names", "runtime", "kernels"},
-    {"data", "models"},
+    {"data", "models", "migration"},
     {"checkpoints"},
     {"evaluation", "inference"},
     {"visualize"},

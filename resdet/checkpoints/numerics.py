@@ -5,13 +5,16 @@ These are the source's conventions, or stand in the config text that mmdetection
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 from torch import Tensor
 
 from resdet.checkpoints.backbones import pixels
 from resdet.checkpoints.names import Source
+from resdet.errors import UserError
+from resdet.migration.conventions import DETECTRON2, MMDETECTION
+from resdet.migration.expressions import known
+from resdet.migration.python_config import parse_python
 
 
 def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:
@@ -37,17 +40,14 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         if "keypoint" in values:
             values["keypoint"]["decode"] = "torchvision"
         return [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid"]
-    values["anchors"] = {"offset": 0.0}
-    values["pool"] = {"aligned": True, "sampling_ratio": 0}
-    values["fold_norm"] = False  # masks whose edge lies on their box's, and scores that tie, show the last bit
+    for key, shared in (DETECTRON2 if source == "detectron2" else MMDETECTION).items():
+        values[key] = {**values.get(key, {}), **shared} if isinstance(shared, dict) else shared
     if source == "detectron2":
         grouped = backbone["name"].startswith("resnext")
-        values["input"] = {**pixels(caffe=True, grouped=grouped), "resize": "pillow"}
+        values["input"] |= pixels(caffe=True, grouped=grouped)
         backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn" and values["fpn"]["norm"] != "gn"
-        box["empty"] = "drop_last"
-        values["rpn"]["fixed_divisor"] = True
         if "keypoint" in values:  # as its model zoo trains people
-            values["rpn"]["post_nms_train"], box["loss_beta"] = 1500, 0.5
+            values["rpn"]["post_nms_train"], values["box"]["loss_beta"] = 1500, 0.5
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
         if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
             mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
@@ -56,50 +56,27 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         return notes
     inner = _section(meta, "meta")
     text = inner.get("cfg") or inner.get("config")
-    text = text if isinstance(text, str) else ""
-    model = _python_literal(text, "model")
-    given = model.get("data_preprocessor") or _python_literal(text, "img_norm_cfg")
+    config = _python_config(text) if isinstance(text, str) else {}
+    model = _section(config, "model")
+    given = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
     caffe = _section(model, "backbone").get("style") == "caffe"
     rgb = bool(given.get("bgr_to_rgb", given.get("to_rgb", not caffe)))
     usual = pixels(caffe, grouped=False)
     values["input"] = {
-        "bgr": not rgb, "mean": tuple(given.get("mean", usual["mean"])), "std": tuple(given.get("std", usual["std"]))
+        "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
     }  # fmt: skip
     backbone["stride_in_1x1"] = caffe
-    box |= {"empty": "keep", "clamp_shrink": True}
-    values["rpn"] |= {"clamp_shrink": True, "rank": "sigmoid"}
-    box["low_quality"] = "mask" in values
+    values["box"]["low_quality"] = "mask" in values
     told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
     return [f"input scaling and stride placement from {told}"]
 
 
-def _python_literal(text: str, name: str) -> dict[str, Any]:
-    """The value of `name = dict(…)` in Python source, without running it; {} if it is not there or not plain."""
+def _python_config(text: str) -> dict[str, Any]:
+    """The values of a config's text that can be read without running it; {} if it is not Python."""
     try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {name: known(value) for name, value in parse_python(text).values.items()}
+    except UserError:
         return {}
-    for statement in tree.body:
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else None
-        if isinstance(statement, ast.Assign) and isinstance(target, ast.Name) and target.id == name:
-            value = _value(statement.value)
-            return value if isinstance(value, dict) else {}
-    return {}
-
-
-def _value(node: ast.expr) -> Any:
-    """dict(…) calls, containers and constants; None for anything else."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {k.arg: _value(k.value) for k in node.keywords if k.arg}
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(entry) for entry in node.elts]
-    if isinstance(node, ast.Dict):
-        return {
-            _value(k): _value(v) for k, v in zip(node.keys, node.values, strict=True) if isinstance(k, ast.Constant)
-        }
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        return -node.operand.value if isinstance(node.operand.value, int | float) else None
-    return node.value if isinstance(node, ast.Constant) else None
 
 
 def class_names(

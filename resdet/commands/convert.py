@@ -1,4 +1,4 @@
-"""`resdet convert`: a checkpoint to another format."""
+"""`resdet convert`: a checkpoint to another format, another tool's config to resdet's."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resdet.commands.common import guarded, parser_of
+from resdet.runtime.console import console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Another tool's checkpoint to resdet's format, or a checkpoint to torchvision's, or to a graph."""
+    """Another tool's checkpoint or config to resdet's format, or a checkpoint to torchvision's, or to a graph."""
     parser = parser_of(
-        "convert", "Rewrite a checkpoint of any known tool as resdet's, as torchvision's, or as a graph."
+        "convert",
+        "Rewrite a checkpoint of any known tool as resdet's, as torchvision's, or as a graph; with --config, a config "
+        "of detectron2 or mmdetection as resdet's.",
     )
     parser.add_argument(
         "input", metavar="IN", help="a file of torchvision, detectron2, mmdetection, timm, …; torchvision:NAME"
     )
     parser.add_argument(
-        "output", metavar="OUT", type=Path, help="a .safetensors file; .pth for torchvision, .pt2 for a program"
+        "output",
+        metavar="OUT",
+        type=Path,
+        help="a .safetensors file; .pth for torchvision, .pt2 for a program; .yaml for a config",
     )
+    parser.add_argument("--config", action="store_true",
+                        help="IN is a config: detectron2's .yaml or LazyConfig .py, mmdetection's .py or checkpoint; "
+                        "nothing in it is run, and every key is accounted for")  # fmt: skip
+    parser.add_argument("--images", type=int, metavar="N",
+                        help="with --config: training images, for schedules that count in epochs")  # fmt: skip
     parser.add_argument("--to", choices=("resdet", "torchvision", "program"), default="resdet",
                         help="program: the prediction as a graph, for torch.export.load")  # fmt: skip
     args = parser.parse_args(arguments)
-    ending = {"resdet": ".safetensors", "torchvision": ".pth", "program": ".pt2"}[args.to]
+    ending = ".yaml" if args.config else {"resdet": ".safetensors", "torchvision": ".pth", "program": ".pt2"}[args.to]
     if args.output.suffix != ending:
         parser.error(f"OUT must end in {ending}")
+    if args.config and args.to != "resdet":
+        parser.error(f"--to {args.to} has no effect beside --config")
+    if args.images is not None and not args.config:
+        parser.error("--images has no effect without --config")
+    if args.config:
+        return guarded(lambda: _convert_config(Path(args.input), args.output, args.images))
 
     def run() -> int:
         from resdet.checkpoints.locate import find_weights
@@ -54,3 +71,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     return guarded(run)
+
+
+def _convert_config(source: Path, output: Path, images: int | None) -> int:
+    from resdet.config import load_config
+    from resdet.migration.convert import CONFIGS, migrate_file, migrate_text
+    from resdet.migration.report import report, to_yaml
+    from resdet.writing import make_folder, refuse_overwriting, write_text
+
+    refuse_overwriting([output], [source])
+    make_folder(output.parent)
+    is_text = source.suffix in CONFIGS
+    migration = migrate_file(source, images) if is_text else migrate_text(_config_text(source), source, images)
+    console.print(report(migration))
+    write_text(output, to_yaml(migration))
+    load_config(output)
+    console.print(f"written: {output}")
+    return 0
+
+
+def _config_text(path: Path) -> str:
+    """The config that mmdetection keeps in a checkpoint. Raises `UserError`."""
+    from resdet.checkpoints.files import read_file
+    from resdet.errors import UserError
+
+    meta = read_file(path).meta.get("meta")
+    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
+    if not isinstance(text, str):
+        raise UserError(
+            f"{path}: has no config text (mmdetection's meta.cfg); give the config file itself, .py or .yaml"
+        )
+    return text

@@ -82,7 +82,7 @@ def load_yaml(text: str, *, as_text: bool = False) -> Any:
         value = loader.construct_document(node) if node else None
     finally:
         loader.dispose()
-    if _expanded_size(value, {}) > 1_000_000:
+    if expanded_size(value, {}) > 1_000_000:
         raise yaml.YAMLError("its aliases stand for more than a million values")
     return value
 
@@ -106,14 +106,14 @@ def _doubled_keys(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator
         yield from _doubled_keys(value, name, seen)
 
 
-def _expanded_size(value: Any, known: dict[int, float]) -> float:
+def expanded_size(value: Any, known: dict[int, float]) -> float:
     """How many values it stands for, an alias counted each time; infinite where one contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
         known[id(value)] = float("inf")  # while its own content is being counted
         entries = value.values() if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_expanded_size(entry, known) for entry in entries)
+        known[id(value)] = 1 + sum(expanded_size(entry, known) for entry in entries)
     return known[id(value)]
 
 

@@ -1,0 +1,261 @@
+"""detectron2's keys, one by one -> ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resdet.migration import shared
+from resdet.migration.keys import Leaves, NotTaken, Rule, builds, no_effect, only, sets, take, where
+
+NORMS = {"FrozenBN": "frozen_bn", "BN": "bn", "SyncBN": "sync_bn", "naiveSyncBN": "sync_bn", "GN": "gn", "": "none"}
+LEVELS = ["p2", "p3", "p4", "p5"]
+STAGES = ["res2", "res3", "res4", "res5"]
+
+
+# ---- what the values mean --------------------------------------------------------------------------------------------
+
+
+def _mask_on(all_: Leaves) -> bool:
+    return all_["MODEL.MASK_ON"] is True
+
+
+def _backbone(_: Any, all_: Leaves) -> str:
+    depth, groups, width = (all_[f"MODEL.RESNETS.{k}"] for k in ("DEPTH", "NUM_GROUPS", "WIDTH_PER_GROUP"))
+    return shared.backbone_name(depth, groups, width)
+
+
+def _deformable(_: Any, all_: Leaves) -> dict[str, Any]:
+    kind = "v2" if all_["MODEL.RESNETS.DEFORM_MODULATED"] else "v1"
+    groups = all_["MODEL.RESNETS.DEFORM_NUM_GROUPS"]
+    return shared.deformable(kind, all_["MODEL.RESNETS.DEFORM_ON_PER_STAGE"], groups)
+
+
+def _trunk(_: Any, all_: Leaves) -> str:
+    return shared.trunk(all_["MODEL.ROI_BOX_HEAD.NUM_CONV"], all_["MODEL.ROI_BOX_HEAD.NUM_FC"])
+
+
+def _train_sizes(all_: Leaves) -> list[int]:
+    train = all_["INPUT.MIN_SIZE_TRAIN"]
+    train = list(train) if isinstance(train, list | tuple) else [train]
+    return list(range(train[0], train[1] + 1)) if all_["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "range" else train
+
+
+def _flip(value: Any, _: Leaves) -> dict[str, Any]:
+    if value == "vertical":
+        return {"data.flip": 0.0, "data.train.augmentations": [{"name": "VerticalFlip", "p": 0.5}]}
+    return {"data.flip": {"horizontal": 0.5, "none": 0.0}[value]}
+
+
+def _one_size_a_level(value: Any, _: Leaves) -> list[Any]:
+    return [shared.single(sizes, "one anchor size a level (sizes [[32], [64], …])", 2) for sizes in value]
+
+
+def _ratios(value: Any, _: Leaves) -> list[float]:
+    return (
+        list(value[0])
+        if all(one == value[0] for one in value)
+        else shared.single(value, "the same ratios on all levels")
+    )
+
+
+def _datasets(value: Any, _: Leaves) -> dict[str, Any]:
+    names = [value] if isinstance(value, str) else list(value)
+    if not names or names in (["coco_2017_train"], ["coco_2017_val"]):
+        return {}
+    raise NotTaken("registered by code; set data.train and data.val, images and annotations")
+
+
+def _weights(value: Any, all_: Leaves) -> dict[str, Any]:
+    """ImageNet weights are a backbone's, everything else a detector's."""
+    if not value:
+        return {"model.backbone.weights": "none"}
+    backbone = "ImageNetPretrained" in value or Path(value).stem.startswith(("R-50", "R-101", "X-101", "X-152"))
+    return shared.weights(value, "model.backbone.weights" if backbone else "model.weights")
+
+
+def _clipping(value: Any, all_: Leaves) -> dict[str, Any]:
+    if not value:
+        return {}
+    kind = all_["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
+    if kind != "full_model" or all_["SOLVER.CLIP_GRADIENTS.NORM_TYPE"] != 2:
+        raise NotTaken(f"{kind!r} clips each parameter for itself; train.clip_grad_norm clips the norm of all")
+    return {"train.clip_grad_norm": all_["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"]}
+
+
+def _repeats(value: Any, all_: Leaves) -> dict[str, Any]:
+    if value == "TrainingSampler":
+        return {}
+    if value != "RepeatFactorTrainingSampler" or not all_["DATALOADER.REPEAT_THRESHOLD"]:
+        raise NotTaken("here every image comes once an epoch, or by data.repeat_threshold")
+    return {"data.repeat_threshold": all_["DATALOADER.REPEAT_THRESHOLD"]}
+
+
+_OTHERS = "belongs to another architecture"
+_NO_MASK = "without masks"
+
+
+def _mask(rule: Rule) -> Rule:
+    return where(_mask_on, rule, _NO_MASK)
+
+
+def _norm(ours: str) -> Rule:
+    return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
+
+
+TABLE: Mapping[str, Rule] = {
+    # architecture
+    "MODEL.META_ARCHITECTURE": builds("GeneralizedRCNN", level=0),
+    "MODEL.BACKBONE.NAME": builds("build_resnet_fpn_backbone"),
+    "MODEL.PROPOSAL_GENERATOR.NAME": builds("RPN"),
+    "MODEL.ROI_HEADS.NAME": builds("StandardROIHeads"),
+    "MODEL.RPN.HEAD_NAME": builds("StandardRPNHead"),
+    "MODEL.ANCHOR_GENERATOR.NAME": builds("DefaultAnchorGenerator"),
+    "MODEL.ROI_BOX_HEAD.NAME": builds("FastRCNNConvFCHead", level=2),
+    "MODEL.LOAD_PROPOSALS MODEL.KEYPOINT_ON": builds(False),
+    "MODEL.MASK_ON": take("model.mask", lambda v, _: {} if v else None),
+    "MODEL.DEVICE": take("device", lambda v, _: "auto" if v == "cuda" else v),
+    "MODEL.WEIGHTS": sets(_weights),
+    # input
+    "MODEL.PIXEL_MEAN": take("model.input.mean"),
+    "MODEL.PIXEL_STD": take("model.input.std"),
+    "INPUT.FORMAT": take("model.input.bgr", lambda v, _: {"BGR": True, "RGB": False}[v]),
+    "INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING": take(
+        "data.min_size", lambda _, all_: shared.sizes(_train_sizes(all_), all_["INPUT.MIN_SIZE_TEST"])
+    ),
+    "INPUT.MIN_SIZE_TEST": sets(lambda v, all_: shared.test_size(_train_sizes(all_), v)),
+    "INPUT.MAX_SIZE_TRAIN": take("data.max_size"),
+    "INPUT.MAX_SIZE_TEST": sets(lambda v, all_: shared.longest_test_side(v, all_["INPUT.MAX_SIZE_TRAIN"])),
+    "INPUT.RANDOM_FLIP": sets(_flip),
+    "INPUT.CROP.ENABLED": only(False, instead="a crop can be one of data.train.augmentations (RandomCrop)"),
+    "INPUT.CROP.*": no_effect("stands under INPUT.CROP.ENABLED"),
+    "INPUT.MASK_FORMAT": no_effect("polygons and RLE are both read"),
+    # backbone
+    "MODEL.BACKBONE.FREEZE_AT": take("model.backbone.frozen_stages"),
+    "MODEL.RESNETS.DEPTH MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP": take(
+        "model.backbone.name", _backbone
+    ),
+    "MODEL.RESNETS.OUT_FEATURES MODEL.FPN.IN_FEATURES": builds(STAGES, level=2),
+    "MODEL.RESNETS.NORM": _norm("model.backbone.norm"),
+    "MODEL.RESNETS.STRIDE_IN_1X1": take("model.backbone.stride_in_1x1"),
+    "MODEL.RESNETS.RES5_DILATION": take("model.backbone.c5_dilation"),
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": where(
+        lambda all_: all_["MODEL.RESNETS.DEPTH"] not in (18, 34), builds(256), "64 for basic blocks"
+    ),
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": builds(64),
+    "MODEL.RESNETS.DEFORM_*": sets(_deformable),
+    "MODEL.FPN.OUT_CHANNELS": take("model.fpn.channels"),
+    "MODEL.FPN.NORM": _norm("model.fpn.norm"),
+    "MODEL.FPN.FUSE_TYPE": builds("sum"),
+    # anchors and proposals
+    "MODEL.ANCHOR_GENERATOR.SIZES": take("model.anchors.sizes", _one_size_a_level),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": take("model.anchors.ratios", _ratios),
+    "MODEL.ANCHOR_GENERATOR.OFFSET": take("model.anchors.offset"),
+    "MODEL.ANCHOR_GENERATOR.ANGLES": no_effect("boxes are upright"),
+    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": take("model.rpn.min_size"),
+    "MODEL.RPN.IN_FEATURES": builds([*LEVELS, "p6"], level=2),
+    "MODEL.RPN.CONV_DIMS": take("model.rpn.num_convs", lambda v, _: shared.same_width(v, (-1, 256))),
+    "MODEL.RPN.BOUNDARY_THRESH": only(-1),
+    "MODEL.RPN.IOU_THRESHOLDS": sets(lambda v, _: {"model.rpn.low": v[0], "model.rpn.high": v[1]}),
+    "MODEL.RPN.IOU_LABELS": only([0, -1, 1]),
+    "MODEL.RPN.BATCH_SIZE_PER_IMAGE": take("model.rpn.samples"),
+    "MODEL.RPN.POSITIVE_FRACTION": take("model.rpn.positive_fraction"),
+    "MODEL.R??*.BBOX_REG_LOSS_TYPE": only("smooth_l1"),
+    "MODEL.R??*.BBOX_REG_LOSS_WEIGHT MODEL.RPN.LOSS_WEIGHT": only(1.0),
+    "MODEL.RPN.BBOX_REG_WEIGHTS": only((1.0, 1.0, 1.0, 1.0)),
+    "MODEL.RPN.SMOOTH_L1_BETA": take("model.rpn.loss_beta"),
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN": take("model.rpn.pre_nms_train"),
+    "MODEL.RPN.PRE_NMS_TOPK_TEST": take("model.rpn.pre_nms_predict"),
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": take("model.rpn.post_nms_train"),
+    "MODEL.RPN.POST_NMS_TOPK_TEST": take("model.rpn.post_nms_predict"),
+    "MODEL.RPN.NMS_THRESH": take("model.rpn.nms_threshold"),
+    # boxes
+    "MODEL.ROI_HEADS.NUM_CLASSES": take("model.num_classes"),
+    "MODEL.ROI_HEADS.IN_FEATURES": builds(LEVELS, level=2),
+    "MODEL.ROI_HEADS.IOU_THRESHOLDS": take(
+        "model.box.iou_threshold", lambda v, _: shared.single(v, "one IoU threshold of the box head")
+    ),
+    "MODEL.ROI_HEADS.IOU_LABELS": only([0, 1]),
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": take("model.box.samples"),
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": take("model.box.positive_fraction"),
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": take("model.box.score_threshold"),
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": take("model.box.nms_threshold"),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": only(True),
+    "MODEL.ROI_BOX_HEAD.NUM_CONV MODEL.ROI_BOX_HEAD.NUM_FC": take("model.box.trunk", _trunk),
+    "MODEL.ROI_BOX_HEAD.FC_DIM": take("model.box.width"),
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": builds(256),
+    "MODEL.ROI_BOX_HEAD.NORM": _norm("model.box.norm"),
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": take("model.box.delta_weights"),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": take("model.box.loss_beta"),
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": builds(7, level=2),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": take("model.pool.sampling_ratio"),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": take(
+        "model.pool.aligned", lambda v, _: {"ROIAlignV2": True, "ROIAlign": False}[v]
+    ),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": builds(False),
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES MODEL.ROI_BOX_HEAD.USE_FED_LOSS MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": only(
+        False
+    ),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_*": no_effect("stands under USE_FED_LOSS"),
+    "MODEL.ROI_BOX_CASCADE_HEAD.*": no_effect(_OTHERS),
+    "TEST.DETECTIONS_PER_IMAGE": take("model.box.max_detections"),
+    # masks
+    "MODEL.ROI_MASK_HEAD.NAME": _mask(builds("MaskRCNNConvUpsampleHead")),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": _mask(take("model.mask.num_convs")),
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": _mask(take("model.mask.width")),
+    "MODEL.ROI_MASK_HEAD.NORM": _mask(_norm("model.mask.norm")),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _mask(take("model.mask.pool_size")),
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.POOLER_TYPE": _mask(
+        sets(
+            lambda v, all_: shared.as_the_boxes(
+                v, (all_[f"MODEL.ROI_BOX_HEAD.POOLER_{k}"] for k in ("SAMPLING_RATIO", "TYPE"))
+            )
+        )
+    ),
+    "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": _mask(builds(False)),
+    "MODEL.ROI_KEYPOINT_HEAD.* MODEL.SEM_SEG_HEAD.* MODEL.PANOPTIC_FPN.* MODEL.RETINANET.*": no_effect(_OTHERS),
+    # data
+    "DATASETS.TRAIN DATASETS.TEST": sets(_datasets),
+    "DATASETS.P*": no_effect("proposals are computed"),
+    "DATALOADER.NUM_WORKERS": take("data.workers", from_default=False),
+    "DATALOADER.ASPECT_RATIO_GROUPING": only(True),
+    "DATALOADER.SAMPLER_TRAIN": sets(_repeats),
+    "DATALOADER.REPEAT_THRESHOLD": no_effect("stands under SAMPLER_TRAIN"),
+    "DATALOADER.REPEAT_SQRT": only(True),
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": take("data.negatives", lambda v, _: 0.0 if v else None),
+    # schedule
+    "SOLVER.LR_SCHEDULER_NAME": take(
+        "train.schedule", lambda v, _: {"WarmupMultiStepLR": "multistep", "WarmupCosineLR": "cosine"}[v]
+    ),
+    "SOLVER.MAX_ITER": take("train.max_iters"),
+    "SOLVER.STEPS": take("train.milestones", lambda v, _: list(v)),
+    "SOLVER.BASE_LR": take("train.lr"),
+    "SOLVER.IMS_PER_BATCH": take("train.batch_size"),
+    "SOLVER.MOMENTUM": take("train.momentum"),
+    "SOLVER.WEIGHT_DECAY": take("train.weight_decay"),
+    "SOLVER.WARMUP_FACTOR": take("train.warmup_factor"),
+    "SOLVER.WARMUP_ITERS": take("train.warmup_iters"),
+    "SOLVER.WARMUP_METHOD": only("linear"),
+    "SOLVER.GAMMA": only(0.1),
+    "SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY_NORM": only(0.0),
+    "SOLVER.NESTEROV SOLVER.RESCALE_INTERVAL": only(False),
+    "SOLVER.NUM_DECAYS": no_effect("of another schedule"),
+    "SOLVER.REFERENCE_WORLD_SIZE": only(
+        0, instead="batch size and rate are not scaled here: set train.batch_size, train.lr"
+    ),
+    "SOLVER.BIAS_LR_FACTOR": only(1.0),
+    "SOLVER.WEIGHT_DECAY_BIAS": sets(lambda v, all_: shared.same_decay(v, all_["SOLVER.WEIGHT_DECAY"])),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": sets(_clipping),
+    "SOLVER.CLIP_GRADIENTS.*": no_effect("stands under SOLVER.CLIP_GRADIENTS.ENABLED"),
+    "SOLVER.AMP.ENABLED": take("train.amp", lambda v, _: "fp16" if v else "off"),
+    "SOLVER.CHECKPOINT_PERIOD": take("train.checkpoint_every", from_default=False),
+    "TEST.EVAL_PERIOD": take("train.eval_every", from_default=False),
+    "TEST.AUG.ENABLED": only(False, instead="one prediction an image"),
+    "TEST.PRECISE_BN.ENABLED": only(False, instead="the running averages of training are used"),
+    "TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS TEST.AUG.* TEST.PRECISE_BN.*": no_effect(),
+    "OUTPUT_DIR": take("output", from_default=False),
+    "SEED": sets(lambda v, _: {"seed": v} if v >= 0 else {}, from_default=False),
+    "VERSION": only(2, instead="keys of older versions have other names; let detectron2 upgrade it first"),
+    "CUDNN_BENCHMARK FLOAT32_PRECISION VIS_PERIOD GLOBAL.*": no_effect(),
+}

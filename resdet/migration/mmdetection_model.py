@@ -1,0 +1,253 @@
+"""mmdetection's keys of the model, one by one -> ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from resdet.migration import shared
+from resdet.migration.keys import Leaves, NotBuilt, NotTaken, Rule, builds, find, no_effect, only, sets, take
+from resdet.migration.mmdetection_data import TRAIN, of
+
+NORMS = {"BN": "bn", "SyncBN": "sync_bn", "naiveSyncBN": "sync_bn", "MMSyncBN": "sync_bn", "GN": "gn", None: "none"}
+HEAD, MASK, RPN = "model.roi_head.bbox_head.", "model.roi_head.mask_head.", "model.rpn_head."
+RCNN_TRAIN, RPN_TRAIN = "*train_cfg.rcnn.", "*train_cfg.rpn."
+
+
+# ---- what the values mean --------------------------------------------------------------------------------------------
+
+
+def _backbone(_: Any, all_: Leaves) -> dict[str, Any]:
+    kind, depth = all_.get("model.backbone.type"), all_.get("model.backbone.depth", 50)
+    grouped = kind == "ResNeXt"
+    groups = all_.get("model.backbone.groups", 1) if grouped else 1
+    width = all_.get("model.backbone.base_width", 4 if grouped else 64) if groups > 1 else 64
+    name = shared.backbone_name(depth, groups, width)
+    return {"model.backbone.name": name} | (
+        {"model.backbone.deep_stem": True, "model.backbone.avg_down": True} if kind == "ResNetV1d" else {}
+    )
+
+
+def _kind_of_backbone(value: Any, all_: Leaves) -> dict[str, Any]:
+    if value not in ("ResNet", "ResNetV1d", "ResNeXt"):
+        raise NotBuilt("resdet builds 'ResNet', 'ResNetV1d', 'ResNeXt'")
+    return _backbone(value, all_)
+
+
+def backbone_norm(_: Any, all_: Leaves) -> str:
+    kind = all_["model.backbone.norm_cfg.type"]
+    fixed = kind in ("BN", "SyncBN") and all_["model.backbone.norm_eval"]
+    return "frozen_bn" if fixed else shared.known_norm(NORMS.get(kind), kind)
+
+
+def _affine(value: Any, all_: Leaves) -> dict[str, Any]:
+    if value and backbone_norm(None, all_) == "frozen_bn":
+        raise NotTaken("fixed batch norm has a fixed scale and shift here; there these train")
+    return {}
+
+
+def _dilated(_: Any, all_: Leaves) -> int:
+    known = {((1, 2, 2, 2), (1, 1, 1, 1)): 1, ((1, 2, 2, 1), (1, 1, 1, 2)): 2}
+    pair = tuple(all_["model.backbone.strides"]), tuple(all_["model.backbone.dilations"])
+    if pair not in known:
+        raise NotBuilt("resdet builds strides (1, 2, 2, 2), and (1, 2, 2, 1) with dilations (1, 1, 1, 2)", 2)
+    return known[pair]
+
+
+def _deformable(_: Any, all_: Leaves) -> dict[str, Any]:
+    kind = all_.get("model.backbone.dcn.type")
+    if kind not in ("DCN", "DCNv2", None):
+        raise NotBuilt("resdet builds 'DCN' and 'DCNv2'")
+    stages = all_.get("model.backbone.stage_with_dcn", (False,) * 4) if kind else (False,) * 4
+    groups = all_.get("model.backbone.dcn.deform_groups", all_.get("model.backbone.dcn.deformable_groups", 1))
+    return shared.deformable("v2" if kind == "DCNv2" else "v1", stages, groups)
+
+
+def _sizes(_: Any, all_: Leaves) -> list[float]:
+    scales, strides = all_[f"{RPN}anchor_generator.scales"], all_[f"{RPN}anchor_generator.strides"]
+    scale = shared.single(scales, "one anchor size a level", 2)
+    if list(strides) != [4, 8, 16, 32, 64]:
+        raise NotBuilt("resdet's anchors have strides 4, 8, 16, 32, 64", 2)
+    return [scale * stride for stride in strides]
+
+
+def _beta(prefix: str) -> Any:
+    """Smooth L1's beta, 1 where it is not given; L1 has none."""
+
+    def convert(_: Any, all_: Leaves) -> float:
+        kind = all_.get(f"{prefix}loss_bbox.type")
+        if kind not in ("L1Loss", "SmoothL1Loss"):
+            raise NotTaken("boxes are learnt by L1 or smooth L1 here")
+        return float(all_.get(f"{prefix}loss_bbox.beta", 1.0)) if kind == "SmoothL1Loss" else 0.0
+
+    return convert
+
+
+def _trunk(value: Any, _: Leaves) -> str:
+    known = {"Shared2FCBBoxHead": "2fc", "Shared4Conv1FCBBoxHead": "4conv1fc"}
+    if value not in known:
+        raise NotBuilt(f"resdet builds {' or '.join(known)}")
+    return known[value]
+
+
+def _suppression(value: Any, all_: Leaves) -> dict[str, Any]:
+    nms = {k.rpartition(".")[2]: v for k, v in all_.items() if "test_cfg.rcnn.nms." in k}
+    if value == "soft_nms":
+        if nms.get("method") != "gaussian":
+            raise NotTaken("Soft-NMS is Gaussian here: model.box.soft_sigma")
+        return {"model.box.soft_sigma": nms.get("sigma", 0.5)}
+    if value != "nms":
+        raise NotTaken("boxes are suppressed by NMS or Gaussian Soft-NMS here")
+    return {}
+
+
+def _weights(value: Any, _: Leaves) -> dict[str, Any]:
+    return shared.weights(value, "model.backbone.weights") if value else {"model.backbone.weights": "none"}
+
+
+def _norm(ours: str) -> Rule:
+    return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
+
+
+MODEL: Mapping[str, Rule] = {
+    # architecture
+    "model.type": take("model.mask", lambda v, _: shared.choice(v, {"FasterRCNN": None, "MaskRCNN": {}}, 0)),
+    "model.backbone.type": sets(_kind_of_backbone),
+    "model.backbone.depth model.backbone.groups model.backbone.base_width": sets(_backbone),
+    "model.backbone.num_stages": builds(4, level=2),
+    "model.backbone.in_channels": builds(3),
+    "model.backbone.stem_channels model.backbone.base_channels": builds(64, None),
+    "model.backbone.out_indices": builds((0, 1, 2, 3), level=2),
+    "model.backbone.strides model.backbone.dilations": take("model.backbone.c5_dilation", _dilated),
+    "model.backbone.frozen_stages": take("model.backbone.frozen_stages", lambda v, _: v + 1),
+    "model.backbone.norm_cfg.type model.backbone.norm_eval": take("model.backbone.norm", backbone_norm),
+    "model.backbone.norm_cfg.requires_grad": sets(_affine),
+    "*norm_cfg.requires_grad": only(True),
+    "*norm_cfg.num_groups": builds(32),
+    "model.backbone.style": take("model.backbone.stride_in_1x1", lambda v, _: {"caffe": True, "pytorch": False}[v]),
+    "model.backbone.conv_cfg.type": take(
+        "model.backbone.weight_standardization", lambda v, _: shared.choice(v, {"ConvWS": True, None: False}, 1)
+    ),
+    "model.backbone.dcn.fallback_on_stride": builds(False),
+    "model.backbone.dcn.* model.backbone.stage_with_dcn": sets(_deformable),
+    "model.backbone.deep_stem": take("model.backbone.deep_stem"),
+    "model.backbone.avg_down": take("model.backbone.avg_down"),
+    "model.backbone.zero_init_residual": take("model.backbone.zero_init_last"),
+    "model.backbone.init_cfg.checkpoint model.pretrained model.backbone.init_cfg": sets(_weights),
+    "*init_cfg.* *with_cp *.debug *pretrained": no_effect(),
+    "model.backbone.plugins model.backbone.dcn model.backbone.conv_cfg model.shared_head *plugins": builds(None),
+    "model.neck.type": sets(lambda v, _: shared.choice(v, {"FPN": {}}, 1)),
+    "model.neck.out_channels": take("model.fpn.channels"),
+    "model.neck.num_outs": builds(5, level=2),
+    "model.neck.norm_cfg.type": _norm("model.fpn.norm"),
+    "model.neck.start_level": builds(0, level=2),
+    "model.neck.end_level": builds(-1, level=2),
+    "model.neck.add_extra_convs": builds(False, level=2),
+    "model.neck.upsample_cfg.mode": builds("nearest", level=2),
+    "*conv_cfg.type *conv_cfg *act_cfg.type": builds(None),
+    "*in_channels *feat_channels *roi_feat_size *featmap_strides *roi_extractor.out_channels *norm_cfg": no_effect(
+        "follows from the rest"
+    ),
+    # input
+    "*data_preprocessor.type": no_effect(),
+    f"*data_preprocessor.mean {of(TRAIN, 'pipeline.Normalize.mean')}": take("model.input.mean"),
+    f"*data_preprocessor.std {of(TRAIN, 'pipeline.Normalize.std')}": take("model.input.std"),
+    f"*data_preprocessor.bgr_to_rgb {of(TRAIN, 'pipeline.Normalize.to_rgb')}": take(
+        "model.input.bgr", lambda v, _: not v
+    ),
+    "*data_preprocessor.rgb_to_bgr": only(False),
+    "*data_preprocessor.pad_size_divisor *Pad.size_divisor": only(
+        1, 32, instead="data.pad_multiple is a multiple of 32"
+    ),
+    "*data_preprocessor.pad_mask": no_effect(),
+    # anchors and proposals
+    f"{RPN}type": builds("RPNHead"),
+    f"{RPN}num_convs": take("model.rpn.num_convs"),
+    f"{RPN}anchor_generator.type": builds("AnchorGenerator"),
+    f"{RPN}anchor_generator.scales {RPN}anchor_generator.strides": take("model.anchors.sizes", _sizes),
+    f"{RPN}anchor_generator.ratios": take("model.anchors.ratios"),
+    f"{RPN}anchor_generator.center_offset": take("model.anchors.offset"),
+    "*bbox_coder.type": builds("DeltaXYWHBBoxCoder"),
+    "*bbox_coder.target_means": only([0.0, 0.0, 0.0, 0.0]),
+    "*bbox_coder.clip_border": only(True),
+    f"{RPN}bbox_coder.target_stds": only([1.0, 1.0, 1.0, 1.0]),
+    f"{RPN}loss_bbox.type {RPN}loss_bbox.beta": take("model.rpn.loss_beta", _beta(RPN)),
+    "*loss_cls.type *loss_mask.type": only("CrossEntropyLoss"),
+    f"{RPN}loss_cls.use_sigmoid *loss_mask.use_mask": only(True),
+    "*loss_cls.loss_weight *loss_bbox.loss_weight *loss_mask.loss_weight": only(1.0),
+    f"{RPN_TRAIN}assigner.pos_iou_thr": take("model.rpn.high"),
+    f"{RPN_TRAIN}assigner.neg_iou_thr": take("model.rpn.low"),
+    f"{RPN_TRAIN}assigner.min_pos_iou": only(
+        0, instead="an object's best anchors train here whatever their IoU, there from this IoU on"
+    ),
+    f"{RPN_TRAIN}assigner.match_low_quality": only(True),
+    f"{RPN_TRAIN}sampler.num": take("model.rpn.samples"),
+    f"{RPN_TRAIN}sampler.pos_fraction": take("model.rpn.positive_fraction"),
+    f"{RPN_TRAIN}sampler.add_gt_as_proposals": only(False),
+    f"{RPN_TRAIN}allowed_border": only(-1, instead="anchors that reach out of the image train, too"),
+    "*train_cfg.rpn_proposal.nms_pre": take("model.rpn.pre_nms_train"),
+    "*train_cfg.rpn_proposal.max_per_img *train_cfg.rpn_proposal.max_num": take("model.rpn.post_nms_train"),
+    "*train_cfg.rpn_proposal.nms.iou_threshold *train_cfg.rpn_proposal.nms_thr": take("model.rpn.nms_threshold"),
+    "*test_cfg.rpn.nms_pre": take("model.rpn.pre_nms_predict"),
+    "*test_cfg.rpn.max_per_img *test_cfg.rpn.max_num": take("model.rpn.post_nms_predict"),
+    "*test_cfg.rpn.nms.iou_threshold *test_cfg.rpn.nms_thr": sets(
+        lambda v, all_: shared.equal(v, find(all_, "*train_cfg.rpn_proposal.nms*thr*"), "as in training")
+    ),
+    "*rpn*.nms.type": only("nms"),
+    "*rpn*.min_bbox_size": take("model.rpn.min_size"),
+    "*rpn*.nms_post *rpn*.nms_across_levels": no_effect("suppression is by level"),
+    # boxes
+    "model.roi_head.type": builds("StandardRoIHead"),
+    "*roi_extractor.type": builds("SingleRoIExtractor"),
+    "*roi_layer.type": builds("RoIAlign"),
+    "model.roi_head.bbox_roi_extractor.roi_layer.output_size": builds(7, level=2),
+    "model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio": take("model.pool.sampling_ratio"),
+    "model.roi_head.bbox_roi_extractor.roi_layer.aligned": take("model.pool.aligned"),
+    "*roi_extractor.finest_scale": builds(56),
+    f"{HEAD}type": take("model.box.trunk", _trunk),
+    f"{HEAD}num_classes": take("model.num_classes"),
+    f"{HEAD}fc_out_channels": take("model.box.width"),
+    f"{HEAD}conv_out_channels": builds(256),
+    f"{HEAD}norm_cfg.type": _norm("model.box.norm"),
+    f"{HEAD}bbox_coder.target_stds": take("model.box.delta_weights", lambda v, _: [round(1 / s, 6) for s in v]),
+    f"{HEAD}reg_class_agnostic": builds(False),
+    f"{HEAD}reg_decoded_bbox {HEAD}loss_cls.use_sigmoid": only(False),
+    f"{HEAD}loss_cls.class_weight": take("model.box.class_weights"),
+    f"{HEAD}loss_bbox.type {HEAD}loss_bbox.beta": take("model.box.loss_beta", _beta(HEAD)),
+    f"{RCNN_TRAIN}assigner.pos_iou_thr": take("model.box.iou_threshold"),
+    f"{RCNN_TRAIN}assigner.neg_iou_thr {RCNN_TRAIN}assigner.min_pos_iou": sets(
+        lambda v, all_: shared.equal(v, find(all_, f"{RCNN_TRAIN}assigner.pos_iou_thr"), "model.box.iou_threshold")
+    ),
+    f"{RCNN_TRAIN}assigner.match_low_quality": take("model.box.low_quality"),
+    f"{RCNN_TRAIN}sampler.num": take("model.box.samples"),
+    f"{RCNN_TRAIN}sampler.pos_fraction": take("model.box.positive_fraction"),
+    f"{RCNN_TRAIN}sampler.add_gt_as_proposals": only(True),
+    "*batch_sampler.type": only("AspectRatioBatchSampler"),
+    "*sampler.type": only("RandomSampler", "DefaultSampler", "InfiniteSampler"),
+    "*assigner.type": only("MaxIoUAssigner"),
+    "*assigner.ignore_iof_thr *sampler.neg_pos_ub *pos_weight": only(-1),
+    "*test_cfg.rcnn.score_thr": take("model.box.score_threshold"),
+    "*test_cfg.rcnn.nms.type": sets(_suppression),
+    "*test_cfg.rcnn.nms.sigma *test_cfg.rcnn.nms.method *test_cfg.rcnn.nms.min_score": no_effect(
+        "stands under nms.type"
+    ),
+    "*test_cfg.rcnn.nms.iou_threshold *test_cfg.rcnn.nms.iou_thr": take("model.box.nms_threshold"),
+    "*test_cfg.rcnn.max_per_img": take("model.box.max_detections"),
+    # masks
+    f"{MASK}type": builds("FCNMaskHead"),
+    f"{MASK}num_convs": take("model.mask.num_convs"),
+    f"{MASK}conv_out_channels": take("model.mask.width"),
+    f"{MASK}norm_cfg.type": _norm("model.mask.norm"),
+    f"{MASK}num_classes": sets(
+        lambda v, all_: shared.equal(v, all_.get(f"{HEAD}num_classes"), "as many as the boxes'")
+    ),
+    f"{MASK}class_agnostic": builds(False),
+    "model.roi_head.mask_roi_extractor.roi_layer.output_size": take("model.mask.pool_size"),
+    "model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio": sets(
+        lambda v, all_: shared.equal(
+            v, all_.get("model.roi_head.bbox_roi_extractor.roi_layer.sampling_ratio"), "model.pool"
+        )
+    ),
+    f"{RCNN_TRAIN}mask_size": only(28),
+    "*test_cfg.rcnn.mask_thr_binary": only(0.5),
+}
