@@ -70,7 +70,8 @@ def _datasets(value: Any, _: Leaves) -> dict[str, Any]:
 def _weights(value: Any, all_: Leaves) -> dict[str, Any]:
     """ImageNet weights are a backbone's, everything else a detector's."""
     if not value:
-        return {"model.backbone.weights": "none"}
+        frozen = all_["MODEL.BACKBONE.FREEZE_AT"] > 0 or all_["MODEL.RESNETS.NORM"] == "FrozenBN"
+        return shared.no_weights(frozen)
     backbone = "ImageNetPretrained" in value or Path(value).stem.startswith(("R-50", "R-101", "X-101", "X-152"))
     return shared.weights(value, "model.backbone.weights" if backbone else "model.weights")
 
@@ -229,7 +230,11 @@ TABLE: Mapping[str, Rule] = {
         "train.schedule", lambda v, _: {"WarmupMultiStepLR": "multistep", "WarmupCosineLR": "cosine"}[v]
     ),
     "SOLVER.MAX_ITER": take("train.max_iters"),
-    "SOLVER.STEPS": take("train.milestones", lambda v, _: list(v)),
+    "SOLVER.STEPS": where(
+        lambda all_: all_["SOLVER.LR_SCHEDULER_NAME"] == "WarmupMultiStepLR",
+        take("train.milestones", lambda v, _: list(v)),
+        "of another schedule",
+    ),
     "SOLVER.BASE_LR": take("train.lr"),
     "SOLVER.IMS_PER_BATCH": take("train.batch_size"),
     "SOLVER.MOMENTUM": take("train.momentum"),

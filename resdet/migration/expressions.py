@@ -58,6 +58,8 @@ class Scope:
     def value(self, node: ast.expr) -> Any:
         try:
             return self._evaluated(node)
+        except UserError:
+            raise
         except (ArithmeticError, TypeError, ValueError, LookupError):
             return Unknown(source_of(node))
 
@@ -99,7 +101,8 @@ class Scope:
                     return Symbol(name)
                 return container[name] if isinstance(container, dict) else Unknown(source_of(node))
             case ast.Subscript(value=inner, slice=index):
-                return self.value(inner)[self.value(index)]
+                container = self.value(inner)
+                return (container if type(container) is dict else _plain_sequence(container))[self.value(index)]
             case ast.Set(elts=[ast.Set(elts=[ast.Attribute() as reference])]):  # {{_base_.key}}
                 return self.value(reference)
             case ast.UnaryOp(op=op, operand=operand):
@@ -120,11 +123,9 @@ class Scope:
 
     def _each(self, element: ast.expr, name: str, values: Any) -> Any:
         """`[element for name in values]`"""
-        if type(values) not in (list, tuple):
-            raise TypeError
         hidden = self.own.get(name, self)
         found = []
-        for value in values:
+        for value in _plain_sequence(values):
             self.own[name] = value
             found.append(self.value(element))
         self.own.pop(name, None)
@@ -135,7 +136,7 @@ class Scope:
     def _entries(self, nodes: list[ast.expr]) -> list[Any]:
         entries: list[Any] = []
         for node in nodes:
-            entries += self.value(node.value) if isinstance(node, ast.Starred) else [self.value(node)]
+            entries += _plain_sequence(self.value(node.value)) if isinstance(node, ast.Starred) else [self.value(node)]
             _bounded_length(entries)
         return entries
 
@@ -165,6 +166,13 @@ class Scope:
         if isinstance(result, complex):
             raise TypeError
         return result
+
+
+def _plain_sequence(value: Any) -> Any:
+    """A list or tuple, rather than an `Unknown`. Raises `TypeError`."""
+    if type(value) not in (list, tuple):
+        raise TypeError
+    return value
 
 
 def _bounded_length(value: Any) -> Any:

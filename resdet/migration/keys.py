@@ -157,7 +157,7 @@ def account(
     Raises one `UserError` for all that resdet does not build.
     """
     rules = [(pattern, rule) for patterns, rule in table.items() for pattern in patterns.split()]
-    everything = {**defaults, **given}
+    everything = {**given, **{key: value for key, value in defaults.items() if key not in given}}
     rows: list[Row] = []
     missing: list[tuple[int, str]] = []
     for key, value in everything.items():
@@ -172,6 +172,8 @@ def account(
     if missing:
         lowest = min(level for level, _ in missing)
         problems = [problem for level, problem in missing if level == lowest]
+        reasons = {problem.partition(": ")[2]: problem for problem in reversed(problems)}  # of several keys, the first
+        problems = [problem for problem in problems if problem in reasons.values()]
         raise listed(f"{source}: asks for what resdet does not build:", problems)
     return _settled(rows, source, flat(always))
 

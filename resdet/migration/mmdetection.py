@@ -36,7 +36,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def migrate(config: PythonConfig, origin: str, images: int | None = None) -> Migration:
-    """images: how many an epoch has, where the config counts in epochs. Raises `UserError`."""
+    """images: how many the training data have, for schedules in epochs. Raises `UserError`."""
     values = {key: value for key, value in config.values.items() if key in RUNNER}
     for name in ("train_cfg", "test_cfg"):  # of version 2, beside the model
         if isinstance(values.get(name), dict) and {"rpn", "rcnn"} & values[name].keys():

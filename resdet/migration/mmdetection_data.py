@@ -12,7 +12,7 @@ from resdet.errors import UserError
 from resdet.migration import shared
 from resdet.migration.keys import Leaves, NotTaken, find
 
-IMAGES = "--images"  # how many images an epoch has, as told on the command line
+IMAGES = "--images"  # how many there are, as told on the command line
 COCO_TRAIN = {True: 117_266, False: 118_287}  # train2017; without images that have no objects or not
 TRAIN, VAL = ("train_dataloader.", "data.train."), ("val_dataloader.", "data.val.", "data.test.")
 
@@ -109,9 +109,9 @@ def set_batch_size(_: Any, all_: Leaves) -> dict[str, Any]:
 
 def images(all_: Leaves) -> int:
     """How many images an epoch has: told, known, or counted in the annotation file. Raises `NotTaken`."""
-    if IMAGES in all_:
-        return int(all_[IMAGES])
     times = _get(all_, TRAIN, "times", default=1)
+    if IMAGES in all_:
+        return int(times) * int(all_[IMAGES])
     name = _get(all_, TRAIN, "ann_file")
     drop_empty = bool(_get(all_, TRAIN, "filter_cfg.filter_empty_gt", "filter_empty_gt", default=True))
     if isinstance(name, str) and PurePosixPath(name).name == "instances_train2017.json":

@@ -101,8 +101,11 @@ def _suppression(value: Any, all_: Leaves) -> dict[str, Any]:
     return {}
 
 
-def _weights(value: Any, _: Leaves) -> dict[str, Any]:
-    return shared.weights(value, "model.backbone.weights") if value else {"model.backbone.weights": "none"}
+def _weights(value: Any, all_: Leaves) -> dict[str, Any]:
+    if value:
+        return shared.weights(value, "model.backbone.weights")
+    frozen = all_["model.backbone.frozen_stages"] >= 0 or backbone_norm(None, all_) == "frozen_bn"
+    return {} if all_.get("load_from") else shared.no_weights(frozen)
 
 
 def _norm(ours: str) -> Rule:

@@ -73,6 +73,12 @@ def weights(value: str, key: str) -> dict[str, Any]:
     raise NotTaken(f"fetch {address} and let {key} be the file's path", {key: name})
 
 
+def no_weights(frozen: bool) -> dict[str, Any]:
+    if frozen:
+        raise NotTaken("frozen layers need weights: those of ImageNet are the default here; or set model.weights")
+    return {"model.backbone.weights": "none"}
+
+
 def single(value: Any, what: str, level: int = 1) -> Any:
     if len(value) != 1:
         raise NotBuilt(f"resdet builds {what}", level)
