@@ -101,6 +101,15 @@ def _mask(rule: Rule) -> Rule:
     return where(_mask_on, rule, _NO_MASK)
 
 
+def _keypoint(rule: Rule) -> Rule:
+    return where(lambda all_: all_["MODEL.KEYPOINT_ON"] is True, rule, "without keypoints")
+
+
+_POOLED = sets(
+    lambda v, all_: shared.as_the_boxes(v, [all_[f"MODEL.ROI_BOX_HEAD.POOLER_{k}"] for k in ("SAMPLING_RATIO", "TYPE")])
+)
+
+
 def _norm(ours: str) -> Rule:
     return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
 
@@ -114,7 +123,8 @@ TABLE: Mapping[str, Rule] = {
     "MODEL.RPN.HEAD_NAME": builds("StandardRPNHead"),
     "MODEL.ANCHOR_GENERATOR.NAME": builds("DefaultAnchorGenerator"),
     "MODEL.ROI_BOX_HEAD.NAME": builds("FastRCNNConvFCHead", level=2),
-    "MODEL.LOAD_PROPOSALS MODEL.KEYPOINT_ON": builds(False),
+    "MODEL.LOAD_PROPOSALS": builds(False),
+    "MODEL.KEYPOINT_ON": take("model.keypoint", lambda v, _: {} if v else None),
     "MODEL.MASK_ON": take("model.mask", lambda v, _: {} if v else None),
     "MODEL.DEVICE": take("device", lambda v, _: "auto" if v == "cuda" else v),
     "MODEL.WEIGHTS": sets(_weights),
@@ -194,7 +204,7 @@ TABLE: Mapping[str, Rule] = {
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE": take(
         "model.pool.aligned", lambda v, _: {"ROIAlignV2": True, "ROIAlign": False}[v]
     ),
-    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": builds(False),
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG": take("model.box.class_agnostic"),
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES MODEL.ROI_BOX_HEAD.USE_FED_LOSS MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": only(
         False
     ),
@@ -207,15 +217,21 @@ TABLE: Mapping[str, Rule] = {
     "MODEL.ROI_MASK_HEAD.CONV_DIM": _mask(take("model.mask.width")),
     "MODEL.ROI_MASK_HEAD.NORM": _mask(_norm("model.mask.norm")),
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _mask(take("model.mask.pool_size")),
-    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.POOLER_TYPE": _mask(
-        sets(
-            lambda v, all_: shared.as_the_boxes(
-                v, (all_[f"MODEL.ROI_BOX_HEAD.POOLER_{k}"] for k in ("SAMPLING_RATIO", "TYPE"))
-            )
-        )
-    ),
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_MASK_HEAD.POOLER_TYPE": _mask(_POOLED),
     "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK": _mask(builds(False)),
-    "MODEL.ROI_KEYPOINT_HEAD.* MODEL.SEM_SEG_HEAD.* MODEL.PANOPTIC_FPN.* MODEL.RETINANET.*": no_effect(_OTHERS),
+    # keypoints
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": _keypoint(builds("KRCNNConvDeconvUpsampleHead")),
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": _keypoint(take("model.keypoint.num_keypoints")),
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": _keypoint(
+        sets(lambda v, _: {"model.keypoint.num_convs": len(v), "model.keypoint.width": shared.one_width(v)})
+    ),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": _keypoint(take("model.keypoint.pool_size")),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": _keypoint(_POOLED),
+    "MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": _keypoint(only(True)),
+    "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": _keypoint(only(1.0)),
+    "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": no_effect("images without objects are left out"),
+    "TEST.KEYPOINT_OKS_SIGMAS": sets(lambda v, _: {"data.keypoint_sigmas": list(v)} if v else {}),
+    "MODEL.SEM_SEG_HEAD.* MODEL.PANOPTIC_FPN.* MODEL.RETINANET.*": no_effect(_OTHERS),
     # data
     "DATASETS.TRAIN DATASETS.TEST": sets(_datasets),
     "DATASETS.P*": no_effect("proposals are computed"),
@@ -258,7 +274,7 @@ TABLE: Mapping[str, Rule] = {
     "TEST.EVAL_PERIOD": take("train.eval_every", from_default=False),
     "TEST.AUG.ENABLED": only(False, instead="one prediction an image"),
     "TEST.PRECISE_BN.ENABLED": only(False, instead="the running averages of training are used"),
-    "TEST.EXPECTED_RESULTS TEST.KEYPOINT_OKS_SIGMAS TEST.AUG.* TEST.PRECISE_BN.*": no_effect(),
+    "TEST.EXPECTED_RESULTS TEST.AUG.* TEST.PRECISE_BN.*": no_effect(),
     "OUTPUT_DIR": take("output", from_default=False),
     "SEED": sets(lambda v, _: {"seed": v} if v >= 0 else {}, from_default=False),
     "VERSION": only(2, instead="keys of older versions have other names; let detectron2 upgrade it first"),

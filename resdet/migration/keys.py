@@ -8,6 +8,8 @@ from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from resdet.config import Config, parse_config
 from resdet.config.io import expanded_size
 from resdet.errors import UserError, listed
@@ -205,8 +207,10 @@ def _settled(rows: list[Row], source: str, always: dict[str, Any]) -> tuple[list
     taken = always | set_by_rows
     config = parse_config(nested(taken), source)
     theirs, default = flat(config.model_dump(mode="json")), flat(Config().model_dump(mode="json"))
-    if config.model.mask is not None:
-        default |= {f"model.mask.{k}": v for k, v in type(config.model.mask)().model_dump(mode="json").items()}
+    for name in type(config.model).model_fields:  # sections that are not there by default
+        section = getattr(config.model, name)
+        if default.get(f"model.{name}", "") is None and isinstance(section, BaseModel):
+            default |= {f"model.{name}.{k}": v for k, v in type(section)().model_dump(mode="json").items()}
     order = {key: number for number, key in enumerate(theirs)}
     kept = {
         key: _plain(taken[key])

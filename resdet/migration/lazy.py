@@ -105,7 +105,15 @@ NAMES: Mapping[str, tuple[tuple[str, Convert | None], ...]] = {
         ("MODEL.ROI_MASK_HEAD.NUM_CONV", lambda v, _: len(v) - 1), ("MODEL.ROI_MASK_HEAD.CONV_DIM", _part(0)),
     ),
     f"{ROI}mask_head.conv_norm": (("MODEL.ROI_MASK_HEAD.NORM", _norm),),
-    f"{ROI}keypoint_head._target_": (("MODEL.KEYPOINT_ON", lambda *_: True),),
+    f"{ROI}keypoint_head._target_": (("MODEL.ROI_KEYPOINT_HEAD.NAME", None), ("MODEL.KEYPOINT_ON", lambda *_: True)),
+    f"{ROI}keypoint_head.num_keypoints": (("MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", None),),
+    f"{ROI}keypoint_head.conv_dims": (("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", None),),
+    f"{ROI}keypoint_head.loss_normalizer": (
+        ("MODEL.ROI_KEYPOINT_HEAD.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS", lambda v, _: v == "visible"),
+    ),
+    f"{ROI}keypoint_pooler.output_size": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", None),),
+    f"{ROI}keypoint_pooler.sampling_ratio": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", None),),
+    f"{ROI}keypoint_pooler.pooler_type": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", None),),
     "model.pixel_mean": (("MODEL.PIXEL_MEAN", None),),
     "model.pixel_std": (("MODEL.PIXEL_STD", None),),
     "model.input_format": (("INPUT.FORMAT", None),),
@@ -139,7 +147,8 @@ NAMES: Mapping[str, tuple[tuple[str, Convert | None], ...]] = {
 }  # fmt: skip
 NO_EFFECT = (
     "*._target_", "*input_shape*", "*.in_channels", "*.num_anchors", "*.strides", "*.scales", f"{BODY}stem.*",
-    "*num_classes", "*mask_in_features", "*in_features", "*allow_low_quality_matches", "dataloader.evaluator*",
+    "*num_classes", "*mask_in_features", "*keypoint_in_features",
+    "*in_features", "*allow_low_quality_matches", "dataloader.evaluator*",
     "train.ddp*", "train.log_period", "train.checkpointer*", "train.cudnn_benchmark", "*use_instance_mask", "*is_train",
     f"{TEST}*", "*image_format", "lr_multiplier.scheduler.values", "lr_multiplier.scheduler.num_updates",
     "constants.*", "*aspect_ratio_grouping", "*sample_style",

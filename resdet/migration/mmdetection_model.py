@@ -213,7 +213,7 @@ MODEL: Mapping[str, Rule] = {
     f"{HEAD}conv_out_channels": builds(256),
     f"{HEAD}norm_cfg.type": _norm("model.box.norm"),
     f"{HEAD}bbox_coder.target_stds": take("model.box.delta_weights", lambda v, _: [round(1 / s, 6) for s in v]),
-    f"{HEAD}reg_class_agnostic": builds(False),
+    f"{HEAD}reg_class_agnostic": take("model.box.class_agnostic"),
     f"{HEAD}reg_decoded_bbox {HEAD}loss_cls.use_sigmoid": only(False),
     f"{HEAD}loss_cls.class_weight": take("model.box.class_weights"),
     f"{HEAD}loss_bbox.type {HEAD}loss_bbox.beta": take("model.box.loss_beta", _beta(HEAD)),

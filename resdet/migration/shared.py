@@ -92,6 +92,12 @@ def same_width(widths: Sequence[int], accepted: tuple[int, ...]) -> int:
     return len(widths)
 
 
+def one_width(widths: Sequence[int]) -> int:
+    if len(set(widths)) != 1:
+        raise NotBuilt("resdet builds convolutions of one width")
+    return widths[0]
+
+
 def known_norm(ours: str | None, theirs: Any) -> str:
     if ours is None:
         raise NotBuilt(f"{theirs!r} is none of resdet's norms")
@@ -99,9 +105,9 @@ def known_norm(ours: str | None, theirs: Any) -> str:
 
 
 def as_the_boxes(value: Any, of_boxes: Iterable[Any]) -> dict[str, Any]:
-    """Pooling of masks is pooling of boxes here."""
+    """Masks and keypoints are pooled like boxes here."""
     if value not in list(of_boxes):
-        raise NotTaken("masks are pooled like boxes here (model.pool)")
+        raise NotTaken("masks and keypoints are pooled like boxes here (model.pool)")
     return {}
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from resdet.config import Config, load_config, parse_config
+from resdet.config.schema import KeypointConfig
 from resdet.errors import UserError
 from resdet.migration.convert import migrate_file
 from resdet.migration.keys import Kind, flat
@@ -66,6 +67,13 @@ ROWS = {
          "model.box.trunk": "4conv1fc", "model.backbone.frozen_stages": 0, "model.backbone.weights": "none",
          "model.backbone.stride_in_1x1": False},
     ),
+    "keypoint_rcnn": (
+        "{KEYPOINT_ON: True, ROI_HEADS: {NUM_CLASSES: 1}, ROI_BOX_HEAD: {SMOOTH_L1_BETA: 0.5}, "
+        "RPN: {POST_NMS_TOPK_TRAIN: 1500}, ROI_KEYPOINT_HEAD: {NUM_KEYPOINTS: 21}}",
+        {"model.keypoint": KeypointConfig(num_keypoints=21).model_dump(), "model.mask": None, "model.num_classes": 1,
+         "model.box.loss_beta": 0.5, "model.rpn.post_nms_train": 1500},
+    ),
+    "cls_agnostic": ("{MASK_ON: True, ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True}}", {"model.box.class_agnostic": True}),
     "Detectron1": (
         '{RPN: {SMOOTH_L1_BETA: 0.1111}, ROI_BOX_HEAD: {SMOOTH_L1_BETA: 1.0, POOLER_SAMPLING_RATIO: 2, '
         'POOLER_TYPE: "ROIAlign"}}',
