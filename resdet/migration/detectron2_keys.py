@@ -64,6 +64,9 @@ def _datasets(value: Any, _: Leaves) -> dict[str, Any]:
     names = [value] if isinstance(value, str) else list(value)
     if not names or names in (["coco_2017_train"], ["coco_2017_val"]):
         return {}
+    if names in (["keypoints_coco_2017_train"], ["keypoints_coco_2017_val"]):
+        split = names[0].rpartition("_")[2]
+        return {f"data.{split}.annotations": f"datasets/coco/annotations/person_keypoints_{split}2017.json"}
     raise NotTaken("registered by code; set data.train and data.val, images and annotations")
 
 
