@@ -74,8 +74,8 @@ K = 5
 SIZE = (96, 128)
 
 
-def small(mask: bool = True, **model: object) -> Detector:
-    """mask: with mask and keypoint heads."""
+def small(mask: bool | dict = True, **model: object) -> Detector:
+    """mask: with mask (the default, or this section) and keypoint heads."""
     torch.manual_seed(0)
     values = {
         "num_classes": K,
@@ -83,7 +83,7 @@ def small(mask: bool = True, **model: object) -> Detector:
         "fpn": {"channels": 32},
         "rpn": {"pre_nms_train": 100, "post_nms_train": 60, "pre_nms_predict": 100, "post_nms_predict": 60},
         "box": {"width": 32, "samples": 32},
-        "mask": {"num_convs": 1, "width": 32} if mask else None,
+        "mask": mask if isinstance(mask, dict) else {"num_convs": 1, "width": 32} if mask else None,
         "keypoint": {"num_keypoints": 3, "num_convs": 1, "width": 32} if mask else None,
         **model,
     }

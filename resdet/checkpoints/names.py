@@ -15,6 +15,8 @@ from torch import Tensor
 Source = Literal["torchvision", "detectron2", "mmdetection", "resdet"]
 
 _RES = r"backbone\.bottom_up\.res"
+_COARSE = r"roi_heads\.mask_(?:head\.coarse|coarse)_head\."  # of PointRend, in new and old files
+_POINT = r"roi_heads\.mask_(?:head\.point|point)_head\."
 TABLES: dict[Source, list[tuple[str, str]]] = {
     "resdet": [],
     "torchvision": [
@@ -65,6 +67,11 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.box_head\.fc(\d)\.", r"heads.box.trunk.fc\1."),
         (r"roi_heads\.box_predictor\.cls_score\.", "heads.box.classifier."),
         (r"roi_heads\.box_predictor\.bbox_pred\.", "heads.box.regressor."),
+        (rf"{_COARSE}reduce_spatial_dim_conv\.", "heads.mask.coarse.reduce."),
+        (rf"{_COARSE}(?:coarse_mask_)?fc(\d)\.", r"heads.mask.coarse.fcs.-\1."),
+        (rf"{_COARSE}prediction\.", "heads.mask.coarse.logits."),
+        (rf"{_POINT}fc(\d)\.", r"heads.mask.point.fcs.-\1."),
+        (rf"{_POINT}predictor\.", "heads.mask.point.logits."),
         (r"roi_heads\.mask_head\.mask_fcn(\d)\.norm\.", r"heads.mask.convs.-\1.norm."),
         (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
         (r"roi_heads\.mask_head\.deconv\.", "heads.mask.upsample."),
@@ -129,7 +136,10 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
         if ours is None:
             unknown.append(name)
         else:
-            converted[ours] = _without_background(ours, value) if source == "torchvision" else value
+            value = _without_background(ours, value) if source == "torchvision" else value
+            converted[ours] = (
+                value.squeeze(-1) if ours.startswith("heads.mask.point.") else value
+            )  # convolutions of width 1
     one_fc = "heads.box.trunk.convs.0.conv.weight" in converted
     if one_fc:  # 4conv1fc's single layer is called like the first of two elsewhere
         converted = {k.replace("heads.box.trunk.fc1.", "heads.box.trunk.fc."): v for k, v in converted.items()}
@@ -143,7 +153,7 @@ def _translate(name: str, source: Source) -> str | None:
         translated, hits = re.subn(f"^{pattern}", ours, name)
         if hits:
             # "-1" to "-4": layers that are counted from one.
-            return re.sub(r"\.convs\.-(\d)\.", lambda m: f".convs.{int(m[1]) - 1}.", translated)
+            return re.sub(r"\.(convs|fcs)\.-(\d)\.", lambda m: f".{m[1]}.{int(m[2]) - 1}.", translated)
     return None
 
 

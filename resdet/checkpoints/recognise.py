@@ -57,6 +57,7 @@ class Recognised:
         """A few lines for people."""
         m = self.model
         kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
+        kind += " with PointRend" if m.mask and m.mask.point_rend else ""
         kind = kind if self.whole else "a backbone"
         classes = f", {m.num_classes} classes" if self.whole else ""
         depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
@@ -264,7 +265,17 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
     if (channels := input_channels(weights)) != 3:
         values["input"] = {"channels": channels}
-    if "heads.mask.logits.weight" in weights:
+    if "heads.mask.coarse.logits.weight" in weights:
+        values["mask"] = {
+            "point_rend": {
+                "side": int((len(weights["heads.mask.coarse.logits.bias"]) // classes) ** 0.5),
+                "width": weights["heads.mask.coarse.logits.weight"].shape[1],
+                "num_fc": count(r"heads\.mask\.coarse\.fcs\.(\d)\."),
+                "point_width": weights["heads.mask.point.fcs.0.weight"].shape[0],
+                "point_num_fc": count(r"heads\.mask\.point\.fcs\.(\d)\."),
+            }
+        }
+    elif "heads.mask.logits.weight" in weights:
         values["mask"] = {
             "num_convs": count(r"heads\.mask\.convs\.(\d)\."),
             "width": weights["heads.mask.upsample.weight"].shape[1],

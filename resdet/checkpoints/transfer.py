@@ -16,6 +16,8 @@ from resdet.errors import UserError, listed
 
 # Layers with rows for every class, and how many rows a class has in them.
 PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1}
+# Layers that see every class's logits among their inputs, and so start anew with other classes.
+OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")
 # Keys of model.keypoint that the training set decides.
 FROM_DATA = ("num_keypoints", "names", "skeleton")
 
@@ -102,7 +104,9 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
             if given.shape[1:] == value.shape[1:]:
                 ready[name] = _with_rows(value, given, kept, rows)
                 continue
-        if given.shape != value.shape:
+        if found.whole and not same and name.startswith(OF_ALL_CLASSES):
+            redone.append(name)
+        elif given.shape != value.shape:
             wrong.append(f"{name}: the file has {tuple(given.shape)}, the config builds {tuple(value.shape)}")
         else:
             ready[name] = given

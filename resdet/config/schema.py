@@ -186,12 +186,24 @@ class BoxConfig(Section):
     clamp_shrink: bool = False
 
 
+class PointRendConfig(Section):
+    side: Positive = 7  # of the coarse mask
+    width: Positive = 1024
+    num_fc: Positive = 2
+    point_width: Positive = 256
+    point_num_fc: Positive = 3
+    points: Positive = 196  # of the loss
+    steps: Count = 5  # how often the mask's side doubles in prediction: 7 becomes 224
+    subdivision_points: Positive = 784
+
+
 class MaskConfig(Section):
     num_convs: Count = 4
     width: Positive = 256
     norm: HeadNorm = "none"
     pool_size: Positive = 14  # masks have twice this side
     paste: Literal["resdet", "torchvision"] = "resdet"
+    point_rend: PointRendConfig | None = None  # this head in place of the convolutions above
 
 
 class KeypointConfig(Section):

@@ -124,6 +124,7 @@ def _builder(found: Recognised) -> str:
             "mask.width": (mask.width, (256,)),
             "mask.norm": (mask.norm, ("bn" if v2 else "none",)),
             "mask.pool_size": (mask.pool_size, (14,)),
+            "mask.point_rend": (mask.point_rend, (None,)),
         }
     if keypoint:
         fixed |= {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resdet.config import ModelConfig
+from resdet.config import MaskConfig, ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet, architecture
@@ -10,6 +10,7 @@ from resdet.models.fpn import FPN
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.heads.keypoint import KeypointHead
 from resdet.models.heads.mask import MaskHead
+from resdet.models.heads.point_rend import PointRendHead
 from resdet.models.heads.rpn import RPN, Limits
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.rcnn import RCNN, RoIHead
@@ -75,16 +76,7 @@ def build_model(config: ModelConfig) -> RCNN:
     )
     heads: dict[str, RoIHead] = {"box": _box_head(config, fpn)}
     if config.mask:
-        heads["mask"] = MaskHead(
-            _pool(config, config.mask.pool_size),
-            fpn.channels,
-            config.num_classes,
-            num_convs=config.mask.num_convs,
-            width=config.mask.width,
-            norm=config.mask.norm,
-            max_rois=int(b.samples * b.positive_fraction),
-            paste=config.mask.paste,
-        )
+        heads["mask"] = _mask_head(config, config.mask, fpn)
     if config.keypoint:
         k = config.keypoint
         if k.num_keypoints is None:
@@ -156,6 +148,36 @@ def _selection(config: ModelConfig) -> Selection:
         max_detections=b.max_detections,
         min_size=b.min_size,
         empty=b.empty,
+    )
+
+
+def _mask_head(config: ModelConfig, c: MaskConfig, fpn: FPN) -> RoIHead:
+    assert config.num_classes is not None
+    max_rois = int(config.box.samples * config.box.positive_fraction)
+    if (p := c.point_rend) is not None:
+        return PointRendHead(
+            fpn.channels,
+            config.num_classes,
+            side=p.side,
+            width=p.width,
+            num_fc=p.num_fc,
+            point_width=p.point_width,
+            point_num_fc=p.point_num_fc,
+            points=p.points,
+            steps=p.steps,
+            subdivision_points=p.subdivision_points,
+            max_rois=max_rois,
+            paste=c.paste,
+        )
+    return MaskHead(
+        _pool(config, c.pool_size),
+        fpn.channels,
+        config.num_classes,
+        num_convs=c.num_convs,
+        width=c.width,
+        norm=c.norm,
+        max_rois=max_rois,
+        paste=c.paste,
     )
 
 
