@@ -72,9 +72,12 @@ def config_file(root: Path, folder: Path, **train: object) -> Path:
 
 K = 5
 SIZE = (96, 128)
+C4 = {
+    "neck": "c4", "box": {"trunk": "res5", "samples": 32}, "mask": {"num_convs": 0, "width": 32}, "pool": {"sampling_ratio": 0},
+}  # fmt: skip
 
 
-def small(mask: bool | dict = True, **model: object) -> Detector:
+def small(mask: bool | dict | None = True, **model: object) -> Detector:
     """mask: with mask (the default, or this section) and keypoint heads."""
     torch.manual_seed(0)
     values = {

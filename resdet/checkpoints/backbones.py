@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resdet.checkpoints.names import to_ours
 from resdet.checkpoints.stem import input_channels, input_section
-from resdet.models.backbones.resnet import Architecture, architecture_name
+from resdet.models.backbones.resnet import RESNETS, Architecture, architecture_name
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
 EPS = 1e-5
@@ -62,7 +62,7 @@ def pixels(caffe: bool, grouped: bool) -> dict[str, Any]:
 
 
 def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The keys of `model.backbone` that shapes and names tell. Raises `KeyError`."""
+    """The keys of `model.backbone` that shapes and names tell, also without a layer4. Raises `KeyError`."""
     blocks = tuple(
         len({m[1] for m in (re.match(rf"layer{k}\.(\d+)\.", name) for name in weights) if m}) for k in range(1, 5)
     )
@@ -72,6 +72,13 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         middle = weights["layer1.0.conv2.weight"]
         groups = middle.shape[0] // middle.shape[1]
         base_width = middle.shape[0] // groups
+    if not blocks[3]:
+        whole = [
+            known.blocks
+            for known in RESNETS.values()
+            if (known.bottleneck, known.blocks[:3]) == (bottleneck, blocks[:3])
+        ]
+        blocks = whole[0] if whole else blocks
     wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
     name = architecture_name(wanted)
     if name is None:

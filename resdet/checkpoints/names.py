@@ -14,9 +14,25 @@ from torch import Tensor
 
 Source = Literal["torchvision", "detectron2", "mmdetection", "resdet"]
 
-_RES = r"backbone\.bottom_up\.res"
 _COARSE = r"roi_heads\.mask_(?:head\.coarse|coarse)_head\."  # of PointRend, in new and old files
 _POINT = r"roi_heads\.mask_(?:head\.point|point)_head\."
+
+
+def _detectron2_backbone(prefix: str) -> list[tuple[str, str]]:
+    """A ResNet under a prefix; its res5 is also found among the heads of a C4 detector, which compute it on RoIs."""
+    rows = [(rf"{prefix}stem\.conv1\.norm\.", "backbone.bn1."), (rf"{prefix}stem\.conv1\.", "backbone.conv1.")]
+    for k in range(1, 5):
+        stage, ours = rf"{prefix}res{k + 1}\.(\d+)\.", rf"backbone.layer{k}.\1."
+        rows += [
+            (rf"{stage}conv2_offset\.", f"{ours}conv2.offset."),
+            (rf"{stage}conv(\d)\.norm\.", rf"{ours}bn\2."),
+            (rf"{stage}conv(\d)\.", rf"{ours}conv\2."),
+            (rf"{stage}shortcut\.norm\.", f"{ours}downsample.1."),
+            (rf"{stage}shortcut\.", f"{ours}downsample.0."),
+        ]
+    return rows
+
+
 TABLES: dict[Source, list[tuple[str, str]]] = {
     "resdet": [],
     "torchvision": [
@@ -47,13 +63,9 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.keypoint_predictor\.kps_score_lowres\.", "heads.keypoint.logits."),
     ],
     "detectron2": [
-        (r"backbone\.bottom_up\.stem\.conv1\.norm\.", "backbone.bn1."),
-        (r"backbone\.bottom_up\.stem\.conv1\.", "backbone.conv1."),
-        *((rf"{_RES}{k + 1}\.(\d+)\.conv2_offset\.", rf"backbone.layer{k}.\1.conv2.offset.") for k in range(1, 5)),
-        *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.norm\.", rf"backbone.layer{k}.\1.bn\2.") for k in range(1, 5)),
-        *((rf"{_RES}{k + 1}\.(\d+)\.conv(\d)\.", rf"backbone.layer{k}.\1.conv\2.") for k in range(1, 5)),
-        *((rf"{_RES}{k + 1}\.(\d+)\.shortcut\.norm\.", rf"backbone.layer{k}.\1.downsample.1.") for k in range(1, 5)),
-        *((rf"{_RES}{k + 1}\.(\d+)\.shortcut\.", rf"backbone.layer{k}.\1.downsample.0.") for k in range(1, 5)),
+        *_detectron2_backbone(r"backbone\.bottom_up\."),
+        *_detectron2_backbone(r"backbone\."),  # without FPN
+        *_detectron2_backbone(r"roi_heads\."),  # C4: res5 alone
         *((rf"backbone\.fpn_lateral{k + 2}\.norm\.", f"fpn.lateral.{k}.norm.") for k in range(4)),
         *((rf"backbone\.fpn_lateral{k + 2}\.", f"fpn.lateral.{k}.conv.") for k in range(4)),
         *((rf"backbone\.fpn_output{k + 2}\.norm\.", f"fpn.output.{k}.norm.") for k in range(4)),
@@ -80,10 +92,13 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.keypoint_head\.score_lowres\.", "heads.keypoint.logits."),
     ],
     "mmdetection": [
-        (r"backbone\.layer(\d)\.(\d+)\.conv2\.conv_offset\.", r"backbone.layer\1.\2.conv2.offset."),
+        (r"backbone\.layer(\d)\.(\d+)\.conv2(?:\.conv_offset|_offset)\.", r"backbone.layer\1.\2.conv2.offset."),
+        (r"backbone\.layer(\d)\.(\d+)\.gn(\d)\.(?=weight|bias)", r"backbone.layer\1.\2.bn\3."),
+        (r"backbone\.stem\.7\.(?=\w)", "backbone.bn1."),
         (r"backbone\.stem\.", "backbone.conv1."),
-        (r"backbone\.gn1\.", "backbone.bn1."),
+        (r"backbone\.gn1\.(?=weight|bias)", "backbone.bn1."),
         (r"backbone\.", "backbone."),
+        (r"roi_head\.shared_head\.layer4\.", "backbone.layer4."),  # C4
         (r"neck\.lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1.conv."),
         (r"neck\.lateral_convs\.(\d)\.(?:bn|gn)\.", r"fpn.lateral.\1.norm."),
         (r"neck\.fpn_convs\.(\d)\.conv\.", r"fpn.output.\1.conv."),
@@ -104,12 +119,12 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_head\.mask_head\.conv_logits\.", "heads.mask.logits."),
     ],
 }
-# A name of each source that no other has.
+# Names of each source that no other has; the second where there is no FPN.
 SIGNS: dict[Source, str] = {
-    "detectron2": r"backbone\.bottom_up\.",
+    "detectron2": r"(?:backbone\.bottom_up|proposal_generator\.rpn_head)\.",
     "torchvision": r"backbone\.body\.",
-    "mmdetection": r"neck\.lateral_convs\.",
-    "resdet": r"fpn\.lateral\.",
+    "mmdetection": r"(?:neck\.lateral_convs|rpn_head\.rpn_conv)\.",
+    "resdet": r"(?:fpn\.lateral|rpn\.objectness)\.",
 }
 
 
@@ -161,13 +176,13 @@ def from_ours(name: str, source: Source) -> str | None:
     """The inverse of a table: our name of a parameter -> theirs, None if they have none. Class layouts stay as they are."""
     for pattern, ours in TABLES[source]:
         if "(?=" in pattern:
-            continue  # reads names that are no longer written
+            continue  # reads a second spelling
         # "\1", "\2" become the numbers to find; "-" says that layers are counted from one there.
         match = re.match(re.sub(r"-?\\\\\d", r"(\\d+)", re.escape(ours.replace("-", ""))), name)
         if match:
             numbers = [str(int(number) + ("-" in ours)) for number in match.groups()]
             theirs = re.sub(r"\(\\d\+?\)", lambda _: numbers.pop(0), pattern)  # noqa: B023 (called at once)
-            theirs = re.sub(r"\(\?:(\w+)\|\w+\)", r"\1", theirs)  # of two spellings the first
+            theirs = re.sub(r"\(\?:([^|]+)\|[^)]+\)", r"\1", theirs)  # of two spellings the first
             return theirs.replace("\\", "") + name[match.end() :]
     return None
 

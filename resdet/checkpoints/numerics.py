@@ -16,6 +16,9 @@ from resdet.migration.conventions import DETECTRON2, MMDETECTION
 from resdet.migration.expressions import known
 from resdet.migration.python_config import parse_python
 
+# Proposals of a detector without FPN, in detectron2 and in mmdetection.
+SINGLE_LEVEL = {"pre_nms_train": 12000, "pre_nms_predict": 6000, "post_nms_train": 2000, "post_nms_predict": 1000}
+
 
 def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:
     """Complete the `model` section of an architecture in place. -> what was decided by what, for people.
@@ -24,7 +27,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     """
     backbone, box = values["backbone"], values["box"]
     if source == "torchvision":
-        v2 = values["fpn"]["norm"] == "bn"
+        v2 = values["fpn"]["norm"] == "bn"  # there is always an FPN
         values["input"] = {"resize": "torch", "rounding": "floor"}
         values["anchors"] = {"offset": 0.0, "rounded": True, "grid_stride": True}
         values["rpn"] |= {"min_size": 1e-3, "post_nms_train": 2000, "loss_beta": 1 / 9}
@@ -45,9 +48,11 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     if source == "detectron2":
         grouped = backbone["name"].startswith("resnext")
         values["input"] |= pixels(caffe=True, grouped=grouped)
-        backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn" and values["fpn"]["norm"] != "gn"
+        backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn"
         if "keypoint" in values:  # as its model zoo trains people
             values["rpn"]["post_nms_train"], values["box"]["loss_beta"] = 1500, 0.5
+        if "fpn" not in values:
+            values["rpn"] |= SINGLE_LEVEL
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
         if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
             mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))

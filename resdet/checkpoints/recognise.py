@@ -130,15 +130,14 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
         wanted = _architecture(weights)
     except (KeyError, IndexError, StopIteration):
         return ""
-    ours = config.model_dump()
+    ours = dict(_leaves(config.model_dump()))
     changes = []
     for key, value in _leaves({k: v for k, v in wanted.items() if k != "num_classes"}):
-        section, _, name = key.rpartition(".")
-        mine = ours[section] and ours[section].get(name)
-        if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and mine != value:
+        if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and ours.get(key) != value:
             changes.append(f"model.{key}={value}")
-    changes += [f"model.{part}=null" for part in ("mask", "keypoint") if ours[part] and part not in wanted]
+    changes += [f"model.{part}=null" for part in ("mask", "keypoint") if getattr(config, part) and part not in wanted]
     name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
+    name += {"fpn": "", "c4": "_c4", "c5": "_dc5"}[wanted.get("neck", "fpn")]
     kind = "keypointrcnn" if "keypoint" in wanted else "maskrcnn" if "mask" in wanted else "fasterrcnn"
     shipped = f"configs/{kind}_{name}.yaml"
     try:
@@ -254,7 +253,6 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "num_classes": classes,
         # The weights are "in the checkpoint", which is not "none": nothing here is random.
         "backbone": {**architecture(backbone), "weights": "in the checkpoint", "frozen_stages": 2},
-        "fpn": {"channels": weights["fpn.lateral.0.conv.weight"].shape[0], "norm": norm("fpn.lateral.0.norm")},
         "rpn": {"num_convs": count(r"rpn\.convs\.(\d)\.")},
         "box": {
             "trunk": "4conv1fc" if four_conv else "2fc",
@@ -263,6 +261,10 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "class_agnostic": classes > 1 and len(weights["heads.box.regressor.bias"]) == 4,
         },
     }
+    if "fpn.lateral.0.conv.weight" in weights:
+        values["fpn"] = {"channels": weights["fpn.lateral.0.conv.weight"].shape[0], "norm": norm("fpn.lateral.0.norm")}
+    else:
+        values |= _single_level(weights, values)
     if (channels := input_channels(weights)) != 3:
         values["input"] = {"channels": channels}
     if "heads.mask.coarse.logits.weight" in weights:
@@ -290,6 +292,19 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "norm": norm("heads.keypoint.convs.0.norm"),
         }
     return values
+
+
+def _single_level(weights: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+    """The sections of a model without FPN, by the channels that its RPN sees: c4 or c5."""
+    basic = values["backbone"]["name"] in ("resnet18", "resnet34")
+    channels = weights["rpn.convs.0.weight"].shape[1]
+    neck = {256: "c4", 512: "c5"}[channels] if basic else {1024: "c4", 2048: "c5"}[channels]
+    found: dict[str, Any] = {"neck": neck}
+    if neck == "c5":  # every detector without FPN that is known here dilates it
+        found["backbone"] = {**values["backbone"], "c5_dilation": 2}
+    elif "heads.box.trunk.fc1.weight" not in weights and "heads.box.trunk.convs.0.conv.weight" not in weights:
+        found["box"] = {"trunk": "res5"}
+    return found
 
 
 def _worth_telling(names: list[str]) -> list[str]:

@@ -26,6 +26,10 @@ def _no_keypoint_convolutions(config: Config) -> bool:
     return config.model.keypoint is not None and not config.model.keypoint.num_convs
 
 
+def _without_fpn(config: Config) -> bool:
+    return config.model.neck != "fpn"
+
+
 def _pretrained(config: Config) -> bool:
     return config.model.weights is not None or config.model.backbone.weights != "none"
 
@@ -61,7 +65,14 @@ RULES = (
         lambda c: not c.model.backbone.deformable_stages,
         "model.backbone.deformable_stages=[]",
     ),
-    Rule("model.box.norm", lambda c: c.model.box.trunk == "2fc", "model.box.trunk=2fc, which has no convolutions"),
+    Rule("model.fpn.channels", _without_fpn, "model.neck={model.neck}"),
+    Rule("model.fpn.norm", _without_fpn, "model.neck={model.neck}"),
+    Rule(
+        "model.box.norm",
+        lambda c: c.model.box.trunk != "4conv1fc",
+        "model.box.trunk={model.box.trunk}, which has no convolutions of its own",
+    ),
+    Rule("model.box.width", lambda c: c.model.box.trunk == "res5", "model.box.trunk=res5"),
     Rule("model.box.nms_threshold", lambda c: c.model.box.soft_sigma, "model.box.soft_sigma={model.box.soft_sigma}"),
     Rule("model.box.min_size", lambda c: c.model.box.empty == "keep", "model.box.empty=keep"),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),

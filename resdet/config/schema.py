@@ -124,7 +124,13 @@ class FPNConfig(Section):
 
 
 class AnchorConfig(Section):
-    sizes: tuple[float, float, float, float, float] = (32, 64, 128, 256, 512)  # of p2..p6
+    sizes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        32,
+        64,
+        128,
+        256,
+        512,
+    )  # fmt: skip; with an FPN one for each of p2..p6, otherwise all on the one map
     ratios: list[float] = [0.5, 1.0, 2.0]  # height / width
     offset: Share = 0.5
     rounded: bool = False
@@ -163,7 +169,7 @@ class PoolConfig(Section):
 
 
 class BoxConfig(Section):
-    trunk: Literal["2fc", "4conv1fc"] = "2fc"
+    trunk: Literal["2fc", "4conv1fc", "res5"] = "2fc"  # res5: the backbone's layer4, on RoIs of c4 (model.neck: c4)
     width: Positive = 1024
     norm: HeadNorm = "none"  # of 4conv1fc's convolutions
     class_agnostic: bool = False  # one box for all classes instead of one for each
@@ -201,7 +207,7 @@ class MaskConfig(Section):
     num_convs: Count = 4
     width: Positive = 256
     norm: HeadNorm = "none"
-    pool_size: Positive = 14  # masks have twice this side
+    pool_size: Positive = 14  # masks have twice this side; the same with box.trunk: res5
     paste: Literal["resdet", "torchvision"] = "resdet"
     point_rend: PointRendConfig | None = None  # this head in place of the convolutions above
 
@@ -227,6 +233,9 @@ class ModelConfig(Section):
     fold_norm: bool = True
     input: InputConfig = InputConfig()
     backbone: BackboneConfig = BackboneConfig()
+    # What RPN and heads look at: p2..p6 of a pyramid, or one map of the backbone, c4 (C4 detectors) or c5 (with
+    # backbone.c5_dilation: 2, DC5)
+    neck: Literal["fpn", "c4", "c5"] = "fpn"
     fpn: FPNConfig = FPNConfig()
     anchors: AnchorConfig = AnchorConfig()
     rpn: RPNConfig = RPNConfig()
@@ -234,6 +243,23 @@ class ModelConfig(Section):
     box: BoxConfig = BoxConfig()
     mask: MaskConfig | None = None  # None: Faster R-CNN
     keypoint: KeypointConfig | None = None  # {}: Keypoint R-CNN
+
+    @model_validator(mode="after")
+    def _neck_fits(self) -> ModelConfig:
+        problems = []
+        if self.neck == "fpn" and len(self.anchors.sizes) != 5:
+            problems.append(
+                f"anchors.sizes has {len(self.anchors.sizes)} numbers: an FPN needs 5, one for each of p2..p6"
+            )
+        if self.box.trunk == "res5" and self.neck != "c4":
+            problems.append(f"box.trunk=res5 computes c5 on RoIs of c4, but neck={self.neck}: set model.neck=c4")
+        if self.neck != "fpn" and self.mask and self.mask.point_rend:
+            problems.append(f"mask.point_rend needs the fine maps of an FPN, but neck={self.neck}")
+        if self.neck == "c4" and self.backbone.c5_dilation != 1:
+            problems.append("backbone.c5_dilation=2 has no effect with neck=c4: DC5 is model.neck=c5")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _train_what_is_random(self) -> ModelConfig:

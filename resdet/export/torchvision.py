@@ -108,6 +108,7 @@ def _builder(found: Recognised) -> str:
         "backbone.deep_stem": (m.backbone.deep_stem, (False,)),
         "backbone.avg_down": (m.backbone.avg_down, (False,)),
         "backbone.residual": (m.backbone.residual, (True,)),
+        "neck": (m.neck, ("fpn",)),
         "fpn.channels": (m.fpn.channels, (256,)),
         "fpn.norm": (m.fpn.norm, ("none", "bn")),
         "anchors.sizes": (tuple(m.anchors.sizes), ((32, 64, 128, 256, 512),)),

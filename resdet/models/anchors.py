@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 class Anchors(nn.Module):
-    """Feature maps {"p2": (B, C, h, w), …} -> one (h * w * A, 4) float32 XYXY tensor a level, A = len(ratios).
+    """Feature maps {"p2": (B, C, h, w), …} -> one (h * w * A, 4) float32 XYXY tensor a level, A = sizes a level * ratios.
 
-    sizes:     side of the square anchor, one a level, in input pixels.
+    sizes:     sides of the square anchors in input pixels, a list a level, as many in each. The A shapes of a cell are ordered
+               by size, then by ratio (detectron2).
     ratios:    height / width; the area stays size**2.
     offset:    centre of the first anchor, in strides: 0.5 is a cell's middle, 0 its corner (detectron2, torchvision).
     rounded:   corners of the shapes rounded to whole pixels (torchvision).
@@ -21,7 +22,7 @@ class Anchors(nn.Module):
 
     def __init__(
         self,
-        sizes: Sequence[float] = (32, 64, 128, 256, 512),
+        sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
         ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
         strides: Sequence[int] = (4, 8, 16, 32, 64),
@@ -31,10 +32,11 @@ class Anchors(nn.Module):
     ) -> None:
         super().__init__()
         self.strides, self.offset, self.grid_stride = tuple(strides), offset, grid_stride
-        self.per_location = len(ratios)
-        for k, size in enumerate(sizes):
-            heights = size * torch.tensor(ratios, dtype=torch.float32).sqrt()
-            widths = size / torch.tensor(ratios, dtype=torch.float32).sqrt()
+        self.per_location = len(sizes[0]) * len(ratios)
+        root = torch.tensor(ratios, dtype=torch.float32).sqrt()
+        for k, of_level in enumerate(sizes):
+            side = torch.tensor(of_level, dtype=torch.float32)[:, None]
+            heights, widths = (side * root).flatten(), (side / root).flatten()
             shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
             self.register_buffer(f"shapes{k}", shapes.round() if rounded else shapes, persistent=False)
 

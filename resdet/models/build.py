@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
+from torch import nn
+
 from resdet.config import MaskConfig, ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet, architecture
-from resdet.models.fpn import FPN
+from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.heads.keypoint import KeypointHead
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.point_rend import PointRendHead
+from resdet.models.heads.res5 import Res5, RoIStage
 from resdet.models.heads.rpn import RPN, Limits
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.rcnn import RCNN, RoIHead
@@ -21,6 +26,9 @@ from resdet.models.selection import Selection
 def build_backbone(config: ModelConfig) -> ResNet:
     """The backbone with random weights."""
     c = config.backbone
+    c5: Literal["map", "rois", "none"] = "map"
+    if config.neck == "c4":
+        c5 = "rois" if config.box.trunk == "res5" else "none"
     arch = architecture(c.name)
     if c.deformable != "none" and (arch.base_width * arch.groups) % c.deformable_groups:
         raise UserError(
@@ -43,6 +51,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
         deformable_stages=c.deformable_stages,
         deformable_groups=c.deformable_groups,
         c5_dilation=c.c5_dilation,
+        c5=c5,
     )
 
 
@@ -51,10 +60,11 @@ def build_model(config: ModelConfig) -> RCNN:
     if config.num_classes is None:
         raise UserError("model.num_classes is not set, and there are no annotations here to count them from")
     backbone = build_backbone(config)
-    fpn = FPN(list(backbone.channels.values()), config.fpn.channels, norm=config.fpn.norm)
+    fpn = build_neck(config, backbone)
     a, r, b = config.anchors, config.rpn, config.box
+    sizes = [[size] for size in a.sizes] if isinstance(fpn, FPN) else [a.sizes]
     anchors = Anchors(
-        a.sizes, a.ratios, strides=tuple(fpn.strides.values()),
+        sizes, a.ratios, strides=tuple(fpn.strides.values()),
         offset=a.offset, rounded=a.rounded, grid_stride=a.grid_stride,
     )  # fmt: skip
     rpn = RPN(
@@ -74,9 +84,10 @@ def build_model(config: ModelConfig) -> RCNN:
         rank=r.rank,
         fixed_divisor=r.fixed_divisor,
     )
-    heads: dict[str, RoIHead] = {"box": _box_head(config, fpn)}
+    stage = RoIStage(cast(nn.Sequential, backbone.layer4), 2 * fpn.channels) if b.trunk == "res5" else None
+    heads: dict[str, RoIHead] = {"box": _box_head(config, fpn, stage)}
     if config.mask:
-        heads["mask"] = _mask_head(config, config.mask, fpn)
+        heads["mask"] = _mask_head(config, config.mask, fpn, stage)
     if config.keypoint:
         k = config.keypoint
         if k.num_keypoints is None:
@@ -84,7 +95,7 @@ def build_model(config: ModelConfig) -> RCNN:
                 "model.keypoint.num_keypoints is not set, and there are no annotations here to count them from"
             )
         heads["keypoint"] = KeypointHead(
-            _pool(config, k.pool_size),
+            _pool(config, fpn, k.pool_size),
             fpn.channels,
             k.num_keypoints,
             num_convs=k.num_convs,
@@ -113,7 +124,14 @@ def build_model(config: ModelConfig) -> RCNN:
     return detector
 
 
-def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
+def build_neck(config: ModelConfig, backbone: ResNet) -> FPN | SingleLevel:
+    """What turns the backbone's maps into those that RPN and heads see."""
+    if config.neck == "fpn":
+        return FPN(list(backbone.channels.values()), config.fpn.channels, norm=config.fpn.norm)
+    return SingleLevel(config.neck, backbone.channels[config.neck], backbone.strides[config.neck])
+
+
+def _box_head(config: ModelConfig, fpn: FPN | SingleLevel, stage: RoIStage | None) -> BoxHead:
     assert config.num_classes is not None
     b = config.box
     if b.class_weights is not None and len(b.class_weights) != config.num_classes + 1:
@@ -121,11 +139,15 @@ def _box_head(config: ModelConfig, fpn: FPN) -> BoxHead:
             f"model.box.class_weights has {len(b.class_weights)} numbers, but there are {config.num_classes} classes "
             "and the background, whose weight comes last"
         )
-    trunk = (
-        TwoFC(fpn.channels, 7, b.width) if b.trunk == "2fc" else FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm)
-    )
+    trunk: TwoFC | FourConvOneFC | Res5
+    if stage:
+        trunk = Res5(stage)
+    elif b.trunk == "2fc":
+        trunk = TwoFC(fpn.channels, 7, b.width)
+    else:
+        trunk = FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm)
     return BoxHead(
-        _pool(config, 7),
+        _pool(config, fpn, 14 if stage else 7),
         trunk,
         config.num_classes,
         class_agnostic=b.class_agnostic,
@@ -151,7 +173,7 @@ def _selection(config: ModelConfig) -> Selection:
     )
 
 
-def _mask_head(config: ModelConfig, c: MaskConfig, fpn: FPN) -> RoIHead:
+def _mask_head(config: ModelConfig, c: MaskConfig, fpn: FPN | SingleLevel, stage: RoIStage | None) -> RoIHead:
     assert config.num_classes is not None
     max_rois = int(config.box.samples * config.box.positive_fraction)
     if (p := c.point_rend) is not None:
@@ -170,16 +192,19 @@ def _mask_head(config: ModelConfig, c: MaskConfig, fpn: FPN) -> RoIHead:
             paste=c.paste,
         )
     return MaskHead(
-        _pool(config, c.pool_size),
+        _pool(config, fpn, c.pool_size),
         fpn.channels,
         config.num_classes,
         num_convs=c.num_convs,
         width=c.width,
         norm=c.norm,
         max_rois=max_rois,
+        stage=stage,
         paste=c.paste,
     )
 
 
-def _pool(config: ModelConfig, size: int) -> RoIAlign:
-    return RoIAlign(size, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)
+def _pool(config: ModelConfig, fpn: FPN | SingleLevel, size: int) -> RoIAlign:
+    """From p2 to p5, or from the single level."""
+    strides = list(fpn.strides.values())[:4]
+    return RoIAlign(size, strides=strides, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)

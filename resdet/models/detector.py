@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from resdet.models.backbones.base import Backbone
-from resdet.models.fpn import FPN
+from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.layers import ConvNorm, fold_for_good
 from resdet.structures import Batch, Detections, Loss
 
 
 class Detector(nn.Module):
-    """Backbone, pyramid, and what a subclass builds on them.
+    """Backbone, pyramid (or a single level), and what a subclass builds on them.
 
     num_classes: K, without background. pixel_mean, pixel_std: of each channel, RGB (or BGR with `bgr`), in 0..255.
     """
@@ -26,7 +26,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN,
+        fpn: FPN | SingleLevel,
         *,
         num_classes: int,
         pixel_mean: Sequence[float],
@@ -70,7 +70,7 @@ class Detector(nn.Module):
         return [self.backbone, self.fpn]
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
-        """Images (B, C, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}."""
+        """Images (B, C, H, W) in 0..255 -> {"p2": (B, C, H/4, W/4), …, "p6": …}, or the single level."""
         features: dict[str, Tensor] = self.fpn(self.backbone(self.normalize(batch)))
         return features
 

@@ -1,4 +1,5 @@
-"""Feature pyramid (Lin et al. 2016, arXiv:1612.03144): {"c2": …, "c5": …} -> {"p2": (B, C, H/4, W/4), …, "p6": …/64}."""
+"""Feature pyramid (Lin et al. 2016, arXiv:1612.03144): {"c2": …, "c5": …} -> {"p2": (B, C, H/4, W/4), …, "p6": …/64}; and what
+stands in its place in detectors without one."""
 
 from __future__ import annotations
 
@@ -33,3 +34,18 @@ class FPN(nn.Module):
         levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
         levels.append(levels[-1][:, :, ::2, ::2].contiguous())  # a max-pooling with a window of 1
         return dict(zip(self.strides, levels, strict=True))
+
+
+class SingleLevel(nn.Module):
+    """No pyramid: of the backbone's maps one, as it is ("c4" of C4 detectors, "c5" of DC5 ones).
+
+    channels, strides: of that map.
+    """
+
+    def __init__(self, name: str, channels: int, stride: int) -> None:
+        super().__init__()
+        self.name, self.channels = name, channels
+        self.strides = {name: stride}
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {self.name: features[self.name]}

@@ -98,9 +98,17 @@ def fixed_affine(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tens
 
 
 def conv_norm(
-    conv: nn.Module, norm: nn.Module, x: Tensor, *, shortcut: Tensor | None = None, relu: bool = False
+    conv: nn.Module,
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """`norm(conv(x))`, plus a shortcut, rectified: x (B, C, H, W), shortcut and result (B, K, H', W').
+
+    valid (B,) bool: rows that are data, for batch norm's statistics in training; None: all.
 
     Fixed statistics are folded into the convolution, in training too: a pass over the activations less, forward and backward;
     unless `norm.fold` is off, for the last bit's sake. What follows may work in place.
@@ -110,7 +118,8 @@ def conv_norm(
             return convolve(x, conv, conv.weight, conv.bias, shortcut, relu)
         if (isinstance(norm, FrozenBatchNorm2d) or (isinstance(norm, BatchNorm2d) and not norm.training)) and norm.fold:
             return convolve(x, conv, *folded(conv, norm), shortcut, relu)
-    return add_relu(norm(conv(x)), shortcut, relu)
+    y = norm(conv(x), valid) if isinstance(norm, BatchNorm2d) else norm(conv(x))
+    return add_relu(y, shortcut, relu)
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -204,7 +213,4 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """`valid` (N,) bool: rows that are data, for batch norm's statistics."""
-        if isinstance(self.norm, BatchNorm2d) and self.norm.training:
-            y: Tensor = self.norm(self.conv(x), valid)
-            return y
-        return conv_norm(self.conv, self.norm, x)
+        return conv_norm(self.conv, self.norm, x, valid=valid)

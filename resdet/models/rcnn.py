@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resdet.models.backbones.base import Backbone
 from resdet.models.detector import Detector
-from resdet.models.fpn import FPN
+from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.rpn import RPN
 from resdet.models.matching import sample_rois
 from resdet.structures import Batch, Detections, Loss, Samples
@@ -36,7 +36,7 @@ class RCNN(Detector):
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN,
+        fpn: FPN | SingleLevel,
         rpn: RPN,
         heads: Mapping[str, RoIHead],
         *,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,20 +19,22 @@ NOWHERE = -1e6  # a coordinate beyond every map's border
 class RoIAlign(nn.Module):
     """{"p2": (B, C, H/4, W/4), …} and boxes -> (P, C, size, size), each box on the level of its size.
 
-    size:           output side. levels: how many levels, from p2 on, are used.
+    size:           output side. strides: of the levels that are used, the first of those given.
     sampling_ratio: samples a bin and axis; 0 means as many as pixels (detectron2, mmdetection), which is slower.
     aligned:        half-pixel correct; False shifts by half a pixel and widens boxes to one (torchvision).
     """
 
-    def __init__(self, size: int, *, levels: int = 4, sampling_ratio: int = 2, aligned: bool = True) -> None:
+    def __init__(
+        self, size: int, *, strides: Sequence[int] = (4, 8, 16, 32), sampling_ratio: int = 2, aligned: bool = True
+    ) -> None:
         super().__init__()
-        self.size, self.levels, self.sampling_ratio, self.aligned = size, levels, sampling_ratio, aligned
+        self.size, self.strides, self.sampling_ratio, self.aligned = size, tuple(strides), sampling_ratio, aligned
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """boxes (P, 4) XYXY in the input frame, image (P,) int64: the row of the batch each belongs to."""
         boxes = at_least_float32(boxes)
-        maps = list(features.values())[: self.levels]
-        level = levels_of(boxes, self.levels)
+        maps = list(features.values())[: len(self.strides)]
+        level = levels_of(boxes, self.strides)
         if FAST_CPU and self.sampling_ratio and not boxes.is_cuda:
             return self.by_gather(maps, boxes, image, level)
         return self.by_level(maps, boxes, image, level)
@@ -37,13 +42,13 @@ class RoIAlign(nn.Module):
     def by_level(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
         """torchvision's operator on each level, of which each box keeps one answer."""
         pooled: Tensor | None = None
-        for k, feature in enumerate(maps):
+        for k, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = level == k
             # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing, and so far
             # outside that no pixel is read nor, backward, added to: at a corner all those additions would queue for one.
             rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, NOWHERE)], dim=1)
             values = roi_align(
-                at_least_float32(feature), rois, self.size, 0.25 / 2**k, self.sampling_ratio, self.aligned
+                at_least_float32(feature), rois, self.size, 1 / stride, self.sampling_ratio, self.aligned
             )
             pooled = values if pooled is None else torch.where(here[:, None, None, None], values, pooled)
         assert pooled is not None
@@ -56,13 +61,14 @@ class RoIAlign(nn.Module):
         if torch.is_grad_enabled():  # in half precision the gradients of many bins would not add up in a pixel
             table = at_least_float32(table)
         start, height, width = torch.zeros_like(level), torch.zeros_like(level), torch.zeros_like(level)
+        scale = torch.zeros_like(boxes[:, 0])
         first = 0
         for k, m in enumerate(maps):  # plain numbers: an exported graph's sizes are not known yet
             here = level == k
             start = torch.where(here, first, start)
             height, width = torch.where(here, m.shape[2], height), torch.where(here, m.shape[3], width)
+            scale = torch.where(here, 1 / self.strides[k], scale)
             first += len(m) * m.shape[2] * m.shape[3]
-        scale = 0.25 / 2.0**level
         y, weight_y = self._axis(boxes[:, 1], boxes[:, 3], scale, height)  # (P, size, 2 * ratio)
         x, weight_x = self._axis(boxes[:, 0], boxes[:, 2], scale, width)
         base = (start + image * height * width)[:, None, None]
@@ -97,11 +103,11 @@ class RoIAlign(nn.Module):
         )
 
 
-def levels_of(boxes: Tensor, levels: int = 4) -> Tensor:
-    """(P, 4) -> (P,) int64, 0 for p2: a 224 x 224 box belongs to p4, half the side to one level finer."""
+def levels_of(boxes: Tensor, strides: Sequence[int] = (4, 8, 16, 32)) -> Tensor:
+    """(P, 4) -> (P,) int64, 0 for the first stride: a 224 x 224 box belongs to stride 16, half the side to one level finer."""
     side = area(boxes).clamp(min=0).sqrt()
-    level = torch.floor(2 + torch.log2(side / 224 + 1e-8) + 1e-6)
-    return level.clamp(0, levels - 1).to(torch.int64)
+    level = torch.floor(math.log2(16 / strides[0]) + torch.log2(side / 224 + 1e-8) + 1e-6)
+    return level.clamp(0, len(strides) - 1).to(torch.int64)
 
 
 def flatten_rois(boxes: Tensor) -> tuple[Tensor, Tensor]:

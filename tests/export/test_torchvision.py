@@ -95,14 +95,14 @@ def test_epsilon_and_channel_order_are_worked_into_the_weights() -> None:
         assert (level - theirs[key]).abs().max() < 1e-4 * level.abs().max()
 
 
-def small(tmp_path: Path, **box: object) -> Path:
+def small(tmp_path: Path, body: dict | None = None, **box: object) -> Path:
     torch.manual_seed(0)
-    model_values = {**tiny.MODEL, "box": {**tiny.MODEL["box"], **box}}
+    model_values = {**tiny.MODEL, "box": {**tiny.MODEL["box"], **box}, **(body or {})}
     config = parse_config(
         {"model": model_values, "data": {"min_size": 64, "max_size": 96, "root": "/home/somebody/secret"}}
     )
     model = build_model(config.model)
-    nn.init.normal_(model.heads["box"].classifier.weight, std=0.5)
+    nn.init.normal_(model.heads["box"].classifier.weight, std=0.01 if body else 0.5)
     path = tmp_path / "last.pt"
     saved = Checkpoint(model.state_dict(), list("abcd"), [2, 4, 6, 8], dump_config(config), training={"optimizer": {}})
     save_checkpoint(saved, path)
@@ -129,11 +129,15 @@ def test_our_own_format_predicts_the_same_and_carries_no_paths(tmp_path, capsys)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("box", [{}, {"soft_sigma": 0.5, "objectness": True}])
-def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path, box) -> None:
-    path = small(tmp_path, **box)
+@pytest.mark.parametrize(
+    ("body", "box"), [({}, {}), ({}, {"soft_sigma": 0.5, "objectness": True}), (tiny.C4, {})], ids=["fpn", "soft", "c4"]
+)
+def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_and_sizes(tmp_path, body, box) -> None:
+    path = small(tmp_path, body, **box)
     assert cli.main(["convert", str(path), str(tmp_path / "model.pt2"), "--to", "program"]) == 0
     program = torch.export.load(tmp_path / "model.pt2").module()
+    # layer4 computes as many RoIs at a time as there are, which rounds in other ways
+    close = {"rtol": 1e-4, "atol": 1e-3} if body else {}
     ours = Prediction(Predictor.from_checkpoint(path, device="cpu").model)
     for count, height, width in ((1, 96, 96), (3, 128, 224), (2, 192, 96)):
         pictures = [torch.from_numpy(textured(height, width, seed)) for seed in range(count)]
@@ -144,7 +148,7 @@ def test_a_checkpoint_as_a_program_gives_the_same_detections_for_other_batches_a
         assert len(expected) == len(found) == 5
         assert expected[3].sum() > 5 * count
         for mine, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(mine, theirs)
+            torch.testing.assert_close(mine, theirs, **close)
     with pytest.raises(SystemExit):
         cli.main(["convert", str(path), str(tmp_path / "model.pth"), "--to", "program"])
 

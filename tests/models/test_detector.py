@@ -13,7 +13,7 @@ from resdet.models.detector import Detector
 from resdet.models.heads.rpn import RPN
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.structures import Batch, Detections, Targets
-from tiny import SIZE, make_batch, small
+from tiny import C4, SIZE, make_batch, small
 
 
 def backward(losses: dict[str, Tensor]) -> None:
@@ -27,10 +27,11 @@ BACKENDS = [
 ]
 
 
+@pytest.mark.parametrize("body", [{}, C4], ids=["fpn", "c4"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: str) -> None:
+def test_the_losses_are_one_graph_that_other_objects_do_not_recompile(backend: str, body: dict) -> None:
     torch._dynamo.reset()
-    model = small()
+    model = small(**body)
     first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
     expected = [model(first), model(second)]
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -277,7 +278,7 @@ def test_faster_rcnn_is_mask_rcnn_without_its_mask_head() -> None:
 def test_the_rpn_says_the_same_of_single_anchors_and_learns_the_same(num_convs: int) -> None:
     """`at` looks at the pixels around a few anchors; `forward` computes whole maps. Borders and corners included."""
     torch.manual_seed(1)
-    rpn = RPN(8, Anchors((32, 64), (0.5, 1.0, 2.0), strides=(4, 8)), num_convs=num_convs).double()
+    rpn = RPN(8, Anchors(((32,), (64,)), (0.5, 1.0, 2.0), strides=(4, 8)), num_convs=num_convs).double()
     for parameter in rpn.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     features = {

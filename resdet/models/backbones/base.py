@@ -22,7 +22,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
-        """Its modules from the pixels up, each parameter in one stage: first the stem, then one for each map.
+        """Its modules from the pixels up, each parameter in one stage: first the stem, then one for each map,
+        last what heads compute on RoIs, if there is such.
 
         Stages are frozen from the first on, and learn the slower under layer decay the closer to the pixels they are.
         """

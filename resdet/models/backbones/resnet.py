@@ -95,10 +95,10 @@ class BasicBlock(nn.Module):
         self.residual = style.residual
         self.downsample = _shortcut(inputs, channels, stride, style)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = conv_norm(self.conv1, self.bn1, x, relu=True)
-        shortcut = self.downsample(x) if self.residual else None
-        return conv_norm(self.conv2, self.bn2, y, shortcut=shortcut, relu=True)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        y = conv_norm(self.conv1, self.bn1, x, relu=True, valid=valid)
+        shortcut = self.downsample(x, valid) if self.residual else None
+        return conv_norm(self.conv2, self.bn2, y, shortcut=shortcut, relu=True, valid=valid)
 
 
 class Bottleneck(nn.Module):
@@ -122,17 +122,17 @@ class Bottleneck(nn.Module):
         self.residual = style.residual
         self.downsample = _shortcut(inputs, channels * 4, stride, style)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = conv_norm(self.conv1, self.bn1, x, relu=True)
-        y = conv_norm(self.conv2, self.bn2, y, relu=True)
-        shortcut = self.downsample(x) if self.residual else None
-        return conv_norm(self.conv3, self.bn3, y, shortcut=shortcut, relu=True)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        y = conv_norm(self.conv1, self.bn1, x, relu=True, valid=valid)
+        y = conv_norm(self.conv2, self.bn2, y, relu=True, valid=valid)
+        shortcut = self.downsample(x, valid) if self.residual else None
+        return conv_norm(self.conv3, self.bn3, y, shortcut=shortcut, relu=True, valid=valid)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module:
     """The projection of a shortcut where shapes differ; the identity, without parameters, elsewhere."""
     if not style.residual or (stride == 1 and inputs == outputs):
-        return nn.Identity()
+        return _Same()
     norm = make_norm(style.norm, outputs, style.norm_eps)
     if not style.avg_down:
         return _Projection(style.conv1x1(inputs, outputs, stride), norm)
@@ -140,14 +140,21 @@ def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module
     return _Projection(pool, style.conv1x1(inputs, outputs), norm)
 
 
+class _Same(nn.Module):
+    """A shortcut without parameters."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x
+
+
 class _Projection(nn.Sequential):
     """What comes first, a convolution, its norm; a `Sequential` for the sake of the parameters' names."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         *before, conv, norm = self.children()
         for module in before:
             x = module(x)
-        return conv_norm(conv, norm, x)
+        return conv_norm(conv, norm, x, valid=valid)
 
 
 def _stem(inputs: int, style: Style, deep: bool) -> nn.Module:
@@ -178,6 +185,8 @@ class ResNet(Backbone):
     deformable:        3x3 convolutions that are deformable ("v1": Dai et al. 2017, arXiv:1703.06211; "v2": Zhu et al. 2018,
                        arXiv:1811.11168) in the stages `deformable_stages` (of c2..c5), with `deformable_groups` offset groups.
     c5_dilation:       2 keeps c5 at stride 16 and dilates its 3x3 convolutions ("DC5").
+    c5:                "map": one more map. "rois": layer4 is no part of `forward`; heads compute it on RoIs from c4
+                       (`heads.res5`). "none": there is no layer4.
     """
 
     def __init__(
@@ -198,16 +207,18 @@ class ResNet(Backbone):
         deformable_stages: Sequence[str] = ("c3", "c4", "c5"),
         deformable_groups: int = 1,
         c5_dilation: int = 1,
+        c5: Literal["map", "rois", "none"] = "map",
     ) -> None:
         super().__init__()
         block = Bottleneck if arch.bottleneck else BasicBlock
         style = Style(norm, norm_eps, stride_in_1x1, residual, avg_down, weight_standardization)
-        self.channels = {f"c{k}": 2 ** (k + 4) * block.expansion for k in range(2, 6)}
-        self.strides = {f"c{k}": 2**k for k in range(2, 5)} | {"c5": 32 // c5_dilation}
+        last = 5 if c5 == "map" else 4
+        self.channels = {f"c{k}": 2 ** (k + 4) * block.expansion for k in range(2, last + 1)}
+        self.strides = {f"c{k}": 32 // c5_dilation if k == 5 else 2**k for k in range(2, last + 1)}
         self.conv1 = _stem(inputs, style, deep_stem)
         self.bn1 = make_norm(norm, 64, norm_eps)
         inputs = 64
-        for k, count in enumerate(arch.blocks, 1):
+        for k, count in enumerate(arch.blocks[: 3 if c5 == "none" else 4], 1):
             channels = 32 * 2**k
             stage = []
             dilation = c5_dilation if k == 4 else 1
@@ -229,13 +240,14 @@ class ResNet(Backbone):
         x = conv_norm(conv, self.bn1, x, relu=True)
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         features = {}
-        for k in range(1, 5):
-            x = self.get_submodule(f"layer{k}")(x)
-            features[f"c{k + 1}"] = x
+        for name in self.channels:
+            x = self.get_submodule(f"layer{int(name[1]) - 1}")(x)
+            features[name] = x
         return features
 
     def stages(self) -> list[list[nn.Module]]:
-        return [[self.conv1, self.bn1], *([self.get_submodule(f"layer{k}")] for k in range(1, 5))]
+        layers = [module for name, module in self.named_children() if name.startswith("layer")]
+        return [[self.conv1, self.bn1], *([layer] for layer in layers)]
 
     def _initialise(self, zero_init_last: bool) -> None:
         for module in self.modules():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import at_least_float32, decode, encode
+from resdet.models.heads.res5 import Res5
 from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois
@@ -87,7 +88,7 @@ class BoxHead(nn.Module):
     def __init__(
         self,
         pool: RoIAlign,
-        trunk: TwoFC | FourConvOneFC,
+        trunk: TwoFC | FourConvOneFC | Res5,
         num_classes: int,
         *,
         class_agnostic: bool = False,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from resdet.boxes import at_least_float32
 from resdet.fields import replace
 from resdet.masks import targets_in_rois
+from resdet.models.heads.res5 import RoIStage
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import MASK_UNKNOWN, Detections, Loss, Samples
@@ -17,6 +18,7 @@ from resdet.structures import MASK_UNKNOWN, Detections, Loss, Samples
 class MaskHead(nn.Module):
     """pool: side s of the pooled RoI; masks have side m = 2 s. num_convs 3x3 convolutions of `width` channels.
 
+    stage: computed on the pooled RoIs before these, in C4 detectors; it halves the side, so that m = s.
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     paste: how the masks are to become pixels, see `Detections`.
     """
@@ -31,10 +33,13 @@ class MaskHead(nn.Module):
         width: int = 256,
         norm: Norm = "none",
         max_rois: int = 128,
+        stage: RoIStage | None = None,
         paste: str = "resdet",
     ) -> None:
         super().__init__()
-        self.pool, self.max_rois, self.size, self.paste = pool, max_rois, pool.size * 2, paste
+        self.pool, self.max_rois, self.stage, self.paste = pool, max_rois, stage, paste
+        self.size = pool.size if stage else pool.size * 2
+        channels = stage.channels if stage else channels
         self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
         self.upsample = nn.ConvTranspose2d(width if num_convs else channels, width, 2, stride=2)
         self.logits = nn.Conv2d(width, num_classes, 1)
@@ -50,6 +55,8 @@ class MaskHead(nn.Module):
     ) -> Tensor:
         """boxes (P, 4), image (P,), valid (P,), labels (P,) in [0, K) -> logits of each one's own class (P, m, m)."""
         x = self.pool(features, boxes, image)
+        if self.stage:
+            x = self.stage(x, valid)
         for conv in self.convs:
             x = F.relu(conv(x, valid), inplace=True)
         # Nobody looks at the other classes' masks, so they are not computed: one dot product a pixel, not K.
