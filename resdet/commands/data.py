@@ -70,7 +70,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     """
     from rich.progress import Progress
 
-    from resdet.config.auto import as_trained
+    from resdet.data.auto import as_trained
     from resdet.data.coco import parse_coco
     from resdet.data.quality.advice import examine_sizes
     from resdet.data.quality.checks import compare, examine, unusable

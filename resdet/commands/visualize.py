@@ -119,7 +119,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     """
     import numpy as np
 
-    from resdet.config.auto import as_trained
+    from resdet.data.auto import as_trained
     from resdet.data.dataset import DetectionDataset
     from resdet.data.pixels import for_display
     from resdet.structures import MASK_UNKNOWN, Instances

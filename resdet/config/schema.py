@@ -465,7 +465,7 @@ class Config(Section):
     seed: Count = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     output: UserPath = Path("outputs")  # `--output` on the command line
-    auto: bool = False  # what is not set is chosen from the data (`config/auto.py`), and told
+    auto: bool = False  # what is not set is chosen from the data (`data/auto.py`), and told
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

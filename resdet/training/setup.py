@@ -11,8 +11,8 @@ from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.class_names import few
 from resdet.config import Config, data_root, frozen_but_random, of_source, train_sources
-from resdet.config.auto import choose
 from resdet.config.effects import notes_of, warnings_of
+from resdet.data.auto import choose
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source

@@ -13,7 +13,7 @@ import resdet
 import tiny
 from resdet.commands.data import check
 from resdet.config import Config, load_config, load_yaml, parse_config
-from resdet.config.auto import as_trained, choose
+from resdet.data.auto import as_trained, choose
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
 from resdet.training.setup import read_split
