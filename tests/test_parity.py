@@ -122,7 +122,7 @@ def test_losses_equal_torchvisions(name: str) -> None:
             + torch.rand(2, 5, 17, 2) * (targets.boxes[..., 2:] - targets.boxes[..., :2])[:, :, None]
         )
         seen = torch.randint(3, (2, 5, 17, 1)).double()
-        targets = targets._replace(keypoints=torch.cat([places, seen], 3).double())
+        targets = targets._replace(keypoints=torch.cat([places, seen], 3).float())
         for entry, keypoints in zip(lists, targets.keypoints, strict=True):
             entry["keypoints"] = keypoints
     expected = theirs([image.double() / 255 for image in images], lists)

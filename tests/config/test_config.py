@@ -39,6 +39,7 @@ def test_every_shipped_config_loads_builds_and_says_its_command(path: Path) -> N
     with torch.device("meta"):
         model = build_model(config.model)
     assert ("mask" in model.heads) is (config.model.mask is not None)
+    assert ("keypoint" in model.heads) is (config.model.keypoint is not None)
     text = path.read_text()
     assert text.startswith("# ")
     assert f"python tools/train.py configs/{path.relative_to(SHIPPED_FOLDER)}" in text
@@ -54,7 +55,7 @@ def write_back(config: Config, stem: str) -> Path:
 
 
 def test_all_configs_of_the_contract_are_there() -> None:
-    wanted = {"fasterrcnn_r50", "quickstart"} | {
+    wanted = {"fasterrcnn_r50", "keypointrcnn_r50", "quickstart"} | {
         f"maskrcnn_{n}" for n in ("r50", "r50_3x", "r18", "r34", "r101", "r152", "x101")
     }
     assert wanted <= {p.stem for p in SHIPPED}

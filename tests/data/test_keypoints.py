@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from resdet.data.dataset import DetectionDataset
 from resdet.data.index import Objects
 from resdet.errors import UserError
 from resdet.keypoints import COCO_EDGES, COCO_NAMES, flip_order
+from resdet.training.setup import read_split
 
 NAMES = ["top", "left_foot", "right_foot"]
 POSE = [10, 4, 2, 3, 30, 1, 20, 29, 2]
@@ -52,6 +54,20 @@ def test_real_keypoints() -> None:
     read = read_coco(folder / "person_keypoints.json", folder / "images")
     assert read.skeleton == (COCO_NAMES, COCO_EDGES)
     assert (read.images.keypoints[..., 2] > 0).sum(1).tolist() == [17, 14, 15, 0, 15, 15, 0, 12, 17, 16, 16, 15, 16, 13]
+
+
+def test_cocos_keypoint_files_are_splits_by_their_name(tmp_path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train2017").mkdir()
+    cv2.imwrite(str(tmp_path / "train2017/a.png"), np.zeros((40, 64, 3), np.uint8))
+    for name in ("instances", "person_keypoints"):
+        given = content() if name == "person_keypoints" else {**content(), "categories": [{"id": 1, "name": "figure"}]}
+        (tmp_path / f"annotations/{name}_train2017.json").write_text(json.dumps(given))
+    config = Config()
+    config.data.root = tmp_path
+    assert read_split(config, "train").skeleton is None
+    config.data.train.split = "person_keypoints_train2017"
+    assert read_split(config, "train").skeleton.names == NAMES
 
 
 def test_objects_without_keypoints_have_none_labelled(tmp_path) -> None:

@@ -51,6 +51,7 @@ def named_annotations(root: Path, name: str, key: str) -> Path:
     """The JSON file of a split by the data set's own name for it; `key` is of the config. Raises `UserError`."""
     there = {path.parent.name: path for path in root.glob("*/_annotations.coco.json")}
     there |= {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
+    there |= {p.stem: p for p in sorted((root / "annotations").glob("person_keypoints_*.json"))}
     if name in there:
         return there[name]
     found = find_annotations(root, name)
