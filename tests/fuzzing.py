@@ -15,6 +15,7 @@ import random
 import signal
 import struct
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import fromstring, tostring
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from fuzzing_formats import EXPORTS, PICTURE
 from resdet.checkpoints.files import read_file
 from resdet.checkpoints.recognise import open_backbone, open_checkpoint
 from resdet.config import DataConfig, load_config
@@ -112,7 +114,11 @@ def spoil_xml(text: str, chance: random.Random) -> str:
     for _ in range(chance.choice([1, 1, 2, 4])):
         parent = chance.choice([node for node in root.iter() if len(node)])
         node, how = chance.choice(list(parent)), chance.random()
-        if how < 0.6:
+        if node.attrib and how < 0.7:
+            node.attrib[chance.choice(list(node.attrib))] = chance.choice(
+                [*NUMBERS, "", "é", "2.jpg", "1,2;3", "x" * 500]
+            )
+        elif how < 0.6:
             node.text = chance.choice([*NUMBERS, "", "é", "2.jpg", "../1.jpg", "x" * 500, "C:\\a\\1.JPG"])
         elif how < 0.8:
             parent.remove(node)
@@ -121,14 +127,14 @@ def spoil_xml(text: str, chance: random.Random) -> str:
     return tostring(root, encoding="unicode")
 
 
-def spoil_numbers(text: str, chance: random.Random) -> str:
-    """With a few words replaced by other numbers, removed, or doubled."""
-    lines = [line.split() for line in text.splitlines()]
+def spoil_numbers(text: str, chance: random.Random, between: str | None = None) -> str:
+    """With a few words replaced by other numbers, removed, or doubled. between: what parts them, None for spaces."""
+    lines = [line.split(between) for line in text.splitlines()]
     for _ in range(chance.choice([1, 1, 2, 4])):
         line = chance.choice(lines)
         at = chance.randrange(len(line)) if line else 0
         line[at : at + 1] = chance.choice([[], [chance.choice(NUMBERS)], line[at : at + 1] * 2])
-    return "\n".join(" ".join(line) for line in lines)
+    return "\n".join((between or " ").join(line) for line in lines)
 
 
 def spoil_bytes(data: bytes, chance: random.Random) -> bytes:
@@ -153,7 +159,6 @@ def spoil_bytes(data: bytes, chance: random.Random) -> bytes:
 
 # ---- valid inputs ----------------------------------------------------------------------------------------------------
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
 BOX = {"image_id": 1, "category_id": 3, "bbox": [5.0, 5.0, 20.0, 10.0]}
 COCO: dict[str, Any] = {
     "images": [{"id": i, "file_name": f"{i}.jpg", "height": 40, "width": 50} for i in (1, 2)],
@@ -203,6 +208,32 @@ train: {max_iters: 150, batch_size: 8, lr: 5e-4, schedule: cosine, amp: off}
 
 def pictures() -> list[bytes]:
     return [cv2.imencode(ending, PICTURE)[1].tobytes() for ending in (".jpg", ".png", ".bmp", ".tiff", ".webp")]
+
+
+def arrays() -> list[bytes]:
+    """Images of more than 8 bits or other channels: .npy and TIFF, of bands, of pages, deflated, big-endian."""
+    found = []
+    for array in (
+        PICTURE,
+        PICTURE[..., 0].astype(np.uint16) * 100,
+        np.dstack([PICTURE, PICTURE[..., :2]]).astype(np.float32),
+    ):
+        file = io.BytesIO()
+        np.save(file, array)
+        found.append(file.getvalue())
+    deep = PICTURE[..., 0].astype(np.uint16) * 100
+    found += [cv2.imencode(".tiff", deep)[1].tobytes(), cv2.imencode(".png", deep)[1].tobytes()]
+    found.append(cv2.imencodemulti(".tiff", [deep] * 5)[1].tobytes())
+    if find_spec("tifffile") is None:
+        return found
+    import tifffile
+
+    for options in ({"planarconfig": "separate"}, {"byteorder": ">", "bigtiff": True}, {"compression": "zlib"}):
+        file = io.BytesIO()
+        bands = np.moveaxis(np.dstack([deep] * 5), 2, 0) if "planarconfig" in options else deep.astype(np.float32)
+        tifffile.imwrite(file, bands, **options)
+        found.append(file.getvalue())
+    return found
 
 
 def checkpoints() -> list[tuple[str, bytes]]:
@@ -295,6 +326,56 @@ def read_any(name: str, text: str, folder: Path) -> None:
     _use(DataConfig.model_validate({"root": folder}))
 
 
+def read_export(name: str, files: dict[str, Any], folder: Path) -> None:
+    """An annotation tool's export, by name and found by its looks, and joined with COCO's."""
+    export = EXPORTS[name]
+    for image in export.images:
+        path = folder / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            cv2.imwrite(str(path), PICTURE)
+    for file, content in files.items():
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str) else json.dumps(content)
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    other = folder.with_name(f"{folder.name}-other")
+    other.mkdir(exist_ok=True)
+    _pictures(other)
+    (other / "a.json").write_text(json.dumps(COCO))
+    source = {"root": folder, "format": name.split()[0]}
+    for train in (
+        source,
+        [{"annotations": other / "a.json", "images": other}, source | {"known_classes": ["Cat"]}],
+    ):
+        _use(DataConfig.model_validate({"train": train}))
+
+
+def spoil_export(name: str, chance: random.Random, *, values: bool) -> dict[str, Any]:
+    """The files of an export, one of them spoiled: as text, or the values alone where the format has such."""
+    files = dict(EXPORTS[name].files)
+    file = chance.choice(list(files))
+    content = files[file]
+    if not values:
+        files[file] = spoil_text(content if isinstance(content, str) else json.dumps(content), chance)
+    elif not isinstance(content, str):
+        files[file] = spoil_json(content, chance)
+    elif file.endswith(".xml"):
+        files[file] = spoil_xml(content, chance)
+    else:
+        files[file] = spoil_numbers(content, chance, "," if "," in content else None)
+    return files
+
+
+def read_array(data: bytes, folder: Path) -> None:
+    for name in ("a.npy", "a.tif"):
+        (folder / name).write_bytes(data)
+        for channels in (1, 3, 5):
+            with contextlib.suppress(UserError):
+                read_image(folder / name, channels)
+    read_image(folder / "a.npy")
+
+
 def read_picture(data: bytes, folder: Path) -> None:
     (folder / "p.jpg").write_bytes(data)
     read_image(folder / "p.jpg")
@@ -331,8 +412,25 @@ TARGETS: dict[str, Callable[[random.Random, Path], None]] = {
     "any json": lambda c, f: read_any("a.json", json.dumps(spoil_json(c.choice([COCO, LABELME, RESULTS]), c)), f),
     "any yaml": lambda c, f: read_any("data.yaml", spoil_text(c.choice([DATA_YAML, POSE_YAML]), c), f),
     "picture": lambda c, f: read_picture(spoil_bytes(c.choice(pictures()), c), f),
+    "array": lambda c, f: read_array(spoil_bytes(c.choice(arrays()), c), f),
+    "array bomb": lambda c, f: read_array(_claims(c.choice(arrays()), c), f),
     "checkpoint": lambda c, f: _spoiled_checkpoint(c, f),
 }
+
+
+for _name in EXPORTS:
+    TARGETS[f"{_name} values"] = lambda c, f, n=_name: read_export(n, spoil_export(n, c, values=True), f)
+    TARGETS[f"{_name} text"] = lambda c, f, n=_name: read_export(n, spoil_export(n, c, values=False), f)
+
+
+def _claims(data: bytes, chance: random.Random) -> bytes:
+    """The same file with another size in its header: more pixels than it holds, or more than memory does."""
+    number = chance.choice([0, 41, 2**15, 2**31 - 1])
+    for side in (40, 50):
+        for old, new in ((f"{side}", f"{number}"), (struct.pack("<H", side), struct.pack("<I", number)[:2])):
+            if chance.random() < 0.5:
+                data = data.replace(*(v.encode() if isinstance(v, str) else v for v in (old, new)), 1)
+    return data
 
 
 def _spoiled_checkpoint(chance: random.Random, folder: Path) -> None:

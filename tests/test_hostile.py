@@ -6,9 +6,12 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import resource
 import struct
 import zlib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,11 +22,20 @@ from resdet.config import load_config
 from resdet.data.images import read_image
 from resdet.errors import UserError
 
+OF_EXPORTS = {f"{name} {how}" for name in fuzzing.EXPORTS for how in ("values", "text")}
 
-@pytest.mark.parametrize("target", fuzzing.TARGETS)
+
+@pytest.mark.parametrize("target", [target for target in fuzzing.TARGETS if target not in OF_EXPORTS])
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(chance=st.randoms(use_true_random=False))
 def test_spoiled_input_is_read_or_refused(target: str, chance: random.Random, tmp_path_factory) -> None:
+    assert fuzzing.outcome(target, chance, tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize("target", sorted(OF_EXPORTS))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(chance=st.randoms(use_true_random=False))
+def test_spoiled_exports_are_read_or_refused(target: str, chance: random.Random, tmp_path_factory) -> None:
     assert fuzzing.outcome(target, chance, tmp_path_factory.mktemp("fuzz"))
 
 
@@ -39,8 +51,21 @@ def test_what_is_spoiled_was_whole(tmp_path) -> None:
     fuzzing.read_labelme_text(json.dumps(fuzzing.LABELME), tmp_path / "labelme")
     for data in fuzzing.pictures():
         fuzzing.read_picture(data, tmp_path)
+    for data in fuzzing.arrays():
+        (tmp_path / "a.tif").write_bytes(data)
+        assert any(_decodes(tmp_path / "a.tif", channels) for channels in (1, 3, 5))
+    for name, export in fuzzing.EXPORTS.items():
+        (tmp_path / "exports" / name).mkdir(parents=True)
+        fuzzing.read_export(name, export.files, tmp_path / "exports" / name)
     for name, data in fuzzing.checkpoints():
         fuzzing.read_checkpoint_bytes(name, data, tmp_path / "checkpoint")
+
+
+def _decodes(path: Path, channels: int) -> bool:
+    try:
+        return read_image(path, channels).shape[2] == channels
+    except UserError:
+        return False
 
 
 def coco(**changes: object) -> str:
@@ -70,6 +95,35 @@ BOMBS = {  # what failed once, and what is made to fail
     "lists a million deep": "[" * 1_000_000,
     "objects a million deep": '{"images":' * 1_000_000,
 }
+
+
+def _set(content: Any, *path: Any) -> None:
+    *parents, key, value = path
+    for parent in parents:
+        content = content[parent]
+    content[key] = value
+
+
+@pytest.mark.parametrize(("name", "path"), [
+    ("label_studio", ("export.json", 0, "annotations", 0.5)),
+    ("supervisely", ("train/ann/1.jpg.json", "objects", 0, "classTitle", [])),
+    ("supervisely", ("train/ann/1.jpg.json", "objects", 2, "points", "interior", True)),
+    ("coco lvis", ("lvis_v1_train.json", "images", 0, "neg_category_ids", [[7]])),
+    ("coco lvis", ("lvis_v1_train.json", "images", 0, "coco_url", 5)),
+    ("kitti", ("training/label_2/000000.txt", "Car 1 2\n")),
+])  # fmt: skip
+def test_exports_that_once_broke_a_reader(name: str, path: tuple, tmp_path) -> None:
+    files = copy.deepcopy(fuzzing.EXPORTS[name].files)
+    _set(files, *path)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        fuzzing.read_export(name, files, tmp_path)
+
+
+def test_an_array_whose_header_never_ends_is_refused(tmp_path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(UserError, match=r"a\.npy: not a readable image"):
+        read_image(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("what", BOMBS)

@@ -9,6 +9,7 @@ import io
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError  # of NumPy's headers
 from typing import Any, Literal, NamedTuple
 
 import cv2
@@ -86,7 +87,7 @@ def read_header(data: bytes, name: str | Path) -> Header:
         raise UserError(
             f"{name}: not an image of a format that can be read (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
         ) from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, TokenError) as error:
         raise UserError(f"{name}: not a readable image ({error})") from None
     height, width = header.size
     if height * width > MAX_PIXELS:

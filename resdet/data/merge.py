@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resdet.class_names import few, find_matches
+from resdet.class_names import few, find_matches, match_classes
 from resdet.data.formats.common import Source
 from resdet.data.known import KEYS, KNOWN, NEGATIVE, check_known
 from resdet.data.normalise import Reading, Readings
@@ -44,9 +44,14 @@ def merge(sources: Sequence[Source], known: Sequence[Collection[str] | None] | N
     return merged.source(sources)
 
 
-def restrict(source: Source, names: Collection[str]) -> Source:
-    """The source without the categories that are not among `names`, and without their objects, which are counted."""
-    categories = [entry for entry in source.content["categories"] if str(entry.get("name")) in names]
+def restrict(source: Source, names: Sequence[str]) -> Source:
+    """The source without the categories that are not among `names`, and without their objects, which are counted.
+
+    Raises `UserError` for a name that could be several of the categories.
+    """
+    listed_names = [str(entry.get("name", entry.get("id"))) for entry in source.content["categories"]]
+    labels = match_classes(names, listed_names, "known_classes", str(source.path))
+    categories = [entry for label, entry in enumerate(source.content["categories"]) if label in labels]
     kept = {entry.get("id") for entry in categories}
     left_out = {entry.get("id") for entry in source.content["categories"]} - kept
     objects = [e for e in source.content["annotations"] if e.get("category_id") not in left_out]
@@ -137,9 +142,11 @@ class _Merged:
 
     def ids_of(self, names: Sequence[str], source: Source) -> list[int]:
         """Of classes by name, which another source may list."""
-        labels = find_matches(names, self.names).labels
+        labels, ambiguous = find_matches(names, self.names)
+        several = {name: " or ".join(map(repr, options)) for name, options in ambiguous}
         self.problems += [
-            f"{source.path}: known_classes has {name!r}, which no source lists (the classes: {few(self.names)})"
+            f"{source.path}: known_classes has {name!r}, "
+            + (f"which could be {several[name]}" if name in several else f"which no source lists ({few(self.names)})")
             for name, label in zip(names, labels, strict=True)
             if label is None
         ]

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from fuzzing_formats import encode_brush
 from pictures import textured
 from resdet.data.formats.cityscapes import read_cityscapes
 from resdet.data.formats.common import Source
@@ -159,22 +160,6 @@ def test_cvat(tmp_path) -> None:
 # ---- Label Studio ----------------------------------------------------------------------------------------------------
 
 
-def encode_brush(alpha: np.ndarray) -> list[int]:
-    """Label Studio's run lengths of an RGBA image whose alpha is this, written from the format's description."""
-    rgba = np.zeros((*alpha.shape, 4), np.uint8)
-    rgba[..., 3] = alpha
-    values = rgba.ravel()
-    bits = f"{values.size:032b}{8 - 1:05b}" + "".join(f"{size - 1:04b}" for size in (2, 4, 8, 16))
-    first = 0
-    for end in [*(np.flatnonzero(np.diff(values)) + 1), values.size]:
-        while first < end:
-            length = min(int(end) - first, 2**16)
-            bits += f"1{3:02b}{length - 1:016b}{values[first]:08b}"
-            first += length
-    bits += "0" * (-len(bits) % 8)
-    return [int(bits[k : k + 8], 2) for k in range(0, len(bits), 8)]
-
-
 def test_label_studio(tmp_path) -> None:
     save_image(tmp_path / "images/a.jpg")
     save_image(tmp_path / "images/b.jpg")
@@ -299,6 +284,14 @@ def test_kitti(tmp_path) -> None:
     assert detect(tmp_path).format == "kitti"
     assert found(source) == {"000000.png": [("Car", 10, 20, 30.5, 25)]}
     assert sum(source.remarks.values()) == 1
+
+
+def test_a_kitti_line_with_a_column_too_few_is_no_box(tmp_path) -> None:
+    save_image(tmp_path / "training/image_2/000000.png")
+    (tmp_path / "training/label_2").mkdir()
+    (tmp_path / "training/label_2/000000.txt").write_text("Car 0.00 -1.57 10.0 20.0 40.5 45.0 50 1.5 1.6 3.9 1 2 3\n")
+    (problem,) = read_kitti(tmp_path).problems
+    assert problem.endswith("000000.txt:1: has 14 columns; KITTI's have 15, or 16 with a score, or the first 8")
 
 
 def test_mot(tmp_path) -> None:

@@ -66,7 +66,7 @@ def test_classes_are_joined_by_name_and_images_know_those_of_their_source(shapes
 def test_known_classes_take_some_of_a_file_or_say_that_a_class_is_absent(shapes_root, tmp_path) -> None:
     first, second = halves(shapes_root, tmp_path)
     source = open_split(
-        data([first | {"known_classes": ["box"]}, second | {"known_classes": ["star", "Box"]}]), "train"
+        data([first | {"known_classes": ["Box"]}, second | {"known_classes": ["star", "Box"]}]), "train"
     )
     assert [c["name"] for c in source.content["categories"]] == ["box", "star"]
     assert known_names(source) == [{"box"}] * 6 + [None] * 6  # the second knows all that there is
@@ -75,6 +75,8 @@ def test_known_classes_take_some_of_a_file_or_say_that_a_class_is_absent(shapes_
     assert lost == sum(e["category_id"] in (10, 13) for e in objects)
     with pytest.raises(UserError, match=r"0\.json: known_classes has 'helmet', which no source lists"):
         open_split(data([first | {"known_classes": ["box", "helmet"]}, second]), "train")
+    with pytest.raises(UserError, match=r"'box' could be 'box'"):
+        open_split(data([first | {"known_classes": ["box", "Box"]}, second]), "train")
     alone = open_split(data(first | {"known_classes": ["box"]}), "train")
     assert [c["name"] for c in alone.content["categories"]] == ["box"]
 

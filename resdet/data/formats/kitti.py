@@ -12,6 +12,8 @@ from pathlib import Path
 from resdet.data.formats.common import Builder, Source, image_sizes, images_by_stem
 from resdet.errors import UserError
 
+COLUMNS = (8, 15, 16)
+
 
 def kitti_folders(root: Path) -> tuple[Path, Path] | None:
     """(labels, images) below `root` or its training folder; None if this is not KITTI's layout."""
@@ -47,15 +49,18 @@ def read_kitti(root: Path, given: Path | None = None, split: str | None = None) 
             continue  # a problem already
         image_id = builder.image(path, size)
         for origin, words in entries:
+            if len(words) not in COLUMNS:  # with one missing, another number would be taken for a side
+                problems.append(
+                    f"{origin}: has {len(words)} columns; KITTI's have 15, or 16 with a score, or the first 8"
+                )
+                continue
             if words[0] == "DontCare":
                 builder.source.remarks["DontCare regions (left out; they count as background)"] += 1
                 continue
             try:
                 x1, y1, x2, y2 = (float(word) for word in words[4:8])
             except ValueError:
-                problems.append(
-                    f"{origin}: needs a type and at least seven numbers, left top right bottom from the fourth"
-                )
+                problems.append(f"{origin}: {' '.join(words[4:8])} are not four numbers: left, top, right, bottom")
                 continue
             if not all(map(math.isfinite, (x1, y1, x2, y2))):
                 problems.append(f"{origin}: its box is not finite")

@@ -81,7 +81,8 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
             (kind, entry) for v in lists for entry in v if isinstance(entry, dict) for kind in KINDS if kind in entry
         ]
         return [(f"{origin}: region {k}", kind, entry) for k, (kind, entry) in enumerate(entries, 1)]
-    done = [a for a in task["annotations"] or [] if isinstance(a, dict) and not a.get("was_cancelled")]
+    given = task["annotations"] if isinstance(task["annotations"], list) else []
+    done = [a for a in given if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
         remarks.append("images without annotations (left out: unlabelled is not empty)")
         return None

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from resdet.data.formats.common import Builder, Source, image_sizes
-from resdet.data.images import MAX_PIXELS
+from resdet.data.images import MAX_PIXELS, read_header
 from resdet.data.json_files import read_json
 from resdet.data.rules import is_number
 from resdet.errors import UserError
@@ -74,10 +74,11 @@ def read_supervisely(folder: Path, images: Path | None = None, split: str | None
 
 def _add(builder: Builder, image_id: int, entry: Any, origin: str, size: tuple[int, int]) -> None:
     problems = builder.source.problems
-    if not isinstance(entry, dict) or entry.get("classTitle") not in builder.classes:
+    title = entry.get("classTitle") if isinstance(entry, dict) else None
+    if not isinstance(title, str) or title not in builder.classes:
         problems.append(f"{origin}: its classTitle is none of meta.json's")
         return
-    name, kind = entry["classTitle"], str(entry.get("geometryType"))
+    name, kind = title, str(entry.get("geometryType"))
     if kind == "bitmap":
         crop = _bitmap(entry.get("bitmap"))
         if crop is None:
@@ -89,7 +90,9 @@ def _add(builder: Builder, image_id: int, entry: Any, origin: str, size: tuple[i
         builder.source.remarks[f"objects of type {kind} (left out: they enclose no area)"] += 1
         return
     points = entry.get("points")
-    rings: list[Any] = [points.get("exterior"), *(points.get("interior") or [])] if isinstance(points, dict) else [None]
+    points = points if isinstance(points, dict) else {}
+    holes = points.get("interior") or []
+    rings: list[Any] = [points.get("exterior"), *(holes if isinstance(holes, list) else [None])]
     if not all(map(_is_ring, rings)) or (kind == "rectangle" and len(rings[0]) != 2):
         problems.append(f"{origin}: points must be exterior and interior lists of [x, y]")
     elif kind == "rectangle":
@@ -115,8 +118,9 @@ def _bitmap(content: Any) -> tuple[np.ndarray, tuple[int, int]] | None:
     try:
         unpacker = zlib.decompressobj()
         png = unpacker.decompress(base64.b64decode(data, validate=True), MAX_PIXELS)
+        read_header(png, "a bitmap")  # which a small file may say to be of gigabytes
         image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (binascii.Error, zlib.error, cv2.error):
+    except (binascii.Error, zlib.error, cv2.error, UserError):
         return None
     if image is None:
         return None
