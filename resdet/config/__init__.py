@@ -1,5 +1,13 @@
-"""The configuration: its typed sections (`schema`), YAML text to and from them (`io`), what `auto` chooses (`auto`)."""
+""
 
+from resdet.config.data import DataConfig as DataConfig
+from resdet.config.data import DataFormat as DataFormat
+from resdet.config.data import SplitConfig as SplitConfig
+from resdet.config.data import SyntheticConfig as SyntheticConfig
+from resdet.config.data import TrainSplitConfig as TrainSplitConfig
+from resdet.config.data import data_root as data_root
+from resdet.config.data import of_source as of_source
+from resdet.config.data import train_sources as train_sources
 from resdet.config.io import dump_config as dump_config
 from resdet.config.io import dump_settings as dump_settings
 from resdet.config.io import find_config as find_config
@@ -11,19 +19,11 @@ from resdet.config.schema import AnchorConfig as AnchorConfig
 from resdet.config.schema import BackboneConfig as BackboneConfig
 from resdet.config.schema import BoxConfig as BoxConfig
 from resdet.config.schema import Config as Config
-from resdet.config.schema import DataConfig as DataConfig
-from resdet.config.schema import DataFormat as DataFormat
 from resdet.config.schema import FPNConfig as FPNConfig
 from resdet.config.schema import InputConfig as InputConfig
 from resdet.config.schema import MaskConfig as MaskConfig
 from resdet.config.schema import ModelConfig as ModelConfig
 from resdet.config.schema import PoolConfig as PoolConfig
 from resdet.config.schema import RPNConfig as RPNConfig
-from resdet.config.schema import SplitConfig as SplitConfig
-from resdet.config.schema import SyntheticConfig as SyntheticConfig
-from resdet.config.schema import TrainConfig as TrainConfig
-from resdet.config.schema import TrainSplitConfig as TrainSplitConfig
-from resdet.config.schema import data_root as data_root
 from resdet.config.schema import frozen_but_random as frozen_but_random
-from resdet.config.schema import of_source as of_source
-from resdet.config.schema import train_sources as train_sources
+from resdet.config.train import TrainConfig as TrainConfig

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from resdet.config.schema import Config, train_sources
+from resdet.config.data import train_sources
+from resdet.config.schema import Config
 
 
 class Rule(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resdet.config.schema import RangeRule
+from resdet.config.data import RangeRule
 from resdet.data.images import decode_image, read_header
 from resdet.errors import UserError, listed
 

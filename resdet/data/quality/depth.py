@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resdet.config.schema import RangeRule
+from resdet.config.data import RangeRule
 from resdet.data.formats.common import Source
 from resdet.data.pixels import PixelRange, decide_range, measure_depth, sample_of
 from resdet.data.quality.report import Finding, Findings
