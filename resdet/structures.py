@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -31,6 +31,7 @@ from torch import Tensor
 from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
 
+Output = Literal["boxes", "masks", "keypoints"]  # kinds of results
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
 
 

@@ -19,6 +19,7 @@ from resdet.data.index import Objects
 from resdet.data.pixels import for_display
 from resdet.errors import UserError
 from resdet.masks import paste_in_boxes
+from resdet.models.detector import Detector
 from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
@@ -99,15 +100,13 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
 
 
 def prediction_sheet(
-    model: torch.nn.Module, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
+    model: Detector, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
 ) -> Path:
     """Annotations and predictions of the first pictures side by side -> `config.output`/predictions.jpg."""
     from resdet.data.collate import collate, to_device
+    from resdet.inference.batch import predict_batch
     from resdet.inference.postprocess import to_instances
-    from resdet.models.detector import Detector
-    from resdet.runtime.device import autocast
 
-    assert isinstance(model, Detector)
     was_training = model.training
     model.eval()
     names, tiles = dataset.annotations.class_names, []
@@ -120,8 +119,7 @@ def prediction_sheet(
             continue
         batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
         info = dataset.annotations.images[index]
-        with torch.no_grad(), autocast(device, config.train.amp):
-            (found,) = to_instances(model.predict(batch), [info.size])
+        (found,) = to_instances(predict_batch(model.predict, batch, config.train.amp), [info.size])
         image = for_display(dataset.read(index))
         truth = annotated_instances(info.objects, info.size)
         tiles.append((draw(image, truth, names, scores=False, edges=edges), f"{info.file.name}: annotated"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "resdet"
@@ -64,3 +65,9 @@ def test_local_imports_are_seen(tmp_path) -> None:
     local = ["from resdet.commands.train import train", "import resdet.data.coco", "from resdet import masks"]
     path.write_text("def f():\n" + "".join(f"    {line}\n" for line in local))
     assert imports(path) == {"commands", "data", "masks"}
+
+
+def test_nothing_outside_models_asks_which_detector_it_is() -> None:
+    knowing = re.compile(r"resdet\.models\.(heads|rcnn)\b")
+    found = [path for path in ROOT.rglob("*.py") if "models" not in path.parts and knowing.search(path.read_text())]
+    assert found == []

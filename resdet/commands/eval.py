@@ -88,8 +88,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
 
         scores = evaluate_dataset(
             predictor.model, dataset, evaluation, seen, device=predictor.device, batch_size=min(4, config.train.batch_size),
-            amp=config.train.amp, masks=model.mask is not None, max_detections=model.box.max_detections,
-            keypoints=model.keypoint is not None,
+            amp=config.train.amp,
         )  # fmt: skip
     assert scores
     report(evaluation, scores.metrics, scores.tables, scores.entries, output)

@@ -34,6 +34,7 @@ from resdet.errors import listed
 from resdet.evaluation import keypoints
 from resdet.evaluation.backends import accumulated
 from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, measured_mean, metrics_table
+from resdet.structures import Output
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 AREAS = {
@@ -175,11 +176,11 @@ class Evaluation:
             entry["area"] = area_of(entry, size)
         return entry
 
-    def kinds(self, *, masks: bool, keypoints: bool = False) -> tuple[Kind, ...]:
-        """What detections can be scored for; masks, keypoints: whether they have any."""
+    def kinds(self, outputs: Collection[Output]) -> tuple[Kind, ...]:
+        """What detections with these results can be scored for."""
         kinds: list[Kind] = ["bbox"]
-        kinds += ["segm"] if masks and self.has_masks else []
-        kinds += ["keypoints"] if keypoints and self.skeleton else []
+        kinds += ["segm"] if "masks" in outputs and self.has_masks else []
+        kinds += ["keypoints"] if "keypoints" in outputs and self.skeleton else []
         return tuple(kinds)
 
     def measurable(self, kind: Kind, name: str) -> bool:

@@ -34,18 +34,15 @@ def evaluate_dataset(
     *,
     device: torch.device,
     batch_size: int,
-    max_detections: int,
     amp: str = "off",
-    masks: bool = False,
-    keypoints: bool = False,
     losses: bool = False,
     distributed: Distributed | None = None,
 ) -> Scores | None:
-    """Predict all images and score the detections.
+    """Predict all images and score the detections: all kinds of results that the model gives and the dataset has.
 
-    seen: called for each batch that has been predicted. masks, keypoints: score them too, where the dataset has any.
+    As many detections of an image count as the model gives, and at least COCO's 100.
+    seen: called for each batch that has been predicted.
     distributed: the processes that share the images out; the main one scores, the others get None.
-    max_detections: how many the model gives for an image at most; so many count, and 100 at least.
     """
     distributed = distributed or Distributed()
     entries: list[dict[str, Any]] = []
@@ -66,8 +63,8 @@ def evaluate_dataset(
         return None
     entries = [entry for share, _, _ in shares for entry in share]
     images = sum(count for _, _, count in shares)
-    kinds = evaluation.kinds(masks=masks, keypoints=keypoints)
-    metrics, tables = evaluation.score(entries, kinds, limit=max(COCO_LIMIT, max_detections))
+    kinds = evaluation.kinds(model.outputs)
+    metrics, tables = evaluation.score(entries, kinds, limit=max(COCO_LIMIT, model.selection.max_detections))
     means = {}
     for name in sums:
         totals, counts = zip(*(share.get(name, (0.0, 0.0)) for _, share, _ in shares), strict=True)

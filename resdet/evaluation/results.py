@@ -12,6 +12,7 @@ from resdet.data.rules import check_ids, is_box, is_number, is_numbers, is_size,
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import ANY_SIZE, Evaluation, Kind, Metrics
 from resdet.evaluation.tables import COCO_LIMIT
+from resdet.structures import Output
 from resdet.writing import write_json
 
 
@@ -45,7 +46,8 @@ def read_results(path: Path, evaluation: Evaluation) -> Results:
         problems.append(f"{poses} of {len(results)} entries have keypoints: all must, or none")
     if problems:
         raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
-    kinds = evaluation.kinds(masks=masks > 0, keypoints=poses > 0)
+    outputs: dict[Output, int] = {"masks": masks, "keypoints": poses}
+    kinds = evaluation.kinds([name for name, count in outputs.items() if count])
     if poses and not any("bbox" in entry or "segmentation" in entry for entry in results):
         kinds = tuple(kind for kind in kinds if kind == "keypoints")
     return Results(results, kinds, readings)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resdet.data.collate import LoadedBatch, split_batch, to_device
+from resdet.data.collate import LoadedBatch, to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
-from resdet.fields import cat
+from resdet.inference.batch import predict_batch
 from resdet.inference.postprocess import to_coco, to_instances
 from resdet.models.detector import Detector
-from resdet.runtime.device import AsyncHostCopy, autocast, out_of_memory
-from resdet.structures import Batch, Detections
+from resdet.runtime.device import AsyncHostCopy, autocast
+from resdet.structures import Detections
 
 
 class Predicted(NamedTuple):
@@ -55,8 +55,8 @@ def predict_dataset(
 
     def predicted(loaded: LoadedBatch) -> Predicted:
         batch = to_device(loaded.batch, device)
+        detections = predict_batch(model.predict, batch, amp)
         with torch.no_grad(), autocast(device, amp):
-            detections = predict_in_parts(model, batch)
             values = model.losses(batch) if losses else {}
         pairs = {name: torch.stack([loss.sum, loss.count.to(loss.sum)]) for name, loss in values.items()}
         return Predicted(loaded, AsyncHostCopy(detections), {name: AsyncHostCopy(pair) for name, pair in pairs.items()})
@@ -87,13 +87,3 @@ def predict_dataset(
             yield found(before)
     finally:
         model.train(was_training)
-
-
-def predict_in_parts(model: Detector, batch: Batch) -> Detections:
-    """`model.predict`, of ever smaller parts of the batch where the device's memory does not hold it whole."""
-    try:
-        return model.predict(batch)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not out_of_memory(error) or len(batch.images) == 1:
-            raise
-    return cat([predict_in_parts(model, part) for part in split_batch(batch, 2)])

@@ -19,14 +19,13 @@ from resdet.data.collate import pad_images, to_device
 from resdet.data.images import resize_image, resized_size
 from resdet.data.pixels import to_unit
 from resdet.errors import UserError
+from resdet.inference.batch import predict_batch
 from resdet.inference.inputs import AnyImage, read_pixels
 from resdet.inference.postprocess import to_coco as to_coco
 from resdet.inference.postprocess import to_instances as to_instances
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.models.heads.box import BoxHead
-from resdet.models.rcnn import RCNN
-from resdet.runtime.device import DTYPES, autocast, choose_device, compiled
+from resdet.runtime.device import DTYPES, choose_device, compiled
 from resdet.structures import Batch, Instances
 
 
@@ -74,13 +73,7 @@ class Predictor:
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
         self.edges = model_config.keypoint.skeleton if model_config.keypoint else []
         self.model = model or build_model(model_config)
-        assert isinstance(self.model, RCNN)
-        box_head = self.model.heads["box"]
-        assert isinstance(box_head, BoxHead)
-        if score_threshold is not None:
-            box_head.selection.score_threshold = score_threshold
-        if max_detections is not None:
-            box_head.selection.max_detections = max_detections
+        self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
         self.model.to(self.device).only_predict(DTYPES.get(amp))
         if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise
@@ -162,8 +155,7 @@ class Predictor:
         indices, images, originals = zip(*group, strict=True)
         padded, sizes = pad_images(images, self.pad_multiple)
         batch = to_device(Batch(padded, sizes, torch.zeros(len(images), dtype=torch.int64), None), self.device)
-        with torch.inference_mode(), autocast(self.device, self.amp):
-            detections = self._predict(batch)
+        detections = predict_batch(self._predict, batch, self.amp)
         return dict(zip(indices, to_instances(detections, originals), strict=True))
 
 

@@ -11,22 +11,32 @@ from torch import Tensor, nn
 from resdet.models.backbones.base import Backbone
 from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.layers import ConvNorm, fold_for_good
-from resdet.structures import Batch, Detections, Loss
+from resdet.models.selection import Selection
+from resdet.structures import Batch, Detections, Loss, Output
 
 
 class Detector(nn.Module):
-    """Backbone, pyramid (or a single level), and what a subclass builds on them.
+    """Backbone and neck, and what a subclass builds on them.
 
+    outputs: the kinds of results that `predict` gives. selection: which candidates become detections.
     num_classes: K, without background. pixel_mean, pixel_std: of each channel, RGB (or BGR with `bgr`), in 0..255.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
+    @property
+    def outputs(self) -> frozenset[Output]:
+        raise NotImplementedError
+
+    @property
+    def selection(self) -> Selection:
+        raise NotImplementedError
+
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN | SingleLevel,
+        neck: FPN | SingleLevel,
         *,
         num_classes: int,
         pixel_mean: Sequence[float],
@@ -34,7 +44,7 @@ class Detector(nn.Module):
         bgr: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.fpn, self.num_classes, self.bgr = backbone, fpn, num_classes, bgr
+        self.backbone, self.fpn, self.num_classes, self.bgr = backbone, neck, num_classes, bgr
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -49,6 +59,13 @@ class Detector(nn.Module):
     def predict(self, batch: Batch) -> Detections:
         """Detections in the network's input frame; `batch.targets` and `batch.keys` are not used."""
         raise NotImplementedError
+
+    def limit(self, *, score_threshold: float | None = None, max_detections: int | None = None) -> None:
+        """Change which detections `predict` gives; None leaves a limit as it is."""
+        if score_threshold is not None:
+            self.selection.score_threshold = score_threshold
+        if max_detections is not None:
+            self.selection.max_detections = max_detections
 
     def only_predict(self, dtype: torch.dtype | None = None) -> Self:
         """Itself, made ready to predict and nothing else: in evaluation mode, with fixed norms folded into their convolutions

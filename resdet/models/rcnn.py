@@ -13,11 +13,17 @@ from resdet.models.detector import Detector
 from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.rpn import RPN
 from resdet.models.matching import sample_rois
-from resdet.structures import Batch, Detections, Loss, Samples
+from resdet.models.selection import Selection
+from resdet.structures import Batch, Detections, Loss, Output, Samples
 
 
 class RoIHead(Protocol):
-    """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`."""
+    """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`.
+
+    output: the kind of results that it adds; a head of your own that adds none can do without.
+    """
+
+    output: Output
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
         """Named losses, each a sum and a count, from the pyramid p2..p6 and the sampled RoIs."""
@@ -27,7 +33,7 @@ class RoIHead(Protocol):
 
 
 class RCNN(Detector):
-    """Two-stage detector: backbone, pyramid, proposals, heads.
+    """Two-stage detector: backbone, neck, proposals, heads.
 
     heads: name -> `RoIHead`, run in order.
     samples, positive_fraction, iou_threshold, low_quality: the RoIs that train the heads (`matching.sample_rois`).
@@ -36,7 +42,7 @@ class RCNN(Detector):
     def __init__(
         self,
         backbone: Backbone,
-        fpn: FPN | SingleLevel,
+        neck: FPN | SingleLevel,
         rpn: RPN,
         heads: Mapping[str, RoIHead],
         *,
@@ -49,10 +55,20 @@ class RCNN(Detector):
         iou_threshold: float = 0.5,
         low_quality: bool = False,
     ) -> None:
-        super().__init__(backbone, fpn, num_classes=num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr)
+        super().__init__(backbone, neck, num_classes=num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr)
         self.rpn, self.heads = rpn, nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
         self.samples, self.positive_fraction = samples, positive_fraction
         self.iou_threshold, self.low_quality = iou_threshold, low_quality
+
+    @property
+    def outputs(self) -> frozenset[Output]:
+        return frozenset(cast(Output, head.output) for head in self.heads.values() if hasattr(head, "output"))
+
+    @property
+    def selection(self) -> Selection:
+        selection = self.heads["box"].selection
+        assert isinstance(selection, Selection)
+        return selection
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """rpn_objectness, rpn_box, box_class, box_reg, mask, and those of other heads."""

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from resdet.config import Config
+from collections.abc import Collection
+
+from resdet.config.schema import TrainConfig
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.runtime.console import console
+from resdet.structures import Output
 
 KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
 
 
-def best_metric(config: Config, evaluation: Evaluation) -> str | None:
+def best_metric(config: TrainConfig, evaluation: Evaluation, outputs: Collection[Output]) -> str | None:
     """`train.best_metric`, or the AP of keypoints or masks where these are evaluated, else box AP; None, told in one line,
     where the validation set has no object to measure it on.
 
-    Raises `UserError` if `train.best_metric` itself cannot be measured.
+    outputs: the kinds of results that are evaluated. Raises `UserError` if `train.best_metric` itself cannot be measured.
     """
-    kinds = evaluation.kinds(masks=config.model.mask is not None, keypoints=config.model.keypoint is not None)
-    name = config.train.best_metric or f"{kinds[-1]}_AP"
+    kinds = evaluation.kinds(outputs)
+    name = config.best_metric or f"{kinds[-1]}_AP"
     kind = name.partition("_")[0]
     if kind in kinds and evaluation.measurable(kind, name.partition("_")[2]):
         return name
-    if config.train.best_metric:
+    if config.best_metric:
         reason = (
             "the validation set has no object to measure it on" if kind in kinds else f"{KINDS[kind]} are not evaluated"
         )
         raise UserError(f"train.best_metric={name} cannot be measured on {evaluation.source}: {reason}")
-    off = "best.pt and train.patience are off" if config.train.patience else "best.pt is off"
+    off = "best.pt and train.patience are off" if config.patience else "best.pt is off"
     console.print(f"warning: val has no objects: AP cannot be measured, {off} ({evaluation.source})", markup=False)
     return None

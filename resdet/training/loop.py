@@ -177,8 +177,7 @@ def evaluate(run: Run, log: RunLog) -> bool:
         run.evaluated_model(), run.val_set, run.evaluation,
         lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as without detections"),
         device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
-        masks=config.model.mask is not None, max_detections=config.model.box.max_detections,
-        keypoints=config.model.keypoint is not None, distributed=distributed,
+        distributed=distributed,
     )  # fmt: skip
     if scores:
         report_evaluation(run, log, scores)

@@ -33,7 +33,7 @@ class Run:
         t = config.train
         self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
         self.distributed = distributed
-        masks, keypoints = config.model.mask is not None, config.model.keypoint is not None
+        masks, keypoints = "masks" in model.outputs, "keypoints" in model.outputs
         self.train_set = DetectionDataset(
             inputs.train,
             config.data,
@@ -55,7 +55,7 @@ class Run:
                 seed=config.seed,
             )
             self.evaluation = evaluation_of(inputs.val, config.data.keypoint_sigmas)
-        self.best_metric = best_metric(config, self.evaluation) if self.evaluation else None
+        self.best_metric = best_metric(t, self.evaluation, model.outputs) if self.evaluation else None
         share = config.data.max_unreadable / distributed.world
         self.unreadable = Unreadable("train", len(inputs.train.images), share)
         self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)

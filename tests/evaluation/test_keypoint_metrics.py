@@ -94,4 +94,4 @@ def test_what_can_be_measured(tmp_path) -> None:
         entry["keypoints"] = [0] * 9
     truth.write_text(json.dumps(content))
     assert not Evaluation(truth).measurable("keypoints", "AP")
-    assert Evaluation(truth).kinds(masks=True, keypoints=True) == ("bbox", "keypoints")
+    assert Evaluation(truth).kinds({"boxes", "masks", "keypoints"}) == ("bbox", "keypoints")

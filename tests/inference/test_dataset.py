@@ -9,7 +9,8 @@ from resdet.data.collate import split_batch
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
 from resdet.inference import dataset as detect
-from resdet.inference.dataset import predict_dataset, predict_in_parts
+from resdet.inference.batch import predict_batch
+from resdet.inference.dataset import predict_dataset
 from resdet.models.build import build_model
 from resdet.structures import Batch
 from resdet.training.setup import read_split
@@ -76,7 +77,7 @@ def test_a_batch_that_does_not_fit_goes_in_smaller_parts(dataset, model, monkeyp
         return predict(batch)
 
     monkeypatch.setattr(model, "predict", small)
-    parts = predict_in_parts(model, batch)
+    parts = predict_batch(model.predict, batch)
     assert sizes == [3, 2, 1, 1, 1]
     assert whole.mask_probs is not None
     for of_whole, of_parts in zip(whole, parts, strict=True):

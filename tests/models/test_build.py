@@ -16,7 +16,7 @@ from resdet.models.build import build_model
 from resdet.models.heads.box import BoxHead, TwoFC
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.models.roi_align import RoIAlign
-from resdet.structures import Detections, Samples
+from resdet.structures import Detections, Samples, Targets
 from resdet.training.optim import build_optimizer, learning_rate
 from tiny import K, make_batch, small
 
@@ -107,7 +107,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, **options: o
     head.forward = lambda *_: (logits, torch.zeros(b, r, 2, 4))  # type: ignore[method-assign]
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(b, r, 4)
     no = torch.zeros(b, r, dtype=torch.bool)
-    samples = Samples(boxes, labels, no, labels >= 0, torch.zeros_like(labels), boxes, None)
+    targets = Targets(boxes, labels, labels >= 0, None)
+    samples = Samples(boxes, labels, no, labels >= 0, torch.zeros_like(labels), boxes, targets)
     return head.loss({}, samples)["box_class"].mean().item()
 
 
@@ -152,3 +153,24 @@ def test_norms_are_folded_or_not_throughout() -> None:
         norms = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d | BatchNorm2d)]
         assert len(norms) > 20
         assert {m.fold for m in norms} == {fold}
+
+
+@pytest.mark.parametrize(
+    ("model", "outputs"),
+    [
+        ({"mask": None}, {"boxes"}),
+        ({}, {"boxes", "masks"}),
+        ({"mask": {"point_rend": {}}}, {"boxes", "masks"}),
+        ({"mask": None, "keypoint": {"num_keypoints": 3}}, {"boxes", "keypoints"}),
+    ],
+)
+def test_a_detector_tells_what_it_gives(model: dict, outputs: set[str]) -> None:
+    detector = build_model(parse_config({"model": {**tiny.MODEL, **model}}).model)
+    assert detector.outputs == outputs
+    detector.limit(max_detections=3)
+    detector.limit(score_threshold=0.0)
+    found = detector.eval().predict(tiny.make_batch([1, 1])._replace(targets=None))
+    assert (found.mask_probs is not None) == ("masks" in outputs)
+    assert (found.keypoint_logits is not None) == ("keypoints" in outputs)
+    assert found.valid.shape == (2, 3)
+    assert found.valid.any()

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from resdet.commands.eval import score_model
-from resdet.config import Config
+from resdet.config.schema import Config, TrainConfig
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.training.best import best_metric
@@ -32,31 +32,28 @@ def truth(folder: Path, *, masks: bool, **annotation: object) -> Evaluation:
     return Evaluation(folder / "truth.json")
 
 
-def with_metric(name: str | None, *, mask: bool = True) -> Config:
-    config = Config()
-    return config.model_copy(
-        update={
-            "train": config.train.model_copy(update={"best_metric": name}),
-            "model": config.model.model_copy(update={"mask": object() if mask else None}),
-        }
-    )
+BOXES, MASKS = ("boxes",), ("boxes", "masks")
+
+
+def with_metric(name: str | None) -> TrainConfig:
+    return TrainConfig().model_copy(update={"best_metric": name})
 
 
 def test_the_best_is_the_mask_ap_where_there_are_masks_and_else_the_box_ap(tmp_path) -> None:
-    assert best_metric(with_metric(None), truth(tmp_path, masks=True)) == "segm_AP"
-    assert best_metric(with_metric(None, mask=False), truth(tmp_path, masks=True)) == "bbox_AP"
-    assert best_metric(with_metric(None), truth(tmp_path, masks=False)) == "bbox_AP"
-    assert best_metric(with_metric("bbox_APs"), truth(tmp_path, masks=True)) == "bbox_APs"
+    assert best_metric(with_metric(None), truth(tmp_path, masks=True), MASKS) == "segm_AP"
+    assert best_metric(with_metric(None), truth(tmp_path, masks=True), BOXES) == "bbox_AP"
+    assert best_metric(with_metric(None), truth(tmp_path, masks=False), MASKS) == "bbox_AP"
+    assert best_metric(with_metric("bbox_APs"), truth(tmp_path, masks=True), MASKS) == "bbox_APs"
 
 
 def test_a_metric_that_cannot_be_measured_is_refused_by_name(tmp_path) -> None:
-    for name, config in (("bbox_APl", with_metric("bbox_APl")), ("segm_AP", with_metric("segm_AP", mask=False))):
+    for name, outputs in (("bbox_APl", MASKS), ("segm_AP", BOXES)):
         with pytest.raises(UserError, match=f"best_metric={name} cannot be measured on .*truth.json"):
-            best_metric(config, truth(tmp_path, masks=True))
+            best_metric(with_metric(name), truth(tmp_path, masks=True), outputs)
 
 
 def test_without_an_object_there_is_no_best_metric_and_it_is_told(tmp_path, capsys) -> None:
-    assert best_metric(with_metric(None), truth(tmp_path, masks=True, iscrowd=1)) is None
+    assert best_metric(with_metric(None), truth(tmp_path, masks=True, iscrowd=1), MASKS) is None
     assert "val has no objects: AP cannot be measured" in capsys.readouterr().out
 
 

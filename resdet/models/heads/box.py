@@ -17,7 +17,7 @@ from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.models.selection import Selection
-from resdet.structures import Detections, Loss, Samples
+from resdet.structures import Detections, Loss, Output, Samples
 
 
 class TwoFC(nn.Module):
@@ -84,6 +84,7 @@ class BoxHead(nn.Module):
     """
 
     class_weights: Tensor | None
+    output: Output = "boxes"
 
     def __init__(
         self,

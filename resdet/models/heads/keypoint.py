@@ -15,7 +15,7 @@ from resdet.fields import replace
 from resdet.keypoints import Decode, heatmap_targets
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
-from resdet.structures import Detections, Loss, Samples
+from resdet.structures import Detections, Loss, Output, Samples
 
 
 class KeypointHead(nn.Module):
@@ -24,6 +24,8 @@ class KeypointHead(nn.Module):
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     decode: how the heatmaps are to become points, see `Detections`.
     """
+
+    output: Output = "keypoints"
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from resdet.masks import targets_in_rois
 from resdet.models.heads.res5 import RoIStage
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
-from resdet.structures import MASK_UNKNOWN, Detections, Loss, Samples
+from resdet.structures import MASK_UNKNOWN, Detections, Loss, Output, Samples
 
 
 class MaskHead(nn.Module):
@@ -22,6 +22,8 @@ class MaskHead(nn.Module):
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     paste: how the masks are to become pixels, see `Detections`.
     """
+
+    output: Output = "masks"
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from resdet.masks import targets_in_rois
 from resdet.models.heads.mask import mask_loss
 from resdet.models.matching import uniform
 from resdet.models.roi_align import flatten_rois, occupied
-from resdet.structures import MASK_UNKNOWN, Detections, Loss, Samples
+from resdet.structures import MASK_UNKNOWN, Detections, Loss, Output, Samples
 
 
 class CoarseHead(nn.Module):
@@ -83,6 +83,8 @@ class PointRendHead(nn.Module):
     steps, subdivision_points: how often the mask's side doubles in prediction, and how many points are recomputed each time.
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     """
+
+    output: Output = "masks"
 
     def __init__(
         self,
