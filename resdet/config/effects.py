@@ -84,6 +84,8 @@ RULES = (
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
     Rule("data.split_seed", lambda c: not c.data.val_fraction, "without data.val_fraction"),
     Rule("data.mask_size", lambda c: c.model.mask is None, "model.mask=null"),
+    Rule("data.keypoint_flip_pairs", lambda c: c.model.keypoint is None, "model.keypoint=null"),
+    Rule("data.keypoint_sigmas", lambda c: c.model.keypoint is None, "model.keypoint=null"),
     Rule("train.layer_decay", lambda c: c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5"),
     Rule("train.momentum", lambda c: c.train.optimizer != "sgd", "train.optimizer={train.optimizer}"),
     Rule("train.milestones", lambda c: c.train.schedule != "multistep", "train.schedule={train.schedule}"),

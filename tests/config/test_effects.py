@@ -33,6 +33,8 @@ IN_VAIN = {
     "data.voc_origin=1": ["data.format=coco"],
     "data.split_seed=3": [],
     "data.mask_size=28": [],
+    "data.keypoint_flip_pairs=[[a, b]]": [],
+    "data.keypoint_sigmas=[0.1]": [],
     "train.layer_decay=0.5": ["model.backbone.frozen_stages=5"],
     "train.momentum=0.5": ["train.optimizer=adamw"],
     "train.milestones=[5, 8]": ["train.schedule=cosine"],
@@ -65,6 +67,8 @@ def test_a_key_without_effect_is_told_and_one_with_effect_is_not(vain: str, tmp_
         "model.box.norm": ["model.box.trunk=4conv1fc"],
         "data.split_seed": ["data.val_fraction=0.2"],
         "data.mask_size": ["model.mask.num_convs=4"],
+        "data.keypoint_flip_pairs": ["model.keypoint.num_convs=8"],
+        "data.keypoint_sigmas": ["model.keypoint.num_convs=8"],
         "model.backbone.deformable_stages": ["model.backbone.deformable=v1"],
         "model.backbone.deformable_groups": ["model.backbone.deformable=v1"],
     }
