@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fuzzing
+from fuzzing_formats import CVAT
 from resdet.config import load_config
 from resdet.data.images import read_image
 from resdet.errors import UserError
@@ -110,7 +111,12 @@ def _set(content: Any, *path: Any) -> None:
     ("supervisely", ("train/ann/1.jpg.json", "objects", 2, "points", "interior", True)),
     ("coco lvis", ("lvis_v1_train.json", "images", 0, "neg_category_ids", [[7]])),
     ("coco lvis", ("lvis_v1_train.json", "images", 0, "coco_url", 5)),
+    ("supervisely", ("train/ann/1.jpg.json", "objects", 1, "bitmap", "data", "é")),
     ("kitti", ("training/label_2/000000.txt", "Car 1 2\n")),
+    ("mot", ("MOT-02/gt/gt.txt", "1,1,21,30,15,1,1,1.0\n")),
+    ("open_images", ("train-annotations-bbox.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"
+                     "1,xclick,/m/01,0.125,0.5,0.25,0.75,0\n")),
+    ("cvat", ("annotations.xml", CVAT.replace("0,0;40,0;40,30", "0,0;40;0;40,30,5,5"))),
 ])  # fmt: skip
 def test_exports_that_once_broke_a_reader(name: str, path: tuple, tmp_path) -> None:
     files = copy.deepcopy(fuzzing.EXPORTS[name].files)

@@ -91,7 +91,8 @@ def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tup
 
 def _points(shape: Element) -> list[float]:
     """points="x,y;x,y;…" -> [x, y, x, y, …]"""
-    return [float(v) for point in shape.attrib["points"].split(";") for v in point.split(",")]
+    pairs = [point.split(",") for point in shape.attrib["points"].split(";")]
+    return [float(v) for x, y in pairs for v in (x, y)]
 
 
 def _mask(shape: Element, height: int, width: int) -> np.ndarray:

@@ -17,6 +17,9 @@ def is_mot(root: Path) -> bool:
     return bool(_sequences(root))
 
 
+COLUMNS = (7, 9, 10)
+
+
 def read_mot(root: Path, images: Path | None = None, split: str | None = None) -> Source:
     """Every frame of all sequences below `root`. Raises `UserError` where nothing can be read."""
     sequences = _sequences(root)
@@ -44,6 +47,9 @@ def _sequences(root: Path) -> list[Path]:
 
 
 def _add(builder: Builder, ids: dict[int, int], frames: dict[int, Path], words: list[str], origin: str) -> None:
+    if len(words) not in COLUMNS:  # with one missing, another number would be taken for a side
+        builder.source.problems.append(f"{origin}: has {len(words)} columns, expected 9, 10 or the first 7")
+        return
     try:
         frame, (x, y, w, h) = int(words[0]), (float(word) for word in words[2:6])
         counts = float(words[6]) != 0

@@ -62,6 +62,9 @@ def read_open_images(file: Path, images: Path | None = None, split: str | None =
             continue  # a problem already
         image_id = builder.image(path, size)
         for origin, row in entries:
+            if None in row or None in row.values():
+                problems.append(f"{origin}: has other columns than the first line names")
+                continue
             try:
                 x1, x2, y1, y2 = (float(row[key]) * size[key[0] == "X"] for key in COLUMNS[2:])
             except (TypeError, ValueError):

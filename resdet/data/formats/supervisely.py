@@ -7,7 +7,6 @@ corners are pixels, both inside; bitmaps are PNGs, compressed with zlib, in base
 from __future__ import annotations
 
 import base64
-import binascii
 import zlib
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def _bitmap(content: Any) -> tuple[np.ndarray, tuple[int, int]] | None:
         png = unpacker.decompress(base64.b64decode(data, validate=True), MAX_PIXELS)
         read_header(png, "a bitmap")  # which a small file may say to be of gigabytes
         image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (binascii.Error, zlib.error, cv2.error, UserError):
+    except (ValueError, zlib.error, cv2.error, UserError):  # of Base64 that is none, and of what it holds
         return None
     if image is None:
         return None
