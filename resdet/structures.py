@@ -81,7 +81,8 @@ class Samples(NamedTuple):
     valid    (B, R) bool
     gt_index (B, R) int64: the matched object's row in `targets` (0 where there is none)
     gt_boxes (B, R, 4) float32: the matched object's box
-    targets  the batch's ground truth
+    targets, image_sizes  the batch's
+    keys     (B,) int64: what they were drawn with
     """
 
     boxes: Tensor
@@ -91,6 +92,8 @@ class Samples(NamedTuple):
     gt_index: Tensor
     gt_boxes: Tensor
     targets: Targets
+    keys: Tensor
+    image_sizes: Tensor
 
 
 class Loss(NamedTuple):

@@ -74,6 +74,11 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"proposal_generator\.rpn_head\.conv\.", "rpn.convs.0."),
         (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.objectness."),
         (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.deltas."),
+        (r"roi_heads\.box_head\.(\d)\.conv(\d)\.norm\.", r"heads.box.stages.\1.trunk.convs.-\2.norm."),
+        (r"roi_heads\.box_head\.(\d)\.conv(\d)\.", r"heads.box.stages.\1.trunk.convs.-\2.conv."),
+        (r"roi_heads\.box_head\.(\d)\.fc(\d)\.", r"heads.box.stages.\1.trunk.fc\2."),
+        (r"roi_heads\.box_predictor\.(\d)\.cls_score\.", r"heads.box.stages.\1.classifier."),
+        (r"roi_heads\.box_predictor\.(\d)\.bbox_pred\.", r"heads.box.stages.\1.regressor."),
         (r"roi_heads\.box_head\.conv(\d)\.norm\.", r"heads.box.trunk.convs.-\1.norm."),
         (r"roi_heads\.box_head\.conv(\d)\.", r"heads.box.trunk.convs.-\1.conv."),
         (r"roi_heads\.box_head\.fc(\d)\.", r"heads.box.trunk.fc\1."),
@@ -107,6 +112,21 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"rpn_head\.rpn_conv\.", "rpn.convs.0."),
         (r"rpn_head\.rpn_cls\.", "rpn.objectness."),
         (r"rpn_head\.rpn_reg\.", "rpn.deltas."),
+        *(
+            (rf"roi_head\.bbox_head\.(\d)\.{theirs}\.", rf"heads.box.stages.\1.{ours}.")
+            for theirs, ours in (
+                (r"shared_convs\.(\d)\.conv", r"trunk.convs.\2.conv"),
+                (r"shared_convs\.(\d)\.(?:bn|gn)", r"trunk.convs.\2.norm"),
+                (r"shared_fcs\.0", "trunk.fc1"),
+                (r"shared_fcs\.1", "trunk.fc2"),
+                ("fc_cls", "classifier"),
+                ("fc_reg", "regressor"),
+            )
+        ),
+        (r"roi_head\.mask_head\.(\d)\.convs\.(\d)\.conv\.", r"heads.box.masks.\1.convs.\2.conv."),
+        (r"roi_head\.mask_head\.(\d)\.convs\.(\d)\.(?:bn|gn)\.", r"heads.box.masks.\1.convs.\2.norm."),
+        (r"roi_head\.mask_head\.(\d)\.upsample\.", r"heads.box.masks.\1.upsample."),
+        (r"roi_head\.mask_head\.(\d)\.conv_logits\.", r"heads.box.masks.\1.logits."),
         (r"roi_head\.bbox_head\.shared_convs\.(\d)\.conv\.", r"heads.box.trunk.convs.\1.conv."),
         (r"roi_head\.bbox_head\.shared_convs\.(\d)\.(?:bn|gn)\.", r"heads.box.trunk.convs.\1.norm."),
         (r"roi_head\.bbox_head\.shared_fcs\.0\.", "heads.box.trunk.fc1."),
@@ -155,9 +175,9 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
             converted[ours] = (
                 value.squeeze(-1) if ours.startswith("heads.mask.point.") else value
             )  # convolutions of width 1
-    one_fc = "heads.box.trunk.convs.0.conv.weight" in converted
+    one_fc = any(k.endswith("trunk.convs.0.conv.weight") for k in converted)
     if one_fc:  # 4conv1fc's single layer is called like the first of two elsewhere
-        converted = {k.replace("heads.box.trunk.fc1.", "heads.box.trunk.fc."): v for k, v in converted.items()}
+        converted = {k.replace(".trunk.fc1.", ".trunk.fc."): v for k, v in converted.items()}
     return converted, unknown
 
 

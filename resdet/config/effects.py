@@ -76,6 +76,13 @@ RULES = (
     Rule("model.box.width", lambda c: c.model.box.trunk == "res5", "model.box.trunk=res5"),
     Rule("model.box.nms_threshold", lambda c: c.model.box.soft_sigma, "model.box.soft_sigma={model.box.soft_sigma}"),
     Rule("model.box.min_size", lambda c: c.model.box.empty == "keep", "model.box.empty=keep"),
+    *(Rule(f"model.box.{key}", lambda c: c.model.cascade, "model.cascade")
+      for key in ("iou_threshold", "delta_weights", "class_agnostic")),
+    Rule(
+        "model.cascade.mask_heads",
+        lambda c: c.model.cascade and c.model.mask is None,
+        "model.mask=null",
+    ),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
     Rule("model.keypoint.norm", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("model.keypoint.width", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),

@@ -174,6 +174,26 @@ class PointRendConfig(Section):
     subdivision_points: Positive = 784
 
 
+class CascadeConfig(Section):
+    """Box heads in a row (`models/heads/cascade.py`), one for each entry of `ious`; one box serves all classes."""
+
+    ious: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7]  # from which a box is positive
+    delta_weights: list[tuple[float, float, float, float]] = [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
+    loss_weights: list[Annotated[float, Field(ge=0)]] = [1.0, 1.0, 1.0]
+    resample: bool = False  # box.samples drawn anew at each stage (mmdetection), not only at the first (detectron2)
+    scale_gradients: bool = True  # the stages move the features no more than one head would (detectron2)
+    average: Literal["scores", "logits"] = "scores"  # of all stages (mmdetection: logits, before the softmax)
+    mask_heads: Literal["one", "each"] = "one"  # for all stages, or for each stage (mmdetection)
+
+    @model_validator(mode="after")
+    def _as_many_stages(self) -> CascadeConfig:
+        counts = {key: len(getattr(self, key)) for key in ("ious", "delta_weights", "loss_weights")}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{key} has {count}" for key, count in counts.items())
+            raise ValueError(f"needs one entry for each stage in each list, but {told}")
+        return self
+
+
 class MaskConfig(Section):
     num_convs: Count = 4
     width: Positive = 256
@@ -212,6 +232,7 @@ class ModelConfig(Section):
     rpn: RPNConfig = RPNConfig()
     pool: PoolConfig = PoolConfig()
     box: BoxConfig = BoxConfig()
+    cascade: CascadeConfig | None = None  # None: one box head; {} : Cascade R-CNN
     mask: MaskConfig | None = None  # None: Faster R-CNN
     keypoint: KeypointConfig | None = None  # {}: Keypoint R-CNN
 
@@ -224,6 +245,8 @@ class ModelConfig(Section):
             )
         if self.box.trunk == "res5" and self.neck != "c4":
             problems.append(f"box.trunk=res5 computes c5 on RoIs of c4, but neck={self.neck}: set model.neck=c4")
+        if self.box.trunk == "res5" and self.cascade:
+            problems.append("cascade needs box heads of their own at each stage: set box.trunk=2fc or 4conv1fc")
         if self.neck != "fpn" and self.mask and self.mask.point_rend:
             problems.append(f"mask.point_rend needs the fine maps of an FPN, but neck={self.neck}")
         if self.neck == "c4" and self.backbone.c5_dilation != 1:

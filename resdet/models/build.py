@@ -12,6 +12,7 @@ from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
+from resdet.models.heads.cascade import CascadeHead
 from resdet.models.heads.keypoint import KeypointHead
 from resdet.models.heads.mask import MaskHead
 from resdet.models.heads.point_rend import PointRendHead
@@ -85,8 +86,9 @@ def build_model(config: ModelConfig) -> RCNN:
         fixed_divisor=r.fixed_divisor,
     )
     stage = RoIStage(cast(nn.Sequential, backbone.layer4), 2 * fpn.channels) if b.trunk == "res5" else None
-    heads: dict[str, RoIHead] = {"box": _box_head(config, fpn, stage)}
-    if config.mask:
+    box_head = _cascade_head(config, fpn) if config.cascade else _box_head(config, fpn, stage)
+    heads: dict[str, RoIHead] = {"box": box_head}
+    if config.mask and not (config.cascade and config.cascade.mask_heads == "each"):
         heads["mask"] = _mask_head(config, config.mask, fpn, stage)
     if config.keypoint:
         k = config.keypoint
@@ -115,7 +117,7 @@ def build_model(config: ModelConfig) -> RCNN:
         bgr=config.input.bgr,
         samples=b.samples,
         positive_fraction=b.positive_fraction,
-        iou_threshold=b.iou_threshold,
+        iou_threshold=config.cascade.ious[0] if config.cascade else b.iou_threshold,
         low_quality=b.low_quality,
     )
     for module in detector.modules():
@@ -161,6 +163,27 @@ def _box_head(config: ModelConfig, fpn: FPN | SingleLevel, stage: RoIStage | Non
     )
 
 
+def _cascade_head(config: ModelConfig, fpn: FPN | SingleLevel) -> CascadeHead:
+    c, b = config.cascade, config.box
+    assert c is not None
+    stages = []
+    for weights in c.delta_weights:
+        box = b.model_copy(update={"delta_weights": weights, "class_agnostic": True})
+        stages.append(_box_head(config.model_copy(update={"box": box}), fpn, None))
+    each = config.mask if c.mask_heads == "each" else None
+    masks = [_mask_head(config, each, fpn, None) for _ in stages] if each else []
+    return CascadeHead(
+        stages,
+        masks,
+        ious=c.ious,
+        loss_weights=c.loss_weights,
+        resample=b.positive_fraction if c.resample else None,
+        scale_gradients=c.scale_gradients,
+        average=c.average,
+        selection=_selection(config),
+    )
+
+
 def _selection(config: ModelConfig) -> Selection:
     b = config.box
     return Selection(
@@ -173,7 +196,9 @@ def _selection(config: ModelConfig) -> Selection:
     )
 
 
-def _mask_head(config: ModelConfig, c: MaskConfig, fpn: FPN | SingleLevel, stage: RoIStage | None) -> RoIHead:
+def _mask_head(
+    config: ModelConfig, c: MaskConfig, fpn: FPN | SingleLevel, stage: RoIStage | None
+) -> MaskHead | PointRendHead:
     assert config.num_classes is not None
     max_rois = int(config.box.samples * config.box.positive_fraction)
     if (p := c.point_rend) is not None:

@@ -96,7 +96,7 @@ def uniform(keys: Tensor, n: int) -> Tensor:
 
 
 def sample_rois(
-    boxes: Tensor, valid: Tensor, targets: Targets, keys: Tensor, *,
+    boxes: Tensor, valid: Tensor, targets: Targets, keys: Tensor, image_sizes: Tensor, *,
     count: int, positive_fraction: float, iou_threshold: float, low_quality: bool, num_classes: int,
 ) -> Samples:  # fmt: skip
     """Label proposals (B, P, 4) with valid (B, P) against the objects and draw `count` an image for the heads.
@@ -109,16 +109,38 @@ def sample_rois(
     index, positive, chosen = sample(
         found.positive & valid, found.negative & valid, keys, count, int(count * positive_fraction)
     )
-    gt_index = found.gt_index.gather(1, index)
+    return _labelled(
+        take(boxes, index), found.gt_index.gather(1, index), positive, chosen, targets, keys, image_sizes, num_classes
+    )
+
+
+def relabel(samples: Samples, boxes: Tensor, valid: Tensor, *, iou_threshold: float, num_classes: int) -> Samples:
+    """The same RoIs where their boxes are now, (B, R, 4) with valid (B, R), labelled against the objects once more."""
+    targets = samples.targets
+    found = match(boxes, targets.boxes, targets.valid, high=iou_threshold, low=iou_threshold)
+    order = (found.positive & valid).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    valid = valid.gather(1, order)
+    return _labelled(
+        take(boxes, order), found.gt_index.gather(1, order), found.positive.gather(1, order) & valid, valid,
+        targets, samples.keys, samples.image_sizes, num_classes,
+    )  # fmt: skip
+
+
+def _labelled(
+    boxes: Tensor, gt_index: Tensor, positive: Tensor, valid: Tensor,
+    targets: Targets, keys: Tensor, image_sizes: Tensor, num_classes: int,
+) -> Samples:  # fmt: skip
     labels = torch.where(positive, targets.labels.gather(1, gt_index), num_classes)
     return Samples(
-        boxes=take(boxes, index),
-        labels=torch.where(chosen, labels, -1),
+        boxes=boxes,
+        labels=torch.where(valid, labels, -1),
         positive=positive,
-        valid=chosen,
+        valid=valid,
         gt_index=gt_index,
         gt_boxes=take(targets.boxes, gt_index),
         targets=targets,
+        keys=keys,
+        image_sizes=image_sizes,
     )
 
 

@@ -20,10 +20,10 @@ from resdet.structures import Batch, Detections, Loss, Output, Samples
 class RoIHead(Protocol):
     """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`.
 
-    output: the kind of results that it adds; a head of your own that adds none can do without.
+    outputs: the kinds of results that it adds; a head of your own that adds none can do without.
     """
 
-    output: Output
+    outputs: tuple[Output, ...]
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
         """Named losses, each a sum and a count, from the pyramid p2..p6 and the sampled RoIs."""
@@ -62,7 +62,7 @@ class RCNN(Detector):
 
     @property
     def outputs(self) -> frozenset[Output]:
-        return frozenset(cast(Output, head.output) for head in self.heads.values() if hasattr(head, "output"))
+        return frozenset(output for head in self.roi_heads() for output in getattr(head, "outputs", ()))
 
     @property
     def selection(self) -> Selection:
@@ -79,7 +79,7 @@ class RCNN(Detector):
         losses: dict[str, Loss] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
         boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
         samples = sample_rois(
-            boxes, valid, batch.targets, batch.keys + 1,
+            boxes, valid, batch.targets, batch.keys + 1, batch.image_sizes,
             count=self.samples, positive_fraction=self.positive_fraction, iou_threshold=self.iou_threshold,
             low_quality=self.low_quality, num_classes=self.num_classes,
         )  # fmt: skip

@@ -24,6 +24,7 @@ MODEL_KEYS_THAT_APPLY = {
         "objectness", "score_threshold", "nms_threshold", "soft_sigma", "max_detections", "min_size", "empty",
         "clamp_shrink",
     )),
+    *(f"model.cascade.{key}" for key in ("ious", "loss_weights", "resample", "scale_gradients", "average")),
 }  # fmt: skip
 FIXED = {"train.optimizer"}  # its state means nothing to another
 # What a resumed run takes from its checkpoint whatever these say; named only where they ask for other weights.

@@ -25,6 +25,10 @@ IN_VAIN = {
     "model.box.norm=gn": [],
     "model.box.nms_threshold=0.6": ["model.box.soft_sigma=0.5"],
     "model.box.min_size=3": ["model.box.empty=keep"],
+    "model.box.iou_threshold=0.6": ["model.cascade={}"],
+    "model.box.delta_weights=[1, 1, 1, 1]": ["model.cascade={}"],
+    "model.box.class_agnostic=true": ["model.cascade={}"],
+    "model.cascade.mask_heads=each": [],
     "model.mask.norm=gn": ["model.mask.num_convs=0"],
     "model.keypoint.norm=gn": ["model.keypoint.num_convs=0"],
     "model.keypoint.width=64": ["model.keypoint.num_convs=0"],
@@ -69,6 +73,7 @@ def test_a_key_without_effect_is_told_and_one_with_effect_is_not(vain: str, tmp_
         "data.mask_size": ["model.mask.num_convs=4"],
         "data.keypoint_flip_pairs": ["model.keypoint.num_convs=8"],
         "data.keypoint_sigmas": ["model.keypoint.num_convs=8"],
+        "model.cascade.mask_heads": ["model.mask.num_convs=4"],
         "model.backbone.deformable_stages": ["model.backbone.deformable=v1"],
         "model.backbone.deformable_groups": ["model.backbone.deformable=v1"],
     }

@@ -108,7 +108,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, **options: o
     boxes = torch.tensor([0.0, 0, 10, 10]).expand(b, r, 4)
     no = torch.zeros(b, r, dtype=torch.bool)
     targets = Targets(boxes, labels, labels >= 0, None)
-    samples = Samples(boxes, labels, no, labels >= 0, torch.zeros_like(labels), boxes, targets)
+    index, keys, sizes = torch.zeros_like(labels), torch.zeros(b, dtype=torch.int64), torch.full((b, 2), 10)
+    samples = Samples(boxes, labels, no, labels >= 0, index, boxes, targets, keys, sizes)
     return head.loss({}, samples)["box_class"].mean().item()
 
 

@@ -33,7 +33,7 @@ def test_the_box_loss_is_a_softmax_over_what_an_image_knows(options: dict) -> No
     corners = torch.rand(2, 60, 2, generator=g, dtype=torch.float64) * 60
     proposals = torch.cat([corners, corners + 30], -1)
     samples = sample_rois(
-        proposals, torch.ones(2, 60, dtype=torch.bool), targets, batch.keys,
+        proposals, torch.ones(2, 60, dtype=torch.bool), targets, batch.keys, batch.image_sizes,
         count=32, positive_fraction=0.5, iou_threshold=0.5, low_quality=False, num_classes=K,
     )  # fmt: skip
     logits = head(features, samples.boxes, samples.valid)[0].detach().numpy()

@@ -95,7 +95,7 @@ def test_sampled_rois_carry_their_objects() -> None:
     proposals = boxes(2, 100)
     proposals[0, :20] = targets.boxes[0, 1] + torch.rand(20, 4)
     samples = sample_rois(
-        proposals, torch.ones(2, 100, dtype=torch.bool), targets, torch.tensor([1, 2]),
+        proposals, torch.ones(2, 100, dtype=torch.bool), targets, torch.tensor([1, 2]), torch.full((2, 2), 200),
         count=40, positive_fraction=0.25, iou_threshold=0.5, low_quality=False, num_classes=5,
     )  # fmt: skip
     assert samples.boxes.shape == (2, 40, 4)

@@ -88,7 +88,7 @@ def test_changed_settings_apply_and_momenta_stay(name: str, change: dict) -> Non
 def test_an_optimizer_of_other_parameters_is_refused() -> None:
     model = SmallDetector()
     saved = build_optimizer(model, TrainConfig()).state_dict()
-    model.backbone["layer3"].requires_grad_(False)
+    model.backbone.layer3.requires_grad_(False)
     with pytest.raises(UserError, match="other parameters than those that are trained now"):
         restore_optimizer(build_optimizer(model, TrainConfig()), build_optimizer(model, TrainConfig()), saved)
 

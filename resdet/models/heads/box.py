@@ -84,7 +84,7 @@ class BoxHead(nn.Module):
     """
 
     class_weights: Tensor | None
-    output: Output = "boxes"
+    outputs: tuple[Output, ...] = ("boxes",)
 
     def __init__(
         self,

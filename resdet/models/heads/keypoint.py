@@ -25,7 +25,7 @@ class KeypointHead(nn.Module):
     decode: how the heatmaps are to become points, see `Detections`.
     """
 
-    output: Output = "keypoints"
+    outputs: tuple[Output, ...] = ("keypoints",)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class MaskHead(nn.Module):
     paste: how the masks are to become pixels, see `Detections`.
     """
 
-    output: Output = "masks"
+    outputs: tuple[Output, ...] = ("masks",)
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class PointRendHead(nn.Module):
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     """
 
-    output: Output = "masks"
+    outputs: tuple[Output, ...] = ("masks",)
 
     def __init__(
         self,
