@@ -13,7 +13,7 @@ import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from resdet.data.formats.common import Builder, Source, ellipse_polygon, rectangle_polygon
+from resdet.data.formats.common import Builder, Source, ellipse_polygon, polygon_box, rectangle_polygon
 from resdet.data.formats.lookup import located
 from resdet.errors import UserError
 
@@ -41,10 +41,18 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
         raise UserError(
             f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
         )
-    named = [text for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
+    labels = [(text, node) for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
+    named = [name for name, node in labels if node.find("parent") is None]
     used = [shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA]
     builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(set(used) - {""})])))
     problems = builder.source.problems
+    keypoints: dict[str, list[str]] = {}  # of each skeleton, in the order of the labels
+    for name, node in labels:
+        if parent := (node.findtext("parent") or "").strip():
+            keypoints.setdefault(parent, []).append(name)
+    for category in builder.source.content["categories"]:
+        if category["name"] in keypoints:
+            category |= {"keypoints": keypoints[category["name"]], "skeleton": []}
     entries: dict[str, Element] = {}
     for node in root.iter("image"):
         name = node.get("name", "")
@@ -54,7 +62,11 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
     for path, size, name in located(entries, images, file, problems, builder.source.remarks):
         image_id = builder.image(path, size)
         for number, shape in enumerate(entries[name], 1):
-            _add(builder, image_id, shape, f"{file}: {name}: shape {number} ({shape.tag})", size)
+            origin = f"{file}: {name}: shape {number} ({shape.tag})"
+            if shape.tag == "skeleton":
+                _add_skeleton(builder, image_id, shape, origin, keypoints.get(shape.get("label", ""), []))
+            else:
+                _add(builder, image_id, shape, origin, size)
     return builder.source
 
 
@@ -87,6 +99,31 @@ def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tup
             builder.source.remarks[f"shapes of type {shape.tag} (left out: not known)"] += 1
     except (KeyError, ValueError, OverflowError) as error:
         builder.source.problems.append(f"{origin}: cannot be read ({error})")
+
+
+def _add_skeleton(builder: Builder, image_id: int, shape: Element, origin: str, names: list[str]) -> None:
+    """The keypoints in the order of `names`, and the box around the labelled ones; outside is 0, occluded 1, visible 2."""
+    found: dict[str, list[float]] = {}
+    for node in shape.iter("points"):
+        try:
+            x, y = _points(node)
+        except (KeyError, ValueError) as error:
+            builder.source.problems.append(f"{origin}: keypoint {node.get('label')}: cannot be read ({error})")
+            return
+        visible = 0 if node.get("outside") == "1" else 1 if node.get("occluded") == "1" else 2
+        found[node.get("label", "")] = [x, y, visible] if visible else [0, 0, 0]
+    if unknown := set(found) - set(names):
+        builder.source.problems.append(
+            f"{origin}: the keypoints {', '.join(sorted(unknown))} are not among its label's"
+        )
+        return
+    values = [found.get(name, [0, 0, 0]) for name in names]
+    there = [value for value in values if value[2]]
+    if not there:
+        builder.source.remarks["skeletons without a labelled keypoint (left out)"] += 1
+        return
+    box = polygon_box([v for x, y, _ in there for v in (x, y)])
+    builder.object(image_id, shape.get("label", ""), box, origin, keypoints=[v for value in values for v in value])
 
 
 def _points(shape: Element) -> list[float]:
