@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from resdet.config.schema import TrainConfig
+from resdet.config import TrainConfig
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.runtime.console import console

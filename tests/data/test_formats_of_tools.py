@@ -163,7 +163,8 @@ def test_cvat_skeletons_are_keypoints(tmp_path) -> None:
         f"<label><name>{n}</name><parent>person</parent></label>" for n in ("nose", "left_eye", "right_eye")
     )
     shape = """<skeleton label="person"><points label="right_eye" outside="0" occluded="1" points="30,25"/>
-      <points label="nose" outside="0" occluded="0" points="20.5,10"/><points label="left_eye" outside="1" points="5,5"/></skeleton>"""
+      <points label="nose" outside="0" occluded="0" points="20.5,10"/>
+      <points label="left_eye" outside="1" points="5,5"/></skeleton>"""
     (tmp_path / "annotations.xml").write_text(
         f"<annotations><meta><labels><label><name>person</name></label>{parts}</labels></meta>"
         f"<image id='0' name='a.jpg' width='80' height='60'>{shape}</image></annotations>"
