@@ -89,5 +89,6 @@ def test_anchors_that_look_like_objects_are_no_background_where_classes_are_unkn
 def test_the_losses_are_one_graph() -> None:
     torch._dynamo.reset()
     model, batch = small(), partly_labelled()
-    found = torch.compile(model, fullgraph=True, backend="eager")(batch)
-    assert {name: loss.item() for name, loss in found.items()} == {k: v.item() for k, v in model(batch).items()}
+    compiled = torch.compile(model, fullgraph=True, backend="eager")(batch)
+    for name, loss in model(batch).items():
+        torch.testing.assert_close(compiled[name], loss, rtol=1e-3, atol=1e-4)  # as where all classes are known
