@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -56,8 +57,13 @@ def add_parsers(kinds: Any) -> None:
         if verb == "remap":
             sub.add_argument("--classes", metavar="MAP.yaml", type=Path, required=True,
                              help="old: new on each line; two olds with one new are merged, null drops a class")  # fmt: skip
+        if verb != "merge":
+            sub.add_argument("--images", metavar="FOLDER", type=Path,
+                             help="what the file names of a COCO JSON are relative to (default: found near it)")  # fmt: skip
         sub.add_argument("--format", choices=("auto", *get_args(DataFormat)), default="auto")
-        sub.add_argument("--split", dest="part", metavar="NAME", help="only one of the source's own splits")
+        sub.add_argument(
+            "--split", dest="part", metavar="NAME", help="of the source's own splits (default: train, if it has any)"
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,15 +75,17 @@ def run(args: argparse.Namespace) -> None:
 
 def convert(args: argparse.Namespace) -> None:
     """One source as a COCO JSON, or as the folder of another format."""
-    source = open_source(args.source, args.format, args.part)
+    source = open_source(args.source, args.format, args.part, args.images)
     if args.to == "coco":
         write(source, args.target)
         return
+    from resdet.data.coco import parse_coco
     from resdet.data.formats.write import WRITERS
     from resdet.runtime.console import console
 
     if args.target.suffix == ".json":
         raise UserError(f"{args.target}: --to {args.to} writes a folder, not a file")
+    parse_coco(source.content, source.images, source.path, source.origins)  # raises for what the writers cannot take
     make_folder(args.target)
     refuse_overwriting([args.target / image["file_name"] for image in source.content["images"]],
                        [source.images / image["file_name"] for image in source.content["images"]])  # fmt: skip
@@ -93,7 +101,11 @@ def split(args: argparse.Namespace) -> None:
 
     if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
         raise UserError(f"--val {args.val} and --test {args.test} must be shares that leave something to train on")
-    source = open_source(args.source, args.format, args.part)
+    try:
+        re.compile(args.group or "")
+    except re.error as error:
+        raise UserError(f"--group {args.group!r}: not a regular expression ({error})") from None
+    source = open_source(args.source, args.format, args.part, args.images)
     parts: dict[str, Source] = {}
     rest = source
     for name, share in (("test", args.test), ("val", args.val / (1 - args.test))):
@@ -122,7 +134,7 @@ def sample(args: argparse.Namespace) -> None:
     """Some images of one source."""
     from resdet.data.edit import sample as sampled
 
-    write(sampled(open_source(args.source, args.format, args.part), args.count, args.seed), args.target)
+    write(sampled(open_source(args.source, args.format, args.part, args.images), args.count, args.seed), args.target)
 
 
 def remap(args: argparse.Namespace) -> None:
@@ -142,7 +154,7 @@ def remap(args: argparse.Namespace) -> None:
         raise UserError(f"{args.classes}: two of the old names are one number: put them in quotes")
     dropped = [new is None for new in names.values()]
     changes = {old: None if drop else str(new) for (old, new), drop in zip(written.items(), dropped, strict=True)}
-    write(remapped(open_source(args.source, args.format, args.part), changes), args.target)
+    write(remapped(open_source(args.source, args.format, args.part, args.images), changes), args.target)
 
 
 def dedupe(args: argparse.Namespace) -> None:
@@ -153,7 +165,7 @@ def dedupe(args: argparse.Namespace) -> None:
     from resdet.data.edit import image_ids, subset
     from resdet.runtime.console import console
 
-    source = open_source(args.source, args.format, args.part)
+    source = open_source(args.source, args.format, args.part, args.images)
     other = open_source(args.other, args.format, None) if args.other else None
     hashes = []
     for each in [source, other] if other else [source]:
@@ -179,11 +191,14 @@ def dedupe(args: argparse.Namespace) -> None:
         write(subset(source, image_ids(source) - duplicates), args.target)
 
 
-def open_source(place: Path, kind: str, part: str | None) -> Source:
-    """All of a dataset, or its own split `part`. Raises `UserError`, also for one without images."""
+def open_source(place: Path, kind: str, part: str | None, images: Path | None = None) -> Source:
+    """A dataset's own split `part` (None: "train" where it has splits), its images found in `images` or near it.
+
+    Raises `UserError`, also for one without images.
+    """
     from resdet.data.sources import read_source
 
-    given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place)
+    given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place, images=images)
     data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
     source = read_source(data, given, "train").whole()
     if not source.content["images"]:
@@ -201,7 +216,7 @@ def write(source: Source, output: Path) -> None:
     make_folder(output.parent)
     write_json(output, source.content)
     describe(f"written: {output}", source)
-    console.print(f"classes: {', '.join(str(c['name']) for c in source.content['categories'])}")
+    console.print(f"classes: {', '.join(str(c.get('name', c.get('id'))) for c in source.content['categories'])}")
     console.print(f"file names are relative to {source.images}")
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from resdet.data.formats.common import Source
-from resdet.data.rules import Id, id_kind, is_id
-from resdet.errors import UserError
+from resdet.data.known import KEYS, KNOWN, check_known, known_ids
+from resdet.data.rules import Id, id_kind, is_id, read_categories
+from resdet.errors import UserError, listed
 
 
 def sample(source: Source, count: int, seed: int) -> Source:
@@ -27,35 +28,72 @@ def sample(source: Source, count: int, seed: int) -> Source:
 def remap(source: Source, names: Mapping[str, str | None]) -> Source:
     """Classes renamed, merged (two old names, one new) or dropped (None); those that `names` leaves out stay as they are.
 
-    The new classes keep the order of the old ones. Raises `UserError` for a name that is no class, or if none is left.
+    The new classes keep the order of the old ones, and what else the first old one has, such as its keypoints. An image knows
+    a merged class if it knows all of its old ones. Raises `UserError` for a name that is no class, for ids that are not listed
+    or not unique, or if no class is left.
     """
-    classes = [str(category["name"]) for category in source.content["categories"]]
-    if unknown := [name for name in names if name not in classes]:
+    given = unique_names(source)
+    if unknown := [name for name in names if name not in given.values()]:
         raise UserError(
-            f"{source.path}: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(classes)}"
+            f"{source.path}: no class {', '.join(map(repr, unknown))}; the classes are {', '.join(given.values())}"
         )
-    new_names = [names.get(name, name) for name in classes]
-    kept = list(dict.fromkeys(name for name in new_names if name is not None))
+    new_names = {identity: names.get(name, name) for identity, name in given.items()}
+    kept = list(dict.fromkeys(name for name in new_names.values() if name is not None))
     if not kept:
         raise UserError(f"{source.path}: every class would be dropped")
-    new_id = {
-        category["id"]: None if name is None else kept.index(name) + 1
-        for category, name in zip(source.content["categories"], new_names, strict=True)
-    }
+    number = {name: k for k, name in enumerate(kept, 1)}
+    new_id = {identity: None if name is None else number[name] for identity, name in new_names.items()}
+    problems: list[str] = []
+    annotated: dict[Any, set[Any]] = {}
+    for k, entry in enumerate(source.content["annotations"]):
+        category = entry.get("category_id")
+        if not isinstance(category, int | str) or category not in new_id:
+            problems.append(f"annotation {entry.get('id', f'number {k}')}: category_id {category!r} is not listed")
+        annotated.setdefault(_id(entry.get("image_id")), set()).add(_id(category))
+    for image in source.content["images"]:
+        check_known(image, new_id, problems)
+    if problems:
+        raise listed(f"{source.path}: {len(problems)} problem(s):", problems)
     annotations = [
         {**entry, "category_id": new_id[entry["category_id"]]}
         for entry in source.content["annotations"]
         if new_id[entry["category_id"]] is not None
     ]
-    content = {
-        **source.content,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(kept, 1)],
-        "annotations": annotations,
-    }
+    images = [
+        _with_known(image, annotated.get(_id(image.get("id")), set()), new_id) for image in source.content["images"]
+    ]
+    first = {new_names[c["id"]]: c for c in reversed(source.content["categories"])}
+    categories = [{**first[name], "id": k, "name": name} for name, k in number.items()]
+    content = {**source.content, "images": images, "categories": categories, "annotations": annotations}
     remarks = source.remarks + Counter()
     if dropped := len(source.content["annotations"]) - len(annotations):
         remarks["objects of dropped classes (left out; they count as background)"] = dropped
     return replace(source, content=content, remarks=remarks)
+
+
+def _with_known(image: dict[str, Any], annotated: set[Any], new_id: Mapping[Any, int | None]) -> dict[str, Any]:
+    """An entry of "images" whose list of known classes, if it has one, holds the new ids."""
+    known = known_ids(image, annotated)
+    if known is None:
+        return image
+    lacks = {new for old, new in new_id.items() if old not in known}
+    rest = {key: value for key, value in image.items() if key not in KEYS}
+    return {**rest, KNOWN: sorted({new for new in new_id.values() if new is not None} - lacks)}
+
+
+def unique_names(source: Source) -> dict[Any, str]:
+    """Category id -> class name. Raises `UserError` for ids or names that are not unique."""
+    problems: list[str] = []
+    names = read_categories(source.content["categories"], problems)
+    names = {c["id"]: names[c["id"]] for c in source.content["categories"] if not problems}
+    problems += [
+        f"{count} categories are called {name!r}: give each a name of its own"
+        for name, count in Counter(names.values()).items()
+        if count > 1
+    ]
+    if problems:
+        raise listed(f"{source.path}: {len(problems)} problem(s):", problems)
+    return names
 
 
 def image_ids(source: Source, count: int | None = None) -> set[Id]:
@@ -97,12 +135,12 @@ def held_out(source: Source, share: float, pattern: str | None, seed: int) -> se
         groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
     images = sum(map(len, groups.values()))
     if pattern and unmatched and len(unmatched) == images:
-        raise UserError(f"data.group={pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
+        raise UserError(f"the group {pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
     if pattern and len(groups) == 1 and images > 1:
-        raise UserError(f"data.group={pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
+        raise UserError(f"the group {pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
     if unmatched:
-        source.remarks["images whose names data.group does not match (each counts as a group of its own)"] = len(
-            unmatched
+        source.remarks["images whose names the group's pattern does not match (each counts as a group of its own)"] = (
+            len(unmatched)
         )
     group_of = {image: group for group, members in groups.items() for image in members}
     contents: dict[str, Counter[Any]] = {group: Counter({None: len(members)}) for group, members in groups.items()}

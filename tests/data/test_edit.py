@@ -109,6 +109,69 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path) -> None:
     assert sorted(WRITERS["yolo"](source, tmp_path / "yolo", "train").values()) == [1, 1]
     assert sorted(WRITERS["voc"](source, tmp_path / "voc", "train").values()) == [1, 1]
     assert list(WRITERS["labelme"](source, tmp_path / "labelme", "train").values()) == [1]
+    first |= {"iscrowd": 0, "keypoints": [3, 4, 2]}
+    for number, (format, write) in enumerate(WRITERS.items()):
+        lost = write(source, tmp_path / f"{number}", "train")
+        assert lost["objects whose keypoints were left out"] == 1
+        assert ("objects without a mask (their boxes are written as polygons)" in lost) == (format == "yolo")
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([10.25, 20.5, 30.5, 20], [10, 20, 31, 20]),  # a fraction, which readers take for coordinates from zero
+        ([-5, 20, 15, 60], [0, 20, 10, 40]),
+        ([10, 20, 1, 0.2], [10, 20, 2, 2]),
+        ([79.5, 59.6, 3, 3], [78, 58, 2, 2]),
+        ([80, 20, 5, 5], None),
+        ([10, 20, 0, 5], None),
+    ],
+)
+def test_boxes_in_voc_are_whole_pixels_of_their_image(box: list[float], expected: list[int] | None, tmp_path) -> None:
+    source = dataset(tmp_path / "from", ["cat"], "a")
+    source.content["annotations"][0]["bbox"] = box
+    lost = WRITERS["voc"](source, tmp_path / "to", "train")
+    assert list(lost.values()) == [1] * (box[0] >= 0)  # a box is cut in silence, as in training
+    found = open_split(DataConfig(root=tmp_path / "to", format="voc"), "train").content["annotations"]
+    assert [entry["bbox"] for entry in found] == ([expected] if expected else [])
+
+
+def test_yolo_gets_the_parts_inside_the_image(tmp_path) -> None:
+    """YOLO's readers, ours too, refuse shares outside 0 to 1."""
+    source = dataset(tmp_path / "from", ["cat"], "abc")
+    first, second, third = source.content["annotations"]
+    first["bbox"] = [-20, -10, 200, 300]
+    WRITERS["yolo"](source, tmp_path / "boxes", "train")
+    assert (tmp_path / "boxes/labels/train/a.txt").read_text() == "0 0.5 0.5 1 1\n"
+    second |= {"segmentation": [[-20, 10, 40, 10, 40, 50, -20, 50], [1, 2, 3, 4]], "bbox": [-20, 10, 60, 40]}
+    third |= {"bbox": [70, 50, 40, 40], "segmentation": [[75, 80, 110, 80, 110, 90]]}  # no part of it is inside
+    WRITERS["yolo"](source, tmp_path / "masks", "train")
+    found = open_split(DataConfig(root=tmp_path / "masks", format="yolo"), "train").content["annotations"]
+    boxes = [[0, 0, W, H], [0, 10, 40, 40], [70, 50, 10, 10]]
+    np.testing.assert_allclose([entry["bbox"] for entry in found], boxes, atol=1e-6)
+
+
+def test_other_classes_keep_what_images_know_and_keypoints(tmp_path) -> None:
+    source = dataset(tmp_path, ["a", "b", "c"], "pqr", 3)
+    first, second, third = source.content["images"]
+    first["known_category_ids"] = [2, 3]
+    second |= {"neg_category_ids": [1], "not_exhaustive_category_ids": []}  # and 3, of which it has an object
+    source.content["categories"][2] |= {"keypoints": ["head", "tail"], "skeleton": [[1, 2]]}
+    changed = remap(source, {"a": None, "c": "cat"}).content
+    assert changed["categories"][1] == {"id": 2, "name": "cat", "keypoints": ["head", "tail"], "skeleton": [[1, 2]]}
+    assert [i.get("known_category_ids") for i in changed["images"]] == [[1, 2], [2], None]
+    assert not any("neg_category_ids" in image for image in changed["images"])
+    merged = remap(source, {"a": "x", "b": "x"}).content
+    assert [i.get("known_category_ids") for i in merged["images"]] == [[2], [2], None]
+    assert "known_category_ids" not in third
+    source.content["categories"][0]["name"] = "b"
+    with pytest.raises(UserError, match="2 categories are called 'b'"):
+        remap(source, {"c": "d"})
+    del source.content["categories"][0]["name"]  # its id counts, as in training
+    assert [c["name"] for c in remap(source, {"1": "one"}).content["categories"]] == ["one", "b", "c"]
+    source.content["annotations"][0]["category_id"] = 9
+    with pytest.raises(UserError, match="annotation 5: category_id 9"):
+        remap(source, {"c": "d"})
 
 
 def test_copies_are_found_and_other_images_are_not(tmp_path) -> None:
@@ -163,6 +226,30 @@ def test_the_commands(tmp_path, capsys) -> None:
     assert [i["file_name"] for i in json.loads((tmp_path / "new.json").read_text())["images"]] == ["x.png"]
     data("convert", file, tmp_path / "yolo", "--to", "yolo")
     assert (tmp_path / "yolo/labels/train/a.txt").read_text().startswith("0 ")
+
+
+def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
+    source = dataset(tmp_path / "set", ["cat", "cat"], "ab")
+    file = tmp_path / "all.json"
+    for change, message in (
+        ({"image_id": 99}, 'image_id 99 is not among the "images"'),
+        ({"category_id": [1]}, r"category_id [1] is not among"),
+        ({"bbox": ["x", 1, 2, 3]}, "is not [x, y, width, height]"),
+        ({"segmentation": {"size": [H, W], "counts": "abc"}}, "do not add up"),
+        ({}, "2 categories are called 'cat'"),
+    ):
+        changed = {**source.content["annotations"][0], **change}
+        file.write_text(json.dumps({**source.content, "annotations": [changed]}))
+        for to in ("yolo", "voc", "labelme"):
+            assert main(["convert", str(file), str(tmp_path / to), "--to", to, "--images", str(source.images)]) == 2
+            assert message in "".join(capsys.readouterr()).replace("\n", " ")
+            assert not list(tmp_path.glob(f"{to}/**/*.png"))
+    assert main(["split", str(file), str(tmp_path / "out"), "--group", "(", "--images", str(source.images)]) == 2
+    assert "--group '(': not a regular expression" in "".join(capsys.readouterr())
+    del source.content["categories"][1]["name"]
+    file.write_text(json.dumps(source.content))
+    assert main(["sample", str(file), str(tmp_path / "few.json"), "--count", "1", "--images", str(source.images)]) == 0
+    assert "classes: cat, 2" in "".join(capsys.readouterr())
 
 
 def wrong_map(folder: Path) -> Path:

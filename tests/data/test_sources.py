@@ -81,4 +81,4 @@ def test_images_outside_the_groups_are_told(tmp_path) -> None:
     train = {"images": tmp_path, "annotations": tmp_path / "a.json"}
     data = DataConfig.model_validate({"split": 0.4, "group": r"^(v\d)", "train": train})
     source = open_split(data, "val")
-    assert sum(count for text, count in source.remarks.items() if "data.group does not match" in text) == 1
+    assert sum(count for text, count in source.remarks.items() if "pattern does not match" in text) == 1

@@ -1,6 +1,7 @@
 """COCO's structure -> the files of other formats: YOLO (boxes or polygons), Pascal VOC, labelme.
 
-The images are copied beside them, so that the folder is whole. What a format cannot hold is counted in the answer.
+The annotations are ones that `parse_coco` accepts. The images are copied beside them, so that the folder is whole. What a
+format cannot hold is counted in the answer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from xml.sax.saxutils import escape
 import cv2
 import numpy as np
 
+from resdet.data.convex import clip_polygon, rectangle
+from resdet.data.edit import unique_names
 from resdet.data.formats.common import Source
 from resdet.errors import UserError
 from resdet.masks import decode_rle
@@ -24,6 +27,10 @@ from resdet.writing import write_json, write_text
 Objects = list[dict[str, Any]]
 CROWDS = "crowd regions (left out: the format has no mark for them)"
 PARTS = "objects whose several parts became one polygon (joined by a line of no width)"
+NO_AREA = "boxes without area inside their image (left out)"
+KEYPOINTS = "objects whose keypoints were left out"
+ROUNDED = "boxes rounded to whole pixels (VOC has no fractions)"
+NO_MASK = "objects without a mask (their boxes are written as polygons)"
 HOLES = "objects whose holes were filled (the format has none)"
 Polygons = list[list[float]]
 
@@ -34,7 +41,7 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
     -> what was lost, counted. Raises `UserError` if data.yaml is there and names other classes.
     """
     lost: Counter[str] = Counter()
-    names = [str(category["name"]) for category in source.content["categories"]]
+    names = list(unique_names(source).values())
     index = {category["id"]: k for k, category in enumerate(source.content["categories"])}
     masks = any(entry.get("segmentation") for entry in source.content["annotations"])
     sheet = folder / "data.yaml"
@@ -42,17 +49,15 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
     head = f"path: .\nnames:\n{head}"
     if sheet.is_file() and not sheet.read_text(encoding="utf-8").startswith(head):
         raise UserError(f"{sheet}: is there, with other classes; choose an empty folder")
-    for image, objects, name in _images(source, folder / "images" / split):
+    for image, objects, name in _images(source, folder / "images" / split, lost):
         lines = []
         for entry in objects:
-            if entry.get("iscrowd"):
-                lost[CROWDS] += 1
-                continue
-            outline = _polygons(entry, image, lost) if masks else []
+            outline = _inside(_polygons(entry, image, lost), image) if masks else []
             if outline:
                 values = _joined(outline, lost)
             else:
-                x, y, w, h = entry["bbox"]
+                lost[NO_MASK] += masks
+                x, y, w, h = _box_inside(entry, image)
                 values = [x, y, x + w, y, x + w, y + h, x, y + h] if masks else [x + w / 2, y + h / 2, w, h]
             shares = [v / (image["width"], image["height"])[k % 2] for k, v in enumerate(values)]
             lines.append(" ".join([str(index[entry["category_id"]]), *(f"{v:.10g}" for v in shares)]) + "\n")
@@ -67,23 +72,24 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
 def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str]:
     """JPEGImages, Annotations/*.xml, ImageSets/Main/SPLIT.txt: boxes alone. -> what was lost, counted.
 
-    Corners count pixels from one, both inside, as VOC's own do; fractions of a pixel stay.
+    Corners are whole pixels counted from one, both inside, as VOC's own are. A box of under two pixels becomes two pixels
+    wide: `read_voc`, as other readers, takes equal corners for a box without area.
     """
     lost: Counter[str] = Counter()
-    names = {category["id"]: str(category["name"]) for category in source.content["categories"]}
+    names = unique_names(source)
     stems = []
-    for image, objects, name in _images(source, folder / "JPEGImages", flat=True):
+    for image, objects, name in _images(source, folder / "JPEGImages", lost, flat=True):
         parts = []
         for entry in objects:
             lost["masks (left out: boxes alone are written)"] += bool(entry.get("segmentation"))
-            if entry.get("iscrowd"):
-                lost[CROWDS] += 1
-                continue
-            x, y, w, h = entry["bbox"]
-            corners = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
-            box = "".join(f"<{key}>{value:.10g}</{key}>" for key, value in corners)
+            x, y, w, h = _box_inside(entry, image)
+            left, right = _whole_pixels(x, x + w, image["width"])
+            top, bottom = _whole_pixels(y, y + h, image["height"])
+            lost[ROUNDED] += (left - 1, top - 1, right, bottom) != (x, y, x + w, y + h)
+            corners = f"<xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax>"
             title = escape(names[entry["category_id"]])
-            parts.append(f"  <object><name>{title}</name><difficult>0</difficult><bndbox>{box}</bndbox></object>\n")
+            box = f"<bndbox>{corners}</bndbox>"
+            parts.append(f"  <object><name>{title}</name><difficult>0</difficult>{box}</object>\n")
         size = f"<width>{image['width']}</width><height>{image['height']}</height><depth>3</depth>"
         text = f"<annotation>\n  <filename>{escape(name)}</filename>\n  <size>{size}</size>\n{''.join(parts)}</annotation>\n"
         stems.append(Path(name).stem)
@@ -92,16 +98,19 @@ def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str
     return +lost
 
 
+def _whole_pixels(start: float, end: float, side: int) -> tuple[int, int]:
+    """The first and last pixel, counted from one, of a stretch inside an image of `side` pixels."""
+    first = min(round(start), max(side - 2, 0))
+    return first + 1, min(max(round(end), first + 2), side)
+
+
 def write_labelme(source: Source, folder: Path, split: str = "train") -> Counter[str]:
     """A JSON beside each image (`split` is not used: labelme has none). -> what was lost, counted."""
     lost: Counter[str] = Counter()
-    names = {category["id"]: str(category["name"]) for category in source.content["categories"]}
-    for image, objects, name in _images(source, folder):
+    names = unique_names(source)
+    for image, objects, name in _images(source, folder, lost):
         shapes: list[dict[str, Any]] = []
         for number, entry in enumerate(objects, 1):
-            if entry.get("iscrowd"):
-                lost[CROWDS] += 1
-                continue
             outline = _polygons(entry, image, lost)
             x, y, w, h = entry["bbox"]
             pieces = outline or [[x, y, x + w, y + h]]
@@ -130,11 +139,20 @@ WRITERS: dict[str, Callable[[Source, Path, str], Counter[str]]] = {
 }
 
 
-def _images(source: Source, folder: Path, flat: bool = False) -> Iterator[tuple[dict[str, Any], Objects, str]]:
+def _images(
+    source: Source, folder: Path, lost: Counter[str], flat: bool = False
+) -> Iterator[tuple[dict[str, Any], Objects, str]]:
     """(image, its objects, its name below `folder`), the file copied there. Raises `UserError` for two of one name."""
-    objects: dict[Any, Objects] = {image["id"]: [] for image in source.content["images"]}
+    size_of = {image["id"]: image for image in source.content["images"]}
+    objects: dict[Any, Objects] = {identity: [] for identity in size_of}
     for entry in source.content["annotations"]:
-        objects[entry["image_id"]].append(entry)
+        if entry.get("iscrowd"):
+            lost[CROWDS] += 1
+        elif min(_box_inside(entry, size_of[entry["image_id"]])[2:]) <= 0:
+            lost[NO_AREA] += 1
+        else:
+            objects[entry["image_id"]].append(entry)
+            lost[KEYPOINTS] += any(entry.get("keypoints") or ())
     stems: dict[str, str] = {}
     for image in source.content["images"]:
         name = Path(image["file_name"]).name if flat or Path(image["file_name"]).is_absolute() else image["file_name"]
@@ -157,11 +175,25 @@ def _images(source: Source, folder: Path, flat: bool = False) -> Iterator[tuple[
         yield image, objects[image["id"]], name
 
 
+def _box_inside(entry: dict[str, Any], image: dict[str, Any]) -> tuple[float, float, float, float]:
+    """XYWH of the part of a box that lies in its image."""
+    x, y, w, h = entry["bbox"]
+    left, top = max(x, 0), max(y, 0)
+    return left, top, min(x + w, image["width"]) - left, min(y + h, image["height"]) - top
+
+
+def _inside(polygons: Polygons, image: dict[str, Any]) -> Polygons:
+    """The parts of polygons that lie in their image."""
+    window = rectangle((image["height"], image["width"]))
+    cut = [clip_polygon(np.reshape(np.asarray(polygon, np.float64), (-1, 2)), window) for polygon in polygons]
+    return [points.ravel().tolist() for points in cut if len(points)]
+
+
 def _polygons(entry: dict[str, Any], image: dict[str, Any], lost: Counter[str]) -> Polygons:
     """The object's outlines; [] without a mask. Of run lengths the contours of the parts, half a pixel exact."""
     segmentation = entry.get("segmentation")
     if not isinstance(segmentation, dict):
-        return segmentation or []
+        return [polygon for polygon in segmentation or [] if len(polygon) >= 6]
     # Four times as large, so that the contour runs along the pixels' edges within an eighth of a pixel.
     bitmap = decode_rle(segmentation, image["height"], image["width"])
     x, y, w, h = (int(v) for v in cv2.boundingRect(bitmap))
