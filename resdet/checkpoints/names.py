@@ -103,7 +103,6 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"backbone\.stem\.", "backbone.conv1."),
         (r"backbone\.gn1\.(?=weight|bias)", "backbone.bn1."),
         (r"backbone\.", "backbone."),
-        (r"roi_head\.shared_head\.layer4\.", "backbone.layer4."),  # C4
         (r"neck\.lateral_convs\.(\d)\.conv\.", r"fpn.lateral.\1.conv."),
         (r"neck\.lateral_convs\.(\d)\.(?:bn|gn)\.", r"fpn.lateral.\1.norm."),
         (r"neck\.fpn_convs\.(\d)\.conv\.", r"fpn.output.\1.conv."),
@@ -143,7 +142,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
 SIGNS: dict[Source, str] = {
     "detectron2": r"(?:backbone\.bottom_up|proposal_generator\.rpn_head)\.",
     "torchvision": r"backbone\.body\.",
-    "mmdetection": r"(?:neck\.lateral_convs|rpn_head\.rpn_conv)\.",
+    "mmdetection": r"neck\.lateral_convs\.",
     "resdet": r"(?:fpn\.lateral|rpn\.objectness)\.",
 }
 

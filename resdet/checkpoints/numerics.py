@@ -54,6 +54,12 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         if "fpn" not in values:
             values["rpn"] |= SINGLE_LEVEL
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
+        if not grouped and divided_by_std(raw):
+            values["input"] |= pixels(caffe=True, grouped=True)
+            backbone["stride_in_1x1"] = False
+            notes.append(
+                "but pixels are divided by their std and strides are in the 3x3, as the stem's statistics tell"
+            )
         if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
             mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
             values["input"] |= {"mean": mean, "std": std, "bgr": mean[0] < mean[2]}
@@ -72,8 +78,32 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     }  # fmt: skip
     backbone["stride_in_1x1"] = caffe
     values["box"]["low_quality"] = "mask" in values
+    heads = _section(model, "roi_head")
+    of_section = {
+        "backbone": _section(model, "backbone"), "fpn": _section(model, "neck"),
+        "box": _section(heads, "bbox_head"), "mask": _section(heads, "mask_head"),
+    }  # fmt: skip
+    for key, section in of_section.items():
+        if key in values and _section(section, "conv_cfg").get("type") == "ConvWS":
+            values[key]["weight_standardization"] = True
     told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
     return [f"input scaling and stride placement from {told}"]
+
+
+def divided_by_std(raw: dict[str, Tensor]) -> bool:
+    """Whether a detectron2 stem saw pixels divided by their standard deviation (some 57), by the variance of its responses.
+
+    False where its batch norm has no statistics of its own: group norm, and the MSRA weights, whose statistics are folded.
+    """
+    at = next((name.removesuffix("stem.conv1.weight") for name in raw if name.endswith("stem.conv1.weight")), None)
+    variance = None if at is None else raw.get(f"{at}stem.conv1.norm.running_var")
+    if variance is None or float(variance.float().std()) <= 1e-3 * float(variance.float().mean()):
+        return False
+    # The variance of a filter's responses is that of the pixels, 1 or 57 ** 2, times its squared length and a gain. The
+    # gain's median is 1 for ResNet-18's filters on COCO and 14 on ImageNet's crops, hence a limit between 14 and 57 ** 2.
+    length = raw[f"{at}stem.conv1.weight"].float().square().sum((1, 2, 3))
+    alive = length > 1e-6 * length.max()
+    return float((variance.float()[alive] / length[alive]).median()) < 4 * 57
 
 
 def _python_config(text: str) -> dict[str, Any]:

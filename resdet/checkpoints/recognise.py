@@ -17,6 +17,7 @@ from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names
 from resdet.checkpoints.stem import input_channels, input_section
+from resdet.checkpoints.unsupported import known_but_unsupported
 from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError
 from resdet.keypoints import COCO_EDGES, COCO_NAMES
@@ -86,6 +87,8 @@ def recognise(path: str | Path) -> Recognised:
     """Read and recognise a detector's checkpoint or a backbone's, of any known tool. Raises `UserError`."""
     path = Path(path)
     contents = read_file(path)
+    if unsupported := known_but_unsupported(contents.weights):
+        raise UserError(f"{path}: holds {unsupported}, which resdet does not have")
     found = _detector(contents, path) or _backbone(contents, path)
     if found is None:
         raise UserError(
@@ -282,6 +285,7 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "num_convs": count(r"heads\.mask\.convs\.(\d)\."),
             "width": weights["heads.mask.upsample.weight"].shape[1],
             "norm": norm("heads.mask.convs.0.norm"),
+            "class_agnostic": classes > 1 and len(weights["heads.mask.logits.bias"]) == 1,
         }
     if "heads.keypoint.logits.weight" in weights:
         last = weights["heads.keypoint.logits.weight"]  # of a transposed convolution: inputs first
@@ -303,7 +307,7 @@ def _single_level(weights: dict[str, Tensor], values: dict[str, Any]) -> dict[st
     if neck == "c5":  # every detector without FPN that is known here dilates it
         found["backbone"] = {**values["backbone"], "c5_dilation": 2}
     elif "heads.box.trunk.fc1.weight" not in weights and "heads.box.trunk.convs.0.conv.weight" not in weights:
-        found["box"] = {"trunk": "res5"}
+        found["box"] = {"trunk": "res5", "class_agnostic": values["box"]["class_agnostic"]}
     return found
 
 

@@ -96,6 +96,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         rows = PREDICTORS.get(layer) if found.whole else None
         if layer == "heads.box.regressor" and config.box.class_agnostic:
             rows = None
+        if layer == "heads.mask.logits" and config.mask and config.mask.class_agnostic:
+            rows = None
         if layer == "heads.keypoint.logits" and not _same_keypoints(config, found):
             points.append(name)
             continue

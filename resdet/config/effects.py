@@ -83,6 +83,12 @@ RULES = (
         lambda c: c.model.cascade and c.model.mask is None,
         "model.mask=null",
     ),
+    Rule(
+        "model.box.weight_standardization",
+        lambda c: c.model.box.trunk != "4conv1fc",
+        "model.box.trunk={model.box.trunk}, which has no convolutions of its own",
+    ),
+    Rule("model.fpn.weight_standardization", _without_fpn, "model.neck={model.neck}"),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
     Rule("model.keypoint.norm", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("model.keypoint.width", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),

@@ -92,6 +92,7 @@ class BackboneConfig(Section):
 class FPNConfig(Section):
     channels: Positive = 256
     norm: HeadNorm = "none"
+    weight_standardization: bool = False
 
 
 class AnchorConfig(Section):
@@ -143,6 +144,7 @@ class BoxConfig(Section):
     trunk: Literal["2fc", "4conv1fc", "res5"] = "2fc"  # res5: the backbone's layer4, on RoIs of c4 (model.neck: c4)
     width: Positive = 1024
     norm: HeadNorm = "none"  # of 4conv1fc's convolutions
+    weight_standardization: bool = False  # of the same
     class_agnostic: bool = False  # one box for all classes instead of one for each
     samples: Positive = 512
     positive_fraction: Share = 0.25
@@ -198,6 +200,8 @@ class MaskConfig(Section):
     num_convs: Count = 4
     width: Positive = 256
     norm: HeadNorm = "none"
+    weight_standardization: bool = False
+    class_agnostic: bool = False  # one mask for all classes instead of one for each
     pool_size: Positive = 14  # masks have twice this side; the same with box.trunk: res5
     paste: Literal["resdet", "torchvision"] = "resdet"
     point_rend: PointRendConfig | None = None  # this head in place of the convolutions above

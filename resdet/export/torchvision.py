@@ -108,7 +108,11 @@ def _builder(found: Recognised) -> str:
         "backbone.deep_stem": (m.backbone.deep_stem, (False,)),
         "backbone.avg_down": (m.backbone.avg_down, (False,)),
         "backbone.residual": (m.backbone.residual, (True,)),
+        "backbone.weight_standardization": (m.backbone.weight_standardization, (False,)),
+        "backbone.deformable": (m.backbone.deformable, ("none",)),
+        "backbone.c5_dilation": (m.backbone.c5_dilation, (1,)),
         "neck": (m.neck, ("fpn",)),
+        "fpn.weight_standardization": (m.fpn.weight_standardization, (False,)),
         "fpn.channels": (m.fpn.channels, (256,)),
         "fpn.norm": (m.fpn.norm, ("none", "bn")),
         "anchors.sizes": (tuple(m.anchors.sizes), ((32, 64, 128, 256, 512),)),
@@ -116,6 +120,7 @@ def _builder(found: Recognised) -> str:
         "rpn.num_convs": (m.rpn.num_convs, (2 if v2 else 1,)),
         "box.trunk": (m.box.trunk, ("4conv1fc" if v2 else "2fc",)),
         "box.width": (m.box.width, (1024,)),
+        "box.weight_standardization": (m.box.weight_standardization, (False,)),
         "box.norm": (m.box.norm, ("bn" if v2 else "none",)),
         "box.delta_weights": (tuple(m.box.delta_weights), ((10, 10, 5, 5),)),
     }
@@ -123,6 +128,8 @@ def _builder(found: Recognised) -> str:
         fixed |= {
             "mask.num_convs": (mask.num_convs, (4,)),
             "mask.width": (mask.width, (256,)),
+            "mask.weight_standardization": (mask.weight_standardization, (False,)),
+            "mask.class_agnostic": (mask.class_agnostic, (False,)),
             "mask.norm": (mask.norm, ("bn" if v2 else "none",)),
             "mask.pool_size": (mask.pool_size, (14,)),
             "mask.point_rend": (mask.point_rend, (None,)),

@@ -129,7 +129,9 @@ def build_model(config: ModelConfig) -> RCNN:
 def build_neck(config: ModelConfig, backbone: ResNet) -> FPN | SingleLevel:
     """What turns the backbone's maps into those that RPN and heads see."""
     if config.neck == "fpn":
-        return FPN(list(backbone.channels.values()), config.fpn.channels, norm=config.fpn.norm)
+        c = config.fpn
+        channels = list(backbone.channels.values())
+        return FPN(channels, c.channels, norm=c.norm, standardized=c.weight_standardization)
     return SingleLevel(config.neck, backbone.channels[config.neck], backbone.strides[config.neck])
 
 
@@ -147,7 +149,7 @@ def _box_head(config: ModelConfig, fpn: FPN | SingleLevel, stage: RoIStage | Non
     elif b.trunk == "2fc":
         trunk = TwoFC(fpn.channels, 7, b.width)
     else:
-        trunk = FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm)
+        trunk = FourConvOneFC(fpn.channels, 7, b.width, norm=b.norm, standardized=b.weight_standardization)
     return BoxHead(
         _pool(config, fpn, 14 if stage else 7),
         trunk,
@@ -223,6 +225,8 @@ def _mask_head(
         num_convs=c.num_convs,
         width=c.width,
         norm=c.norm,
+        standardized=c.weight_standardization,
+        class_agnostic=c.class_agnostic,
         max_rois=max_rois,
         stage=stage,
         paste=c.paste,

@@ -12,15 +12,19 @@ from resdet.models.layers import ConvNorm, Norm
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path by nearest neighbour, 3x3 outputs; p6 is every second pixel of p5.
 
-    in_channels: of c2..c5. channels: of every output. strides: of the outputs, p2..p6.
+    in_channels: of c2..c5. channels: of every output. strides: of the outputs, p2..p6. standardized: see `ConvNorm`.
     """
 
-    def __init__(self, in_channels: list[int], channels: int = 256, *, norm: Norm = "none") -> None:
+    def __init__(
+        self, in_channels: list[int], channels: int = 256, *, norm: Norm = "none", standardized: bool = False
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.strides = {f"p{k}": 2**k for k in range(2, 7)}
-        self.lateral = nn.ModuleList(ConvNorm(c, channels, 1, norm) for c in in_channels)
-        self.output = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _ in in_channels)
+        self.lateral = nn.ModuleList(ConvNorm(c, channels, 1, norm, standardized=standardized) for c in in_channels)
+        self.output = nn.ModuleList(
+            ConvNorm(channels, channels, 3, norm, standardized=standardized) for _ in in_channels
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)

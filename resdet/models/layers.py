@@ -204,11 +204,17 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution with "same" padding and its normalisation: (N, C, H, W) -> (N, out, H, W); a bias only without norm."""
+    """Convolution with "same" padding and its normalisation: (N, C, H, W) -> (N, out, H, W); a bias only without norm.
 
-    def __init__(self, channels: int, out: int, kernel: int, norm: Norm = "none") -> None:
+    standardized: its weights are (`StandardizedConv2d`).
+    """
+
+    def __init__(
+        self, channels: int, out: int, kernel: int, norm: Norm = "none", *, standardized: bool = False
+    ) -> None:
         super().__init__()
-        self.conv = Conv2d(channels, out, kernel, padding=kernel // 2, bias=norm == "none")
+        kind = StandardizedConv2d if standardized else Conv2d
+        self.conv = kind(channels, out, kernel, padding=kernel // 2, bias=norm == "none")
         self.norm = make_norm(norm, out)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:

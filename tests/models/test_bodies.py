@@ -120,3 +120,34 @@ def test_roi_align_on_a_single_level_is_the_operator(ratio: int) -> None:
 def test_bodies_that_do_not_fit_together_are_told_before_work(model: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_config({"model": model})
+
+
+def test_weights_are_standardized_in_neck_and_heads() -> None:
+    """As mmcv's ConvWS2d: each output channel's weights less their mean, divided by their standard deviation."""
+    on = {"norm": "gn", "weight_standardization": True}
+    model = small(
+        {"num_convs": 1, "width": 32, **on}, fpn={"channels": 32, **on}, box={"trunk": "4conv1fc", "width": 32, **on}
+    )
+    convs = [model.fpn.lateral[1], model.fpn.output[0], model.heads["box"].trunk.convs[3], model.heads["mask"].convs[0]]
+    for module in convs:
+        w = module.conv.weight
+        flat = w.flatten(1)
+        w = (w - flat.mean(1)[:, None, None, None]) / (flat.std(1) + 1e-5)[:, None, None, None]
+        x = torch.randn(2, w.shape[1], 6, 7)
+        expected = F.group_norm(F.conv2d(x, w, padding=w.shape[2] // 2), 32, module.norm.weight, module.norm.bias)
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_mask_for_all_classes() -> None:
+    model = small({"num_convs": 1, "width": 32, "class_agnostic": True}).eval()
+    batch = make_batch([2, 3])
+    mask = model.heads["mask"]
+    assert mask.logits.weight.shape == (1, 32, 1, 1)
+    boxes, every = batch.targets.boxes[:, :2] + torch.tensor([0.0, 0, 8, 8]), torch.ones(2, 2, dtype=torch.bool)
+    features = model.features(batch)
+    given = [Detections(boxes, torch.ones(2, 2), torch.full((2, 2), k), every, batch.image_sizes) for k in (0, K - 1)]
+    first, last = (mask.predict(features, d).mask_probs for d in given)
+    assert torch.equal(first, last)
+    assert first.std() > 0
+    model.train()(batch)["mask"].backward()
+    assert mask.logits.weight.grad.abs().sum() > 0

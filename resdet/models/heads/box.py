@@ -36,10 +36,12 @@ class TwoFC(nn.Module):
 class FourConvOneFC(nn.Module):
     """(P, C, size, size) -> (P, width) through four 3x3 convolutions and one fully connected layer (Wu & He 2018)."""
 
-    def __init__(self, channels: int, size: int, width: int = 1024, *, norm: Norm = "none") -> None:
+    def __init__(
+        self, channels: int, size: int, width: int = 1024, *, norm: Norm = "none", standardized: bool = False
+    ) -> None:
         super().__init__()
         self.width = width
-        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _ in range(4))
+        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3, norm, standardized=standardized) for _ in range(4))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -18,6 +18,7 @@ from resdet.structures import MASK_UNKNOWN, Detections, Loss, Output, Samples
 class MaskHead(nn.Module):
     """pool: side s of the pooled RoI; masks have side m = 2 s. num_convs 3x3 convolutions of `width` channels.
 
+    standardized: see `ConvNorm`. class_agnostic: one mask for all classes instead of one for each.
     stage: computed on the pooled RoIs before these, in C4 detectors; it halves the side, so that m = s.
     max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
     paste: how the masks are to become pixels, see `Detections`.
@@ -34,6 +35,8 @@ class MaskHead(nn.Module):
         num_convs: int = 4,
         width: int = 256,
         norm: Norm = "none",
+        standardized: bool = False,
+        class_agnostic: bool = False,
         max_rois: int = 128,
         stage: RoIStage | None = None,
         paste: str = "resdet",
@@ -42,9 +45,11 @@ class MaskHead(nn.Module):
         self.pool, self.max_rois, self.stage, self.paste = pool, max_rois, stage, paste
         self.size = pool.size if stage else pool.size * 2
         channels = stage.channels if stage else channels
-        self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
+        self.convs = nn.ModuleList(
+            ConvNorm(channels if i == 0 else width, width, 3, norm, standardized=standardized) for i in range(num_convs)
+        )
         self.upsample = nn.ConvTranspose2d(width if num_convs else channels, width, 2, stride=2)
-        self.logits = nn.Conv2d(width, num_classes, 1)
+        self.logits = nn.Conv2d(width, 1 if class_agnostic else num_classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -64,6 +69,7 @@ class MaskHead(nn.Module):
         # Nobody looks at the other classes' masks, so they are not computed: one dot product a pixel, not K.
         p, c, s, _ = x.shape
         x = F.relu(self._upsampled(x.permute(0, 2, 3, 1).reshape(p, s * s, c)), inplace=True)  # (P, s * s * 4, width)
+        labels = labels.clamp(max=self.logits.out_channels - 1)  # 0 where one mask serves all classes
         weight, bias = self.logits.weight[labels, :, 0, 0], self.logits.bias
         assert bias is not None
         logits = torch.baddbmm(bias[labels][:, None, None], x, weight[:, :, None])
