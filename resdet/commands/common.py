@@ -25,7 +25,7 @@ def parser_of(verb: str, description: str) -> argparse.ArgumentParser:
 
 
 def is_override(word: str) -> bool:
-    """key.sub=value, rather than a picture whose name has an equals sign."""
+    """key.sub=value, rather than an image whose name has an equals sign."""
     return "=" in word and not Path(word).exists()
 
 

@@ -13,23 +13,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Another tool's checkpoint or config to resdet's format, or a checkpoint to torchvision's, or to a graph."""
     parser = parser_of(
         "convert",
-        "Rewrite a checkpoint of any known tool as resdet's, as torchvision's, or as a graph; with --config, a config "
-        "of detectron2 or mmdetection as resdet's.",
+        "Convert a checkpoint of any supported tool to resdet's format, to torchvision's, or to an exported graph; with "
+        "--config, convert a detectron2 or mmdetection config to resdet's.",
     )
     parser.add_argument(
-        "input", metavar="IN", help="a file of torchvision, detectron2, mmdetection, timm, …; torchvision:NAME"
+        "input", metavar="IN", help="a checkpoint of torchvision, detectron2, mmdetection, timm, …, or torchvision:NAME"
     )
     parser.add_argument(
         "output",
         metavar="OUT",
         type=Path,
-        help="a .safetensors file; .pth for torchvision, .pt2 for a program; .yaml for a config",
+        help="a .safetensors file; .pth for torchvision, .pt2 for a graph, .yaml for a config",
     )
     parser.add_argument("--config", action="store_true",
                         help="IN is a config: detectron2's .yaml or LazyConfig .py, mmdetection's .py or checkpoint; "
                         "nothing in it is run, and every key is accounted for")  # fmt: skip
     parser.add_argument("--images", type=int, metavar="N",
-                        help="with --config: training images, for schedules that count in epochs")  # fmt: skip
+                        help="with --config: number of training images, for schedules in epochs")  # fmt: skip
     parser.add_argument("--to", choices=("resdet", "torchvision", "program"), default="resdet",
                         help="program: the prediction as a graph, for torch.export.load")  # fmt: skip
     args = parser.parse_args(arguments)

@@ -22,23 +22,23 @@ Split = Literal["train", "val"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check a dataset, convert it, draw its statistics."""
-    parser = parser_of(
-        "data", "Find what is wrong with a dataset, draw its statistics, convert, split, merge and clean it."
-    )
+    """Check, plot, convert, split, merge and clean datasets."""
+    parser = parser_of("data", "Check a dataset, plot its statistics, convert, split, merge and clean it.")
     kinds = parser.add_subparsers(
         dest="kind", required=True, metavar="{check,stats,convert,split,merge,sample,remap,dedupe}"
     )
-    look = kinds.add_parser("check", help="what is wrong with the data, with examples and fixes")
-    draw = kinds.add_parser("stats", help="class counts, sizes, positions, picture shapes as one picture")
+    look = kinds.add_parser("check", help="list what is wrong with the data, with examples and fixes")
+    draw = kinds.add_parser("stats", help="plot class counts, object sizes and positions, image sizes")
     for sub in (look, draw):
         sub.add_argument("config")
         sub.add_argument("rest", nargs="*", metavar="key.sub=value")
-        sub.add_argument("--split", choices=("train", "val"), default="train", help="that --fix mends, or stats draws")
+        sub.add_argument(
+            "--split", choices=("train", "val"), default="train", help="the split that --fix repairs or stats plots"
+        )
     look.add_argument("--output", type=Path, help="folder for findings.json")
-    look.add_argument("--fix", type=Path, metavar="OUT.json", help="write the split with what can be mended")
+    look.add_argument("--fix", type=Path, metavar="OUT.json", help="write a repaired copy of the split")
     look.add_argument(
-        "--drop", action="store_true", help="let --fix lose more than a tenth of the images, objects or masks"
+        "--drop", action="store_true", help="let --fix drop more than a tenth of the images, objects or masks"
     )
     draw.add_argument("--output", type=Path, required=True, help="folder for stats.png")
     edit.add_parsers(kinds)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(config: Config, output: Path | None, fix: Path | None, split: Split, *, drop: bool = False) -> int:
     """Look at everything, print the table, write findings.json into `output` and a repaired `split` to `fix`.
 
-    drop: write the repaired split also where that loses more than a tenth of its images, objects or masks.
+    drop: write the repaired split even if that drops more than a tenth of its images, objects or masks.
     -> the number of errors
     """
     from rich.progress import Progress
@@ -87,7 +87,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     sources: dict[str, Source] = train | val
     if fix and split not in sources:
         raise UserError(
-            f"--fix mends one set, data.train is a list of {len(train)}: name the set alone, as in "
+            f"--fix repairs one dataset, but data.train lists {len(train)}: name one alone, as in "
             "data.train='{annotations: FILE.json}'"
         )
     if fix:
@@ -140,16 +140,16 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
         mended = ", ".join(f"{count} {code}" for code, count in sorted(repaired.done.items()) if count) or "nothing"
         if repaired.costs() and not drop:
             raise UserError(
-                f"{fix}: not written, for the repair would lose {' and '.join(repaired.costs())} of {split} ({mended}): "
-                "correct what the table says, or add --drop to do without them"
+                f"{fix}: not written: the repair would drop {' and '.join(repaired.costs())} of {split} ({mended}); "
+                "correct the annotations by hand, or add --drop to accept the loss"
             )
         write_json(fix, repaired.content)
-        console.print(f"written: {fix}: {split} with these mended: {mended}")
+        console.print(f"written: {fix}: {split}, repaired: {mended}")
     return errors(findings)
 
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
-    """The images of a Pascal VOC folder that neither split takes, for they may become training data some day."""
+    """The images of a Pascal VOC folder that neither split takes, which may become training data some day."""
     from resdet.data.edit import subset
     from resdet.data.sources import detected, read_whole
 
@@ -167,7 +167,7 @@ def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:
 
 
 def stats(config: Config, output: Path, split: Split) -> Path:
-    """Class counts, object sizes and positions, picture shapes of a split, as one picture `stats.png`."""
+    """Plot class counts, object sizes and positions and image sizes of a split into `stats.png`."""
     from resdet.data.coco import parse_coco
     from resdet.data.sources import open_split
     from resdet.runtime.console import console
@@ -176,7 +176,7 @@ def stats(config: Config, output: Path, split: Split) -> Path:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing statistics needs the extra: pip install 'resdet[plots]'") from None
+        raise UserError("plotting statistics needs matplotlib: pip install 'resdet[plots]'") from None
     require_data(config, [split])
     source = open_split(config.data, split)
     read = parse_coco(source.content, source.images, source.path, source.origins)
@@ -200,12 +200,12 @@ def _draw_stats(figure: Any, read: Annotations) -> None:
     order = np.argsort(-counts, kind="stable")[:30]
     classes.barh([read.class_names[k] for k in order][::-1], counts[order][::-1], color=blue)
     rest = len(counts) - len(order)
-    classes.set(title=f"objects a class{f' (the first 30 of {len(counts)})' if rest else ''}", xlabel="objects")
+    classes.set(title=f"objects per class{f' (the first 30 of {len(counts)})' if rest else ''}", xlabel="objects")
     classes.tick_params(axis="y", labelsize=8 if len(order) < 25 else 6)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / np.maximum(sizes[:, ::-1], 1)
     density, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=[[0, 1], [0, 1]])
     positions.imshow(density, extent=(0, 1, 1, 0), cmap="Blues", aspect="auto")
-    positions.set(title="where objects' centres lie", xlabel="share of the width", ylabel="share of the height")
+    positions.set(title="object centres", xlabel="fraction of the width", ylabel="fraction of the height")
     sides = np.sqrt(np.maximum(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), 1))
     areas.hist(sides, bins=np.geomspace(sides.min(initial=1e9), max(sides.max(initial=1), 2) * 1.01, 40), color=blue)
     areas.set(title="object size", xlabel="square root of the box area, pixels", ylabel="objects", xscale="log")
@@ -213,6 +213,6 @@ def _draw_stats(figure: Any, read: Annotations) -> None:
         areas.axvline(edge, color="#999999", linewidth=0.8)
         areas.annotate(f" {name}", (edge, 1), xycoords=("data", "axes fraction"), va="top", color="#666666", fontsize=8)
     shapes.scatter(read.images.sizes[:, 1], read.images.sizes[:, 0], s=12, alpha=0.4, color=blue, linewidths=0)
-    shapes.set(title="picture sizes", xlabel="width", ylabel="height", xlim=(0, None), ylim=(0, None))
+    shapes.set(title="image sizes", xlabel="width", ylabel="height", xlim=(0, None), ylim=(0, None))
     for axes in (classes, areas, shapes):
         axes.spines[["top", "right"]].set_visible(False)

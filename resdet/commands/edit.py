@@ -21,12 +21,12 @@ VERBS = ("convert", "split", "merge", "sample", "remap", "dedupe")
 def add_parsers(kinds: Any) -> None:
     """The verbs' own options, added to the subparsers of `resdet data`."""
     texts = {
-        "convert": "any known format to COCO's, YOLO's, Pascal VOC's or labelme's",
-        "split": "into train, val and test of every class, groups of images kept together",
-        "merge": "several datasets into one, classes joined by name",
-        "sample": "some images at random",
-        "remap": "classes renamed, merged or dropped",
-        "dedupe": "find images that look alike, within a dataset or between two; write it without them",
+        "convert": "convert any supported format to COCO, YOLO, Pascal VOC or labelme",
+        "split": "split into train, val and test, stratified by class; groups of images stay together",
+        "merge": "merge several datasets into one, joining classes by name",
+        "sample": "draw a random subset of the images",
+        "remap": "rename, merge or drop classes",
+        "dedupe": "find near-duplicate images within a dataset or between two, and write it without them",
     }
     for verb in VERBS:
         sub = kinds.add_parser(verb, help=texts[verb], description=texts[verb].capitalize() + ".")
@@ -37,32 +37,41 @@ def add_parsers(kinds: Any) -> None:
             sub.add_argument("source", metavar="SOURCE", type=Path, help="a folder, a data.yaml, a COCO JSON, …")
         if verb == "dedupe":
             sub.add_argument(
-                "other", metavar="OTHER", type=Path, nargs="?", help="only images that OTHER has, too, count"
+                "other", metavar="OTHER", type=Path, nargs="?", help="find the images of SOURCE that OTHER also has"
             )
-            sub.add_argument("--output", metavar="OUT.json", type=Path, dest="target", help="SOURCE without them")
-            sub.add_argument("--bits", type=int, default=16, help="of 256 that two images may differ in (default: 16)")
+            sub.add_argument(
+                "--output", metavar="OUT.json", type=Path, dest="target", help="write SOURCE without the duplicates"
+            )
+            sub.add_argument(
+                "--bits", type=int, default=16, help="hash bits, of 256, in which duplicates may differ (default: 16)"
+            )
         elif verb != "merge":
             sub.add_argument("target", metavar="OUT", type=Path, help="a .json file" if verb != "split" else "a folder")
         if verb == "convert":
             sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), default="coco",
                              help="coco: OUT is a .json file; else a folder, to which the images are copied")  # fmt: skip
         if verb == "split":
-            sub.add_argument("--val", type=float, default=0.2, help="share of the images (default: 0.2)")
-            sub.add_argument("--test", type=float, default=0.0, help="share of the images (default: 0)")
-            sub.add_argument("--group", help="a regular expression: images whose names agree in it stay together")
+            sub.add_argument("--val", type=float, default=0.2, help="fraction of the images (default: 0.2)")
+            sub.add_argument("--test", type=float, default=0.0, help="fraction of the images (default: 0)")
+            sub.add_argument(
+                "--group", help="regular expression on file names; images with equal matches stay in one split"
+            )
         if verb in ("split", "sample"):
             sub.add_argument("--seed", type=int, default=0)
         if verb == "sample":
             sub.add_argument("--count", type=int, required=True, help="how many images")
         if verb == "remap":
             sub.add_argument("--classes", metavar="MAP.yaml", type=Path, required=True,
-                             help="old: new on each line; two olds with one new are merged, null drops a class")  # fmt: skip
+                             help="`old: new` per line; classes with equal new names are merged, null drops")  # fmt: skip
         if verb != "merge":
             sub.add_argument("--images", metavar="FOLDER", type=Path,
-                             help="what the file names of a COCO JSON are relative to (default: found near it)")  # fmt: skip
+                             help="image folder of a COCO JSON (default: found near it)")  # fmt: skip
         sub.add_argument("--format", choices=("auto", *get_args(DataFormat)), default="auto")
         sub.add_argument(
-            "--split", dest="part", metavar="NAME", help="of the source's own splits (default: train, if it has any)"
+            "--split",
+            dest="part",
+            metavar="NAME",
+            help="read this split of the source (default: train, if it has splits)",
         )
 
 
@@ -100,7 +109,7 @@ def split(args: argparse.Namespace) -> None:
     from resdet.data.edit import held_out, image_ids, subset
 
     if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
-        raise UserError(f"--val {args.val} and --test {args.test} must be shares that leave something to train on")
+        raise UserError(f"--val {args.val} and --test {args.test} must be fractions that leave images to train on")
     try:
         re.compile(args.group or "")
     except re.error as error:
@@ -116,7 +125,7 @@ def split(args: argparse.Namespace) -> None:
     parts["train"] = rest
     if empty := [name for name, part in parts.items() if not part.content["images"]]:
         raise UserError(
-            f"{source.path}: {len(source.content['images'])} images leave none for {' and '.join(empty)}: use other shares"
+            f"{source.path}: {len(source.content['images'])} images leave none for {' and '.join(empty)}: use other fractions"
             " or another --group"
         )
     for name, part in reversed(parts.items()):
@@ -151,7 +160,7 @@ def remap(args: argparse.Namespace) -> None:
     if not isinstance(names, dict) or any(isinstance(v, dict | list) for v in names.values()):
         raise UserError(f"{args.classes}: must hold `old: new` pairs, new null to drop a class")
     if len(names) != len(written):
-        raise UserError(f"{args.classes}: two of the old names are one number: put them in quotes")
+        raise UserError(f"{args.classes}: two of the old names are the same number: quote them")
     dropped = [new is None for new in names.values()]
     changes = {old: None if drop else str(new) for (old, new), drop in zip(written.items(), dropped, strict=True)}
     write(remapped(open_source(args.source, args.format, args.part, args.images), changes), args.target)
@@ -185,7 +194,7 @@ def dedupe(args: argparse.Namespace) -> None:
     if len(pairs) > 50:
         console.print(f"  … and {len(pairs) - 50} more pairs")
     duplicates = {images[pair.first if other else pair.second]["id"] for pair in pairs}
-    what = f"that {other.path} has, too" if other else "that look like an earlier one"
+    what = f"are also in {other.path}" if other else "duplicate an earlier one"
     console.print(f"{source.path}: {len(duplicates)} of {len(images)} images {what}")
     if args.target:
         write(subset(source, image_ids(source) - duplicates), args.target)
@@ -202,7 +211,7 @@ def open_source(place: Path, kind: str, part: str | None, images: Path | None = 
     data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
     source = read_source(data, given, "train").whole()
     if not source.content["images"]:
-        raise UserError(f"{place}: no images are listed there, so nothing is written")
+        raise UserError(f"{place}: lists no images, so nothing is written")
     return source
 
 

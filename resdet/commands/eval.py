@@ -83,7 +83,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         task = progress.add_task("predicting", total=len(dataset))
 
         def seen(loaded: LoadedBatch) -> None:
-            unreadable.note(loaded.problems, "it counts as without detections")
+            unreadable.note(loaded.problems, "it counts as having no detections")
             progress.advance(task, len(loaded.indices))
 
         scores = evaluate_dataset(
@@ -100,7 +100,7 @@ def refuse_other_keypoints(names: Sequence[str], annotations: Annotations, check
     skeleton = annotations.skeleton
     if skeleton and list(names) != skeleton.names:
         raise UserError(
-            f"{checkpoint} and {annotations.source} list other keypoints: {few(names)}; {few(skeleton.names)}"
+            f"{checkpoint} and {annotations.source} list different keypoints: {few(names)}; {few(skeleton.names)}"
         )
 
 

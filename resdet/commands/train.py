@@ -10,11 +10,11 @@ from resdet.commands.common import RESUMABLE, config_of, guarded, parser_of
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a detector."""
-    parser = parser_of("train", "Train a detector, evaluate it, keep its best and its last checkpoint.")
+    parser = parser_of("train", "Train and evaluate a detector, keeping the best and the last checkpoint.")
     parser.add_argument("config", help="a YAML file, for example configs/maskrcnn_r50.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=0.01 data.root=DIR")
-    parser.add_argument("--output", type=Path, help="folder of the run (default: outputs/CONFIG)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, or start afresh")
+    parser.add_argument("--output", type=Path, help="run folder (default: outputs/CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint if there is one")
     args = parser.parse_intermixed_args(arguments)
 
     def run() -> int:

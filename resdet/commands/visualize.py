@@ -1,4 +1,4 @@
-"""`resdet visualize`: single pictures and a contact sheet of annotations, predictions, or both."""
+"""`resdet visualize`: drawings and a contact sheet of annotations, predictions, or both."""
 
 from __future__ import annotations
 
@@ -20,35 +20,37 @@ if TYPE_CHECKING:
     from resdet.config import Config
     from resdet.visualize import ColorBy
 
-SHEET = 36  # pictures on a contact sheet at most
+SHEET = 36  # drawings on a contact sheet at most
 SHEET_NAME = "sheet.jpg"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Pictures of a dataset, of predictions, or of both."""
+    """Draw a dataset, predictions, or both."""
     parser = parser_of("visualize", "Draw a dataset's annotations, a model's predictions, or both side by side.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="{data,predict,compare}")
     texts = {
         "data": "the validation split's annotations",
-        "predict": "predictions on any pictures",
+        "predict": "predictions on any images",
         "compare": "annotations and predictions of the validation split, side by side",
     }
     for kind, text in texts.items():
         sub = kinds.add_parser(kind, help=text, description=text)
         sub.add_argument("config")
         if kind == "predict":
-            sub.add_argument("rest", nargs="+", metavar="INPUT", help="pictures, folders, or key.sub=value")
+            sub.add_argument("rest", nargs="+", metavar="INPUT", help="images, folders, or key.sub=value")
         else:
             sub.add_argument("rest", nargs="*", metavar="key.sub=value")
             sub.add_argument("--split", choices=("train", "val"), default="val")
-            sub.add_argument("--count", type=int, default=16, help="how many pictures, spread over the split")
+            sub.add_argument("--count", type=int, default=16, help="number of images, spread evenly over the split")
         if kind == "data":
-            sub.add_argument("--augmented", action="store_true", help="as training sees them, several times each")
+            sub.add_argument(
+                "--augmented", action="store_true", help="as training sees them, several augmented versions of each"
+            )
         if kind != "data":
             sub.add_argument("--weights", type=Path, required=True)
             sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
         sub.add_argument("--color-by", choices=("class", "instance"), default="class")
-        sub.add_argument("--output", type=Path, required=True, help="folder for the pictures and sheet.jpg")
+        sub.add_argument("--output", type=Path, required=True, help="folder for the drawings and sheet.jpg")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args, extra = parser.parse_known_args(arguments)  # intermixed parsing does not know subcommands
     if any(word.startswith("-") for word in extra):
@@ -76,7 +78,7 @@ def draw_split(
     config: Config, split: Literal["train", "val"], count: int, output: Path, color_by: ColorBy,
     weights: Path | None = None, score: float = 0.5,
 ) -> None:  # fmt: skip
-    """Annotations of `count` pictures spread over a split; with `weights`, predictions beside them."""
+    """Draw the annotations of `count` images spread over a split; with `weights`, predictions beside them."""
     import numpy as np
 
     from resdet.data.dataset import read_annotated
@@ -96,8 +98,8 @@ def draw_split(
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
     names, edges = annotations.class_names, annotations.skeleton.edges if annotations.skeleton else []
     tiles = []
-    pictures = [annotations.images[index] for index in chosen]
-    for info, place in zip(pictures, places([info.file for info in pictures], output), strict=True):
+    infos = [annotations.images[index] for index in chosen]
+    for info, place in zip(infos, places([info.file for info in infos], output), strict=True):
         image = read_annotated(info, channels, pixel_range)
         shown = for_display(image)
         truth = annotated_instances(info.objects, info.size)
@@ -106,16 +108,16 @@ def draw_split(
         if predictor:
             (found,) = predictor.predict_units([image])
             predicted = draw(shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges)
-            tiles.append((predicted, f"predicted: {len(found)} of score {score:.0%} or more"))
+            tiles.append((predicted, f"predicted: {len(found)} with score {score:.0%} or more"))
             drawn = np.concatenate([drawn, predicted], axis=1)
         save_image(drawn, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
 
 def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, versions: int = 3) -> None:
-    """What training really sees: `count` pictures, plain and then `versions` times augmented, resized and flipped.
+    """Draw what training sees: `count` images, plain and then `versions` times augmented, resized and flipped.
 
-    Boxes, keypoints and masks come out of the training samples themselves, masks through the crops that become targets.
+    Boxes, keypoints and masks are those of the training samples, masks pasted back from the crops that become targets.
     """
     import numpy as np
 
@@ -168,7 +170,7 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
 def draw_predictions(
     config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
 ) -> None:
-    """Predictions on files and folders of pictures. A file that is no picture is named and passed over."""
+    """Draw predictions on image files and folders. Files that are not images are named and skipped."""
     from resdet.data.image_files import find_images, other_files
     from resdet.data.pixels import for_display
     from resdet.inference.predictor import Predictor
@@ -192,20 +194,20 @@ def draw_predictions(
         if len(tiles) < SHEET:
             tiles.append((drawn, f"{file.name}: {len(found)}"))
     for problem in failed:
-        console.print(f"passed over: {problem}")
+        console.print(f"skipped: {problem}")
     if others := other_files(inputs):
-        kinds = ", ".join(f"{count} {suffix or 'without one'}" for suffix, count in sorted(others.items()))
+        kinds = ", ".join(f"{count} {suffix or 'without any'}" for suffix, count in sorted(others.items()))
         console.print(
-            f"left out of folders: {others.total()} file(s) without a picture's suffix ({kinds}); name them to try"
+            f"skipped in folders: {others.total()} file(s) without an image suffix ({kinds}); name them to try them"
         )
     if not tiles:
-        raise UserError(f"none of the {len(files)} files could be read as a picture")
+        raise UserError(f"none of the {len(files)} files could be read as an image")
     _write_sheet(tiles, output, len(files) - len(failed))
 
 
 def places(files: Sequence[Path], output: Path) -> list[Path]:
-    """Where each picture's drawing goes in `output`, which is made. Raises `UserError` if it, or the overview, would replace a
-    picture."""
+    """Where each image's drawing goes in `output`, which is made. Raises `UserError` if one, or the contact sheet, would
+    overwrite an image."""
     used = {SHEET_NAME}
     drawings = []
     stems = Counter(file.stem for file in files)
@@ -233,4 +235,4 @@ def _write_sheet(tiles: list[tuple[np.ndarray, str]], output: Path, count: int, 
     from resdet.visualize import contact_sheet, save_image
 
     save_image(contact_sheet(tiles[:SHEET], columns), output / SHEET_NAME)
-    console.print(f"{count} picture(s) in {output}; overview: {output / SHEET_NAME}")
+    console.print(f"{count} drawing(s) in {output}; contact sheet: {output / SHEET_NAME}")

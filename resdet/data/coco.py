@@ -96,7 +96,7 @@ def parse_coco(
     """Check COCO's structure, in plain form (`normalise`). Raises one `UserError` that lists every problem.
 
     annotations: what messages name; origins: annotation id -> what they call it, where it came from another format.
-    Crowds, boxes without area inside the image and polygons of under three points are skipped and counted.
+    Crowds, boxes without area inside the image and polygons of fewer than three points are skipped and counted.
     """
     problems: list[str] = []
     categories = read_categories(content["categories"], problems)

@@ -104,7 +104,7 @@ def parse_segmentation(
         return None
     polygons = [polygon for polygon in value if len(polygon) >= 6]
     if len(polygons) < len(value):
-        skipped["polygons of under three points"] += len(value) - len(polygons)
+        skipped["polygons of fewer than three points"] += len(value) - len(polygons)
     return polygons or None
 
 

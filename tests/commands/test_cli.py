@@ -116,9 +116,9 @@ def test_visualize_predict(trained, tmp_path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "a_2.jpg", "sheet.jpg"}
-    assert "passed over:" in done.stdout
+    assert "skipped:" in done.stdout
     assert "broken.jpg" in done.stdout
-    assert "left out of folders: 1 file(s) without a picture's suffix (1 .txt)" in done.stdout
+    assert "skipped in folders: 1 file(s) without an image suffix (1 .txt)" in done.stdout
     assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
 
 

@@ -73,7 +73,7 @@ def test_what_does_not_train_is_counted(tmp_path) -> None:
     assert dict(read.skipped) == {
         "crowd regions (no target of training)": 1,
         "boxes without area inside their image": 2,
-        "polygons of under three points": 1,
+        "polygons of fewer than three points": 1,
     }
     assert [len(image.objects.labels) for image in read.images] == [1, 0]
     assert "2 boxes without area" in read.summary()

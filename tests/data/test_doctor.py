@@ -168,7 +168,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("file-size", one("images", 0, height=61), 1),
     ("file-exif", rotated, 1),
     ("file-outside", one("images", 0, file_name="../train.json"), 1),
-    ("same-picture", lambda s: (s.images / "2.jpg").write_bytes((s.images / "1.jpg").read_bytes()), 1),
+    ("same-image", lambda s: (s.images / "2.jpg").write_bytes((s.images / "1.jpg").read_bytes()), 1),
 ]
 
 
@@ -298,7 +298,7 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     assert cli.main(["data", *command]) == 0
     said = capsys.readouterr().out
     assert "boxes without area" in said
-    assert "train with these mended: 1 box-degenerate" in said
+    assert "train, repaired: 1 box-degenerate" in said
     listed = json.loads((tmp_path / "out/findings.json").read_text())["findings"]
     assert [(f["code"], f["count"], f["severity"]) for f in listed if f["code"] == "box-degenerate"] == [
         ("box-degenerate", 1, "warning")
@@ -306,7 +306,7 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
     (train.images / "1.jpg").unlink()
     assert cli.main(["data", *command[:-2]]) == 2  # an error
-    assert "pictures that are not there" in capsys.readouterr().out
+    assert "missing image files" in capsys.readouterr().out
 
 
 def test_files_that_cannot_be_read_stand_in_the_table_beside_the_rest(tmp_path, capsys) -> None:

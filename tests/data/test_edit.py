@@ -206,7 +206,7 @@ def test_the_commands(tmp_path, capsys) -> None:
     parts = [json.loads((tmp_path / f"out/{name}.json").read_text()) for name in ("train", "val", "test")]
     assert [len(part["images"]) for part in parts] == [4, 2, 2]
     assert len({image["file_name"] for part in parts for image in part["images"]}) == 8
-    assert "must be shares" in data("split", file, tmp_path / "out", "--val", 1.5, code=2)
+    assert "must be fractions" in data("split", file, tmp_path / "out", "--val", 1.5, code=2)
     (tmp_path / "map.yaml").write_text("cat: animal\ndog: animal\n")
     data("remap", file, tmp_path / "animals.json", "--classes", tmp_path / "map.yaml")
     assert [c["name"] for c in json.loads((tmp_path / "animals.json").read_text())["categories"]] == ["animal"]

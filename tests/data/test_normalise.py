@@ -266,7 +266,7 @@ def test_a_repair_that_loses_much_asks_first(tmp_path, capsys) -> None:
     keys = [f"data.{s}.{k}={v}" for s in ("train", "val") for k, v in (("images", tmp_path), ("annotations", file))]
     command = ["check", "maskrcnn_r18", *keys, "--fix", str(fixed)]
     assert data_command.main(command) == 2
-    assert "would lose 1 of 6 objects" in " ".join(capsys.readouterr().err.split())
+    assert "would drop 1 of 6 objects" in " ".join(capsys.readouterr().err.split())
     assert not fixed.exists()
     assert data_command.main([*command, "--drop"]) == 2  # the file itself still has the error
     assert len(json.loads(fixed.read_text())["annotations"]) == 5

@@ -152,7 +152,7 @@ def test_two_sources_train_one_model(shapes_root, tmp_path, capsys) -> None:
     assert cli.main(["data", "check", str(file), "--output", str(tmp_path / "check")]) == 0
     assert "train[1]" in capsys.readouterr().out
     assert cli.main(["data", "check", str(file), "--fix", str(tmp_path / "fixed.json")]) == 2
-    assert "data.train is a list of 2" in capsys.readouterr().err
+    assert "data.train lists 2" in capsys.readouterr().err
     assert (
         cli.main(["visualize", "data", str(file), "--augmented", "--count", "2", "--output", str(tmp_path / "look")])
         == 0

@@ -1,6 +1,6 @@
 """What is wrong with annotations: COCO's structure of each split -> `Finding`s, each with its number, examples and fix.
 
-Nothing raises here: a file with a hundred mistakes gets a list of them. The picture files are `files.py`'s business.
+Nothing raises here: a file with a hundred mistakes gets a list of them. The image files are checked by `files.py`.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def _masks(
             _polygons(value, what, entry, found, outlines)
         around = box_of(outline, size)
         if not around:
-            continue  # polygons of under three points alone
+            continue  # polygons of fewer than three points alone
         if around[2] <= 0 or around[3] <= 0:
             found.add("mask-empty", what, id(entry))
         elif id(entry) in boxed and not entry.get("iscrowd"):

@@ -1,4 +1,4 @@
-"""The picture files of a split: there, whole, of the annotated size, and each only once -> `Finding`s."""
+"""The image files of a split: there, whole, of the annotated size, and each only once -> `Finding`s."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Report(NamedTuple):
 def inspect_files(
     split: str, source: Source, *, decode: bool, tick: Callable[[], object] = lambda: None
 ) -> tuple[list[Finding], dict[bytes, str]]:
-    """Look at every listed picture, in parallel. -> findings, and the name of a picture for each content.
+    """Look at every listed image, in parallel. -> findings, and {digest of a content: name of an image that has it}.
 
     decode: also decode the pixels, which finds files that are cut off. tick: called for each file.
     """
@@ -51,14 +51,14 @@ def inspect_files(
             if report.code:
                 found.add(report.code, report.text, report.item)
             if report.digest and report.digest in digests:
-                found.add("same-picture", f"{name} is {digests[report.digest]}", entry.get("id"))
+                found.add("same-image", f"{name} is {digests[report.digest]}", entry.get("id"))
             elif report.digest:
                 digests[report.digest] = name
     return list(found.by_code.values()), digests
 
 
 def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
-    """Pictures of equal content in both splits."""
+    """Images of equal content in both splits."""
     found = Findings("both")
     for digest in val.keys() & train.keys():
         found.add("leak", f"val {val[digest]} is train {train[digest]}")

@@ -1,4 +1,4 @@
-"""What the doctor found, for people: the table of `tools/data.py check`, and the short check before each training."""
+"""Findings, formatted for people: the table of `tools/data.py check`, and the short check before each training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from resdet.data.quality.report import Finding
 from resdet.errors import UserError
 from resdet.runtime.console import console
 
-# Warnings that are told elsewhere, or of no weight before a training.
+# Warnings that are reported elsewhere, or do not matter before training.
 QUIET = ("class-rare", "class-unseen", "category-gap", "categories-differ", *READINGS)
 SHOWN = 3  # examples of each kind in the table
-SHORT = 3000  # pictures up to which a training looks at every file before it starts
+SHORT = 3000  # images up to which a training looks at every file before it starts
 
 
 def check_before_training(sources: dict[str, Source]) -> None:
@@ -52,7 +52,7 @@ def check_annotations(sources: dict[str, Source], others: Sequence[Finding] = ()
             for f in wrong
         ]
         raise UserError(
-            "the data cannot be trained on (tools/data.py check CONFIG shows all, --fix OUT.json mends what it can):\n  - "
+            "the data cannot be trained on (tools/data.py check CONFIG lists all, --fix OUT.json repairs what it can):\n  - "
             + "\n  - ".join(lines)
         )
 
@@ -64,7 +64,7 @@ def errors(findings: list[Finding]) -> int:
 def report(findings: list[Finding], roots: Sequence[Path] = ()) -> None:
     """One table for people, as wide as the terminal or $COLUMNS. roots: folders, below which paths are relative."""
     if not findings:
-        console.print("nothing found: the data are in order")
+        console.print("no problems found")
         return
     known_width = console.is_terminal or "COLUMNS" in os.environ
     table = Table(show_lines=True, width=min(console.width, 140) if known_width else 140)
