@@ -207,7 +207,7 @@ def test_nothing_is_written_outside_the_output_folder(tmp_path) -> None:
     assert new
     assert all(p.is_relative_to(tmp_path / "out") for p in new)
     (inside / "a.json").write_text(coco(file_name="../elsewhere/1.jpg"))
-    with pytest.raises(UserError, match=r"leads out of the image folder"):
+    with pytest.raises(UserError, match=r"is outside the image folder"):
         draw_split(config, "val", 2, tmp_path / "out", "class")
 
 

@@ -54,7 +54,7 @@ class Annotations:
     parts: list[int] = field(default_factory=list)
 
     def summary(self) -> str:
-        """One line for people: how many pictures, objects, classes, and what was skipped."""
+        """One line for people: the number of images, objects and classes, and what was skipped."""
         empty = int((self.images.counts == 0).sum())
         line = f"{len(self.images)} images, {len(self.images.labels)} objects, {len(self.class_names)} classes"
         line += f", {empty} images without objects (kept as negatives)" if empty else ""
@@ -77,10 +77,10 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def read_coco(annotations: Path, images: Path) -> Annotations:
-    """Read and check a COCO file whose pictures are in the folder `images`. Raises `UserError`."""
+    """Read and check a COCO file whose images are in the folder `images`. Raises `UserError`."""
     content = read_coco_json(annotations)
     if not images.is_dir():
-        raise UserError(f"{images}: no such image folder (the pictures of {annotations})")
+        raise UserError(f"{images}: no such image folder (the images of {annotations})")
     plain = normalise(content, images)
     if plain.problems:
         raise listed(f"{annotations}: {len(plain.problems)} problem(s):", plain.problems)
@@ -174,17 +174,17 @@ def _images(entries: list[dict[str, Any]], folder: Path, problems: list[str]) ->
             problems.append(f"image number {i} ({name}): id {identity!r} is used twice or is not an integer")
             continue
         if not is_name(name):
-            problems.append(f"image {identity}: file_name {name!r} is not a name")
+            problems.append(f"image {identity}: file_name {name!r} is not a file name")
             continue
         size = size_of(entry)
         if size is None:
             problems.append(
-                f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers, and the "
-                f"picture of no more than {MAX_PIXELS} pixels"
+                f"image {identity} ({name}): height {height!r} and width {width!r} must be positive integers of at "
+                f"most {MAX_PIXELS} pixels in all"
             )
             continue
         if leads_out(name):
-            problems.append(f"image {identity}: file_name {name!r} leads out of the image folder {folder}")
+            problems.append(f"image {identity}: file_name {name!r} is outside the image folder {folder}")
             continue
         if name not in present:
             problems.append(f"image {identity}: {folder / name} does not exist")

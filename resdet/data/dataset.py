@@ -31,9 +31,9 @@ class DetectionDataset(Dataset[Sample | UserError]):
     """dataset[index, epoch] -> `Sample`, a pure function of (seed, epoch, index): the same in any worker, in any order.
 
     train: augment, draw a short side, flip; otherwise the last `min_size` and nothing random.
-    A picture that cannot be read is told in `Sample.problems`: in training another one takes its place, as random as the
-    rest; in evaluation a blank one without objects. If no other can be read either, the `UserError` comes back, for
-    `loader.batches` to raise whole.
+    An image that cannot be read is reported in `Sample.problems`; in training another random one replaces it, in evaluation
+    a blank one without objects. If no replacement can be read either, the `UserError` is returned, for `loader.batches` to
+    raise in the main process.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class DetectionDataset(Dataset[Sample | UserError]):
         self.annotations, self.data, self.input = annotations, data, model_input
         self.train, self.masks, self.seed = train, masks, seed
         self.pixel_range = data.pixel_range if isinstance(data.pixel_range, tuple) else None
-        self.swap: np.ndarray | None = None  # (K,): for each keypoint the one that takes its place in a mirrored image
+        self.swap: np.ndarray | None = None  # (K,): for each keypoint the one it becomes in a mirrored image
         if keypoints:
             assert annotations.skeleton
             self.swap = np.array(flip_order(annotations.skeleton.names, data.keypoint_flip_pairs))
-        # Of each source of data.train, whose images follow each other; they end at `ends`.
+        # One for each source of data.train; the images of source k end at `ends[k]`.
         self.augmentations = [
             Augmentations(source.augmentations, self.swap) if source.augmentations else None
             for source in train_sources(data)
@@ -71,7 +71,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         return self.augmentations[int(np.searchsorted(self.ends, index, side="right"))]
 
     def _try_smallest(self, augmentations: Augmentations, start: int, end: int) -> None:
-        """Raise now what would stop the training at the first image that is too small for a crop."""
+        """Raise now what would stop training at the first image that is too small for a crop."""
         sizes = self.annotations.images.sizes[start:end]
         for index in sorted({start + int(sizes[:, axis].argmin()) for axis in (0, 1) if len(sizes)}):
             try:
@@ -90,19 +90,17 @@ class DetectionDataset(Dataset[Sample | UserError]):
                 sample = self._sample(candidate, epoch)
                 return sample._replace(problems=tuple(problems))
             except AugmentationError as error:
-                return error  # no other image in its place: the settings are wrong, not the file
+                return error  # not replaced by another image: the settings are wrong, not the file
             except UserError as error:
                 problems.append(str(error))
         if not self.train:
             return self._blank(index, problems)
         folder = self.annotations.images[index].file.parent
         state = "is still there" if folder.is_dir() else "is gone"
-        return listed(
-            f"none of {len(problems)} pictures in turn could be read; their folder {folder} {state}:", problems
-        )
+        return listed(f"none of {len(problems)} images tried could be read; their folder {folder} {state}:", problems)
 
     def _candidates(self, index: int, epoch: int) -> Iterator[int]:
-        """The picture itself and, in training, others of its kind of shape to take its place."""
+        """The image itself and, in training, others of its aspect group to replace it."""
         yield index
         if self.train:
             groups = aspect_groups(self.annotations)
@@ -110,7 +108,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             yield from np.random.default_rng([self.seed, epoch, index, 2]).permutation(alike)[:4].tolist()
 
     def _blank(self, index: int, problems: list[str]) -> Sample:
-        """A grey picture of the annotated size: evaluation counts what cannot be read as without detections."""
+        """A grey image of the annotated size: in evaluation an unreadable image counts as one without detections."""
         info = self.annotations.images[index]
         size = resized_size(info.size, self.data.min_size[-1], self.data.max_size, self.input.rounding)
         masks = np.zeros((0, self.data.mask_size, self.data.mask_size), np.uint8) if self.masks else None
@@ -128,7 +126,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         return read_annotated(info, self.input.channels, self.pixel_range, reduce)
 
     def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
-        """The picture and its objects after the listed augmentations, before resizing and flipping."""
+        """The image and its objects after the configured augmentations, before resizing and flipping."""
         image, objects = self.read(index), self.annotations.images[index].objects
         augmentations = self._augmentations_of(index)
         if augmentations:
@@ -142,8 +140,8 @@ class DetectionDataset(Dataset[Sample | UserError]):
         return image, objects
 
     def _reduction(self, size: tuple[int, int], short: int) -> int:
-        """How much smaller a picture may be decoded: never below what it is resized to. Only in training, where all are
-        resized at random anyway, by our own numerics, and where nothing else looks at its pixels before."""
+        """The factor by which a JPEG may be decoded smaller, never below the size it is resized to. Only in training, where
+        all images are resized at random, by our own numerics, and nothing else sees the full-size pixels."""
         if not self.train or self.input.resize != "opencv":
             return 1
         target = resized_size(size, short, self.data.max_size, self.input.rounding)
@@ -219,23 +217,23 @@ def read_annotated(
         return to_unit(decode_image(data, info.file, header, channels, reduce), pixel_range, info.file)
     if header.size == info.size:
         log.warning(
-            "%s: EXIF says rotated, but the annotated size %s is that of the stored pixels: left as stored",
+            "%s: EXIF says it is rotated, but the annotated size %s is that of the stored pixels: kept as stored",
             info.file, info.size,
         )  # fmt: skip
         image = decode_image(data, info.file, header, channels, reduce, upright=False)
         return to_unit(image, pixel_range, info.file)
     raise UserError(
-        f"{info.file}: the picture is {header.upright_size[0]} x {header.upright_size[1]} (H x W), the annotation says "
+        f"{info.file}: the image is {header.upright_size[0]} x {header.upright_size[1]} (H x W), the annotation says "
         f"{info.size[0]} x {info.size[1]}: correct the height and width in the annotation file"
     )
 
 
 def repeat_factors(annotations: Annotations, threshold: float | None, negatives: float | None) -> np.ndarray | None:
-    """How often each image should come in an epoch: (N,), or None for once each.
+    """How often each image should occur in an epoch: (N,), or None for once each.
 
-    threshold: images of a class that fewer than this share f of the images have come sqrt(threshold / f) times, by their
-    rarest class (Gupta et al. 2019, arXiv:1908.03195, repeat-factor sampling).
-    negatives: images without objects come so often, or so rarely, that they make up this share of an epoch.
+    threshold: repeat-factor sampling (Gupta et al. 2019, arXiv:1908.03195): an image whose rarest class occurs in a fraction
+    f < threshold of the images occurs sqrt(threshold / f) times.
+    negatives: the fraction of an epoch that images without objects make up.
     """
     if threshold is None and negatives is None:
         return None
@@ -254,7 +252,7 @@ def repeat_factors(annotations: Annotations, threshold: float | None, negatives:
 
 
 def aspect_groups(annotations: Annotations) -> np.ndarray:
-    """(N,) bool: landscape or not. Batches of one kind need little padding."""
+    """(N,) bool: landscape or not. Batches of one group need little padding."""
     sizes = annotations.images.sizes
     landscape: np.ndarray = sizes[:, 1] >= sizes[:, 0]
     return landscape

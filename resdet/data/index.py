@@ -1,4 +1,4 @@
-"""A split's images and objects as a few flat arrays: two million images are no two million Python objects.
+"""A split's images and objects as a few flat arrays: two million images without two million Python objects.
 
 Forked workers share the arrays' pages, and reference counts never touch them; on disk they are memory-mapped, so that
 spawned workers share them too.
@@ -41,7 +41,7 @@ class Objects(NamedTuple):
 
 
 class ImageInfo(NamedTuple):
-    """One image: its id in the JSON, its file, its annotated size (H, W), and its objects that train.
+    """One image: its id in the JSON, its file, its annotated size (H, W), and the objects to train on.
 
     known (K,) bool: the classes that the annotations are complete for; None for all.
     """
@@ -109,7 +109,7 @@ class ImageList(Sequence[ImageInfo]):
     def relabelled(self, new_labels: np.ndarray) -> ImageList:
         """The same images with label k as new_labels[k], (K,) int; objects whose new label is negative are left out.
 
-        Which classes are known is left out, too: only training asks, and nobody gives a training set other labels.
+        Which classes are known is dropped: only training uses it, and a training set is never relabelled.
         """
         labels = new_labels.astype(np.int32)[self.labels]
         keep = labels >= 0
@@ -126,7 +126,7 @@ class ImageList(Sequence[ImageInfo]):
         })  # fmt: skip
 
     def __getstate__(self) -> dict[str, Any]:
-        """A mapped list travels to a spawned worker as the name of its folder, not as its content."""
+        """A memory-mapped list is pickled as the name of its folder, not as its content."""
         return {"folder": self.folder, "saved": self._saved, "arrays": None if self._saved else self.arrays}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,7 +134,7 @@ class ImageList(Sequence[ImageInfo]):
         self.__init__(state["folder"], arrays, state["saved"])  # type: ignore[misc]
 
     def save(self, folder: Path, note: dict[str, Any]) -> None:
-        """Write the arrays and a note into a new `folder`, whole or not at all."""
+        """Write the arrays and a note into a new `folder`, atomically."""
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -199,7 +199,7 @@ def _map(folder: Path) -> dict[str, np.ndarray]:
     arrays = {}
     for name in ImageList.NAMES:
         file = folder / f"{name}.npy"
-        # An array without entries cannot be mapped.
+        # Empty arrays cannot be memory-mapped.
         arrays[name] = np.load(file, mmap_mode="r" if file.stat().st_size > 128 else None)
     return arrays
 

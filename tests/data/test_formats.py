@@ -156,7 +156,7 @@ def test_labelme_groups_circles_and_points(tmp_path) -> None:
     np.testing.assert_allclose(second["bbox"], [30, 20, 20, 20], atol=1e-6)
     assert dict(source.remarks) == {
         "shapes of type point (left out: no region)": 1,
-        "images without a JSON file (left out: nobody has said that they are empty)": 1,
+        "images without a JSON file (left out: unlabelled images are not negatives)": 1,
     }
 
 
@@ -171,7 +171,7 @@ def test_voc_segmentations_are_the_objects_by_number(tmp_path) -> None:
     source = open_split(DataConfig(root=root), "train")
 
     assert [coco_mask.area(e["segmentation"]) for e in source.content["annotations"]] == [25 * 30, 5 * 80]
-    assert source.remarks["objects marked difficult (they count like any other)"] == 1
+    assert source.remarks["objects marked difficult (treated like any other)"] == 1
 
 
 def test_coco_can_be_split_listed_and_grouped(tmp_path, shapes_root) -> None:
@@ -229,7 +229,7 @@ def test_splits_are_stratified(tmp_path) -> None:
         (voc, "a", "<annotation><object><name>cat</name><bndbox><xmin>x</xmin></bndbox></object></annotation>",
          r"object 1 \(cat\): xmin, ymin, xmax, ymax must be numbers"),
         (yolo, "a", "7 0.5 0.5 0.1 0.1", r"a\.txt:1: class 7, but data\.yaml names classes 0 to 1"),
-        (yolo, "a", "0 10 20 30 25", r"a\.txt:1: .* values outside 0 to 1: YOLO's are shares"),
+        (yolo, "a", "0 10 20 30 25", r"a\.txt:1: .* values outside 0 to 1: YOLO's coordinates are fractions"),
         (yolo, "a", "0 0.5 0.5 0.1", r"a\.txt:1: 3 numbers after the class"),
         (yolo, "a", "0 cat", r"a\.txt:1: '0 cat' is not numbers"),
         (labelme, "a", {"shapes": [{"label": "cat", "points": [1, 2]}]}, r"a\.json: shape 1: points must be"),
@@ -376,7 +376,7 @@ def test_images_that_cannot_be_read_are_named_with_their_number(tmp_path, capsys
     for path in (root / "images/val").iterdir():
         path.rename(path.with_suffix(".xyz"))
     assert main(["data", "convert", str(root), str(tmp_path / "o.json"), "--split", "val"]) == 2
-    assert "no images here (found: 1 .xyz; read are " in capsys.readouterr().err
+    assert "no images here (found: 1 .xyz; supported are " in capsys.readouterr().err
     assert not (tmp_path / "o.json").exists()
 
 
@@ -598,7 +598,7 @@ def test_yolo_is_found_by_what_is_in_its_files(tmp_path) -> None:
     ("name", "content", "message"),
     [
         ("x.xml", "<?xml version='1.0'?><!-- c --><dataset><images/></dataset>", r"x.xml is dlib's XML"),
-        ("export.json", '{"items": [], "categories": {}}', "export.json is Datumaro's: export COCO"),
+        ("export.json", '{"items": [], "categories": {}}', "export.json is Datumaro's: export it as COCO"),
         ("r.json", '[{"image_id": 1, "category_id": 1, "score": 1}]', "r.json is COCO results, not ground truth"),
         ("labels.csv", "a,b", "labels.csv is a table"),
         ("a.jpg", "", "1 .jpg"),
@@ -606,7 +606,7 @@ def test_yolo_is_found_by_what_is_in_its_files(tmp_path) -> None:
 )
 def test_unknown_formats_are_named_with_what_is_read(name: str, content: str, message: str, tmp_path) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=rf"(?s)Read are.*coco: .*voc: .*yolo: .*labelme: .*{message}"):
+    with pytest.raises(UserError, match=rf"(?s)Supported \(.*coco: .*voc: .*yolo: .*labelme: .*{message}"):
         open_split(DataConfig(root=tmp_path), "train")
 
 
@@ -685,7 +685,9 @@ def test_a_folder_of_links_is_a_folder_of_images(tmp_path) -> None:
     source = Source(tmp_path / "a.json", tmp_path / "links", content)
     findings, _ = inspect_files("train", source, decode=True)
     assert [(f.code, f.count) for f in findings if f.code == "file-outside"] == [("file-outside", 2)]
-    with pytest.raises(UserError, match=r"(?s)2 problem.*'\.\./store/a\.jpg' leads out.*'\.\./links/a\.png' leads out"):
+    with pytest.raises(
+        UserError, match=r"(?s)2 problem.*'\.\./store/a\.jpg' is outside.*'\.\./links/a\.png' is outside"
+    ):
         parse_coco({**content, "images": images[:4]}, source.images, source.path)
     assert [p.name for p in all_files(tmp_path / "links")] == ["a.png", "b.png"]
     assert len(all_files(tmp_path / "more")) == 2

@@ -64,8 +64,8 @@ def test_rotation_is_applied_only_where_the_annotation_agrees(tmp_path, caplog) 
     assert read_annotated(ImageInfo(1, path, (64, 40), NOTHING)).shape == (64, 40, 3)
     assert not caplog.records
     assert read_annotated(ImageInfo(1, path, (40, 64), NOTHING)).shape == (40, 64, 3)
-    assert "left as stored" in caplog.text
-    with pytest.raises(UserError, match=r"x\.jpg: the picture is 64 x 40 \(H x W\), the annotation says 10 x 10"):
+    assert "kept as stored" in caplog.text
+    with pytest.raises(UserError, match=r"x\.jpg: the image is 64 x 40 \(H x W\), the annotation says 10 x 10"):
         read_annotated(ImageInfo(1, path, (10, 10), NOTHING))
 
 

@@ -207,7 +207,7 @@ def test_a_folder_that_vanished_is_named(shapes, tmp_path) -> None:
     (tmp_path / "gone").mkdir()
     broken = with_broken(shapes, tmp_path / "gone", [])
     shutil.rmtree(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"none of 5 pictures in turn could be read; their folder \S*/gone is gone"):
+    with pytest.raises(UserError, match=r"none of 5 images tried could be read; their folder \S*/gone is gone"):
         next(training_loader(dataset(broken), 2, 0))
 
 

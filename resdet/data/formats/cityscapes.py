@@ -1,7 +1,7 @@
 """Cityscapes: gtFine/SPLIT/CITY/*_gtFine_polygons.json beside leftImg8bit/ -> COCO's structure.
 
 Cordts et al. 2016, arXiv:1604.01685; https://github.com/mcordts/cityscapesScripts: polygons are drawn in their order, later
-ones over earlier ones, so that an object's mask is what stays of it. The eight classes that have instances are taken; those
+ones over earlier ones, so an object's mask is its visible part. The eight classes that have instances are taken; those
 with "group" behind their name are crowds.
 """
 

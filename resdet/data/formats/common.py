@@ -1,4 +1,4 @@
-"""What every format is turned into, and what their readers share."""
+"""`Source`, which every format is converted to, and helpers that the readers share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resdet.masks import encode_crop
 
 ELLIPSE = 32  # corners of the polygon that a circle or an ellipse becomes
 
-# Files that hold images but cannot be decoded here: naming them beats losing them.
+# Images that cannot be decoded here: reported rather than silently ignored.
 UNREAD_SUFFIXES = {
     ".heic", ".heif", ".jxl", ".tga", ".dib", ".pcx", ".psd", ".svg", ".dcm", ".nii", ".raw", ".dng", ".cr2", ".nef", ".arw",
     ".mp4", ".avi", ".mov",
@@ -33,12 +33,12 @@ class Source:
 
     path:     what messages name. images: the folder that every "file_name" is relative to.
     content:  {"images", "annotations", "categories"} as in a COCO file.
-    origins:  annotation id -> the file and line it came from, for messages; empty for COCO, where the id says it.
-    remarks:  what was left out or taken in a particular way, counted.
-    problems: what could not be read and so is not in `content`, or is ambiguous: files, lines, objects.
-    notes:    how the whole was read (the format and why, the convention of its coordinates), for people.
-    split:    the data set's own name for the part that this is; None for all of it, or where it has no parts.
-    readings: what of `content` was written in another form than COCO's.
+    origins:  annotation id -> the file and line it came from, for messages; empty for COCO, whose ids are enough.
+    remarks:  what was left out or interpreted in a particular way, counted.
+    problems: files, lines and objects that could not be read, and so are not in `content`, or that are ambiguous.
+    notes:    how the dataset was read (the format and why, its coordinate convention), for people.
+    split:    the dataset's own name for this split; None for all of it, or if it has no splits.
+    readings: what in `content` was not written in COCO's form.
     parts:    how many images came from each of several sources, in order; empty for a single one.
     """
 
@@ -54,7 +54,7 @@ class Source:
     parts: list[int] = field(default_factory=list)
 
     def whole(self) -> Source:
-        """Itself. Raises one `UserError` with all `problems` if there are any."""
+        """Return itself. Raises one `UserError` with all `problems` if there are any."""
         if self.problems:
             raise listed(f"{self.path}: {len(self.problems)} problem(s):", self.problems)
         return self
@@ -93,7 +93,7 @@ class Builder:
         crowd: bool = False,
     ) -> None:
         """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
-        group of objects, which is not trained on."""
+        group of objects, not trained on."""
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
@@ -139,7 +139,7 @@ class Builder:
 
 
 def all_files(folder: Path) -> list[Path]:
-    """All files below a folder but hidden ones, sorted; links to folders are followed unless they lead back."""
+    """All files below a folder but hidden ones, sorted; links to folders are followed unless they form a cycle."""
     found: list[Path] = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         here = os.path.realpath(parent) + os.sep
@@ -160,12 +160,12 @@ def suffix_counts(files: Iterable[Path]) -> str:
 def no_images(folder: Path, files: Sequence[Path]) -> UserError:
     """The error for a folder without a single image that can be read."""
     return UserError(
-        f"{folder}: no images here (found: {suffix_counts(files)}; read are {', '.join(sorted({*SUFFIXES, ARRAY}))})"
+        f"{folder}: no images here (found: {suffix_counts(files)}; supported are {', '.join(sorted({*SUFFIXES, ARRAY}))})"
     )
 
 
 def unread_images(files: Iterable[Path]) -> list[str]:
-    """A problem for each type of image among the files that cannot be decoded."""
+    """A problem for each image type among the files that cannot be decoded."""
     first: dict[str, Path] = {}
     counts: Counter[str] = Counter()
     for file in files:
@@ -183,7 +183,9 @@ def images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in sorted(images_among(folder.iterdir())):
         if file.stem in found:
-            problems.append(f"{found[file.stem]} and {file.name} have one name: it is not clear which is annotated")
+            problems.append(
+                f"{found[file.stem]} and {file.name} have the same stem: it is not clear which one is annotated"
+            )
         found[file.stem] = file
     return found
 

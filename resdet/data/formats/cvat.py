@@ -36,7 +36,7 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
     except (ParseError, DefusedXmlException, OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as XML ({error})") from None
     if root.tag != "annotations":
-        raise UserError(f"{file}: not CVAT's: its outermost element is <{root.tag}>, not <annotations>")
+        raise UserError(f"{file}: not CVAT's: its root element is <{root.tag}>, not <annotations>")
     if root.find("track") is not None:
         raise UserError(
             f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
@@ -96,7 +96,7 @@ def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tup
             left, top, width, height = (int(float(shape.attrib[key])) for key in ("left", "top", "width", "height"))
             builder.bitmap(image_id, label, _mask(shape, height, width), (top, left), size, origin)
         else:
-            builder.source.remarks[f"shapes of type {shape.tag} (left out: not known)"] += 1
+            builder.source.remarks[f"shapes of type {shape.tag} (left out: unknown type)"] += 1
     except (KeyError, ValueError, OverflowError) as error:
         builder.source.problems.append(f"{origin}: cannot be read ({error})")
 

@@ -1,4 +1,4 @@
-"""A folder or an annotation file -> which format it is in, and why: by what is in the files, not by their names alone."""
+"""A folder or an annotation file -> which format it is in, and why. The content of the files decides, not only their names."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def unknown(place: Path) -> UserError:
     read = "\n".join(f"  - {name}: {text}" for name, text in FORMATS.items())
     found = "\n".join(lines) if len(lines) > 1 else lines[0].strip(" -") if lines else there
     return UserError(
-        f"{place}: no annotations of a format that is read. Read are (data.format):\n{read}\nfound:"
+        f"{place}: no annotations in a supported format. Supported (data.format):\n{read}\nfound:"
         + (f"\n{found}" if len(lines) > 1 else f" {found}")
     )
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is neither an image nor a file of annotations, so that a data set is yet to come."""
+    """Whether there is neither an image nor an annotation file: the dataset is still to be made."""
     return not any(
         path.suffix.lower() in {*SUFFIXES, ARRAY} or _foreign(path) for path in islice(glimpse(folder), 1000)
     )
@@ -86,13 +86,13 @@ def find_yolo(folder: Path) -> Detected | None:
     if len(found) > 1 and len(usual) != 1:
         names = " and ".join(path.name for path in found[:4])
         raise UserError(
-            f"{folder}: {names} are both a YOLO data.yaml: name one with data.train.annotations=… and data.val.…"
+            f"{folder}: {names} each look like a YOLO data.yaml: name one with data.train.annotations=… and data.val.…"
         )
     for path in usual or found:
         return Detected("yolo", path, f"{path.name} names classes and splits as YOLO's data.yaml")
     for path in (folder / "obj.data", *(folder / name for name in CLASS_FILES)):
         if path.is_file() and (path.suffix == ".data" or _has_labels(folder)):
-            return Detected("yolo", path, f"{path.relative_to(folder)} has the classes of YOLO's label files")
+            return Detected("yolo", path, f"{path.relative_to(folder)} lists the classes of YOLO label files")
     return None
 
 
@@ -138,7 +138,7 @@ def find_open_images(folder: Path) -> Detected | None:
     if len(found) > 1:
         names = " and ".join(path.name for path in found[:4])
         raise UserError(
-            f"{folder}: {names} are both boxes of Open Images: name one with data.train.annotations and data.val.…"
+            f"{folder}: {names} each hold boxes of Open Images: name one with data.train.annotations and data.val.…"
         )
     for path in found:
         return Detected("open_images", path, f"{path.name} has the columns of Open Images' boxes")
@@ -231,7 +231,7 @@ def _is_data_yaml(path: Path) -> bool:
     try:
         values = load_yaml(read_text(path)) if path.stat().st_size < SMALL else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return path.stem in ("data", "dataset")  # its reader says what is wrong with it
+        return path.stem in ("data", "dataset")  # the reader reports what is wrong with it
     keys = {"train", "val", "valid", "test"}
     return isinstance(values, dict) and "names" in values and not keys.isdisjoint(values)
 
@@ -254,12 +254,12 @@ def _foreign(path: Path) -> str:
             return f"{path} is COCO's: data.train.annotations={path}"
         if kind in FORMATS:
             return f"{path} is {kind}'s: data.train.annotations={path}"
-        return f"{path} is {kind}'s: export COCO from it" if kind else ""
+        return f"{path} is {kind}'s: export it as COCO" if kind else ""
     if path.suffix.lower() == ".xml":
         tag = FOREIGN_TAGS.get(root_tag(path))
-        return f"{path} is {tag}: export COCO or Pascal VOC" if tag else ""
+        return f"{path} is {tag}: export it as COCO or Pascal VOC" if tag else ""
     if path.suffix.lower() == ".csv":
-        return f"{path} is a table, but neither Open Images' boxes nor VGG Image Annotator's regions: export COCO"
+        return f"{path} is a table, but neither Open Images' boxes nor VGG Image Annotator's regions: export it as COCO"
     if path.suffix.lower() in (".tfrecord", ".record", ".parquet", ".mat", ".zip", ".tar"):
-        return f"{path} is a {path.suffix} file: unpack it, or export COCO"
+        return f"{path} is a {path.suffix} file: unpack it, or export it as COCO"
     return ""

@@ -1,4 +1,4 @@
-"""A look into the files of a folder, to see which tool wrote them: their first bytes, tags and keys."""
+"""A quick look into files, at their first bytes, tags and keys, to tell which tool wrote them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ KINDS: list[tuple[str, set[str], set[str]]] = [
 
 
 def root_tag(path: Path) -> str:
-    """The name of an XML file's outermost element; "" where that is not to be seen."""
+    """The name of an XML file's outermost element; "" if it cannot be found."""
     head = re.sub(rb"<!--.*?-->|<\?.*?\?>|<!DOCTYPE[^>]*>", b"", head_of(path).replace(b"\0", b""), flags=re.DOTALL)
     match = re.search(rb"<\s*([A-Za-z_][\w.-]*)", head)
     return match[1].decode() if match else ""
@@ -106,5 +106,5 @@ def glimpse(folder: Path) -> Iterator[Path]:
         for entry in inside:
             if not entry.is_dir():
                 yield Path(entry.path)
-            elif not os.path.realpath(here).startswith(os.path.realpath(entry.path)):  # a link that leads back
+            elif not os.path.realpath(here).startswith(os.path.realpath(entry.path)):  # a link that forms a cycle
                 waiting.append(entry.path)

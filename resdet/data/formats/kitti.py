@@ -30,13 +30,13 @@ def read_kitti(root: Path, given: Path | None = None, split: str | None = None) 
         raise UserError(f"{root}: no label_2 and image_2 folders (KITTI's layout), nor in {root / 'training'}")
     labels, images = folders[0], given or folders[1]
     problems: list[str] = []
-    pictures = images_by_stem(images, problems)
+    by_stem = images_by_stem(images, problems)
     lines: dict[Path, list[tuple[str, list[str]]]] = {}
     for file in sorted(labels.glob("*.txt")):
         text = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         entries = [(f"{file}:{number}", line.split()) for number, line in enumerate(text, 1) if line.strip()]
-        if file.stem in pictures:
-            lines[pictures[file.stem]] = entries
+        if file.stem in by_stem:
+            lines[by_stem[file.stem]] = entries
         else:
             problems.append(f"{file}: its image {images / file.stem}.* is not there")
     if not lines and not problems:
@@ -49,7 +49,7 @@ def read_kitti(root: Path, given: Path | None = None, split: str | None = None) 
             continue  # a problem already
         image_id = builder.image(path, size)
         for origin, words in entries:
-            if len(words) not in COLUMNS:  # with one missing, another number would be taken for a side
+            if len(words) not in COLUMNS:  # with a column missing, a wrong number would be read as a coordinate
                 problems.append(
                     f"{origin}: has {len(words)} columns; KITTI's have 15, or 16 with a score, or the first 8"
                 )

@@ -48,9 +48,9 @@ def read_label_studio(file: Path, images: Path | None = None, split: str | None 
         origin = f"{file}: task {task.get('id', number) if isinstance(task, dict) else number}"
         name = _image_name(task) if isinstance(task, dict) else None
         if name is None:
-            problems.append(f"{origin}: its data name no image")
+            problems.append(f"{origin}: its data names no image")
         elif name in regions:
-            problems.append(f"{origin}: its image {name!r} belongs to an earlier task, too")
+            problems.append(f"{origin}: its image {name!r} also belongs to an earlier task")
         elif (found := _results(task, origin, remarks)) is not None:
             regions[name] = found
     labelled = [(origin, label) for found in regions.values() for origin, kind, value in found
@@ -74,7 +74,7 @@ def _image_name(task: dict[str, Any]) -> str | None:
 
 
 def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Region] | None:
-    """The task's regions; None, with a remark, for an image that nobody has annotated."""
+    """The task's regions; None, with a remark, for an image without annotations."""
     if "annotations" not in task:  # JSON-MIN: every list of regions stands under its control's name
         lists = [v for v in task.values() if isinstance(v, list)]
         entries = [
@@ -84,10 +84,10 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
     given = task["annotations"] if isinstance(task["annotations"], list) else []
     done = [a for a in given if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
-        remarks.append("images without annotations (left out: unlabelled is not empty)")
+        remarks.append("images without annotations (left out: unlabelled images are not negatives)")
         return None
     if len(done) > 1:
-        remarks.append("images with several annotations (the last one counts)")
+        remarks.append("images with several annotations (the last one is used)")
     regions: list[Region] = []
     result = done[-1].get("result")
     for k, entry in enumerate(result if isinstance(result, list) else [], 1):
@@ -95,7 +95,7 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
         if kind in KINDS and isinstance(value, dict):
             regions.append((f"{origin}: region {k}", kind, value))
         else:
-            remarks.append(f"regions of type {kind} (left out: no boxes or masks with labels)")
+            remarks.append(f"regions of type {kind} (left out: not labelled boxes or masks)")
     return regions
 
 
@@ -131,7 +131,7 @@ def _add(builder: Builder, image_id: int, kind: str, value: dict[str, Any], orig
         else:
             builder.polygons(image_id, label, [[c for x, y in points for c in (x * sx, y * sy)]], origin)
     elif (mask := decode_brush(value.get("rle"), size)) is None:
-        problems.append(f"{origin}: its rle is no mask of {size[0]} x {size[1]} pixels")
+        problems.append(f"{origin}: its rle is not a mask of {size[0]} x {size[1]} pixels")
     else:
         builder.bitmap(image_id, label, mask, (0, 0), size, origin)
 

@@ -62,7 +62,7 @@ def read_labelme(path: Path, images: Path | None, split: str | None) -> Source:
             _add(builder, builder.image(picture, size), file, contents[file]["shapes"], size)
     unlabelled = len(set(pictures) - set(matched.values()))
     if unlabelled:
-        builder.source.remarks["images without a JSON file (left out: nobody has said that they are empty)"] = (
+        builder.source.remarks["images without a JSON file (left out: unlabelled images are not negatives)"] = (
             unlabelled
         )
     return builder.source

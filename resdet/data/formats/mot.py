@@ -58,9 +58,9 @@ def _add(builder: Builder, ids: dict[int, int], frames: dict[int, Path], words: 
         builder.source.problems.append(f"{origin}: {','.join(words)[:60]!r} is not frame, track, box, flag and class")
         return
     if kind not in (1, -1):  # 2015 has -1
-        builder.source.remarks["objects that are no pedestrians (left out)"] += 1
+        builder.source.remarks["objects that are not pedestrians (left out)"] += 1
     elif not counts:
-        builder.source.remarks["pedestrians whose flag says that they do not count (left out)"] += 1
+        builder.source.remarks["pedestrians flagged as not to be evaluated (left out)"] += 1
     elif frame not in frames:
         builder.source.problems.append(f"{origin}: frame {frame} is not in img1")
     elif frame in ids:

@@ -1,7 +1,7 @@
 """Open Images V4 to V7: *-annotations-bbox.csv, class-descriptions*.csv and the images -> COCO's structure.
 
-https://storage.googleapis.com/openimages/web/download_v7.html: boxes as shares of the image; a box marked IsGroupOf is a
-crowd. Masks come as PNGs in files of their own and are not read.
+https://storage.googleapis.com/openimages/web/download_v7.html: boxes in fractions of the image size; one marked IsGroupOf is
+a crowd. Masks come as separate PNGs and are not read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_open_images(file: Path, images: Path | None = None, split: str | None =
 
     Raises `UserError` where nothing can be read.
 
-    Of the images that the file names only those in the folder are taken: people download a part of the nine million.
+    Images listed in the file but absent from the folder are left out: most people download a part of the nine million.
     """
     images = images or _image_root(file)
     if not is_open_images(head_of(file)):

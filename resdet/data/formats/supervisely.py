@@ -75,13 +75,13 @@ def _add(builder: Builder, image_id: int, entry: Any, origin: str, size: tuple[i
     problems = builder.source.problems
     title = entry.get("classTitle") if isinstance(entry, dict) else None
     if not isinstance(title, str) or title not in builder.classes:
-        problems.append(f"{origin}: its classTitle is none of meta.json's")
+        problems.append(f"{origin}: its classTitle is not among meta.json's classes")
         return
     name, kind = title, str(entry.get("geometryType"))
     if kind == "bitmap":
         crop = _bitmap(entry.get("bitmap"))
         if crop is None:
-            problems.append(f"{origin}: its bitmap is no PNG with an origin")
+            problems.append(f"{origin}: its bitmap is not a PNG with an origin")
         else:
             builder.bitmap(image_id, name, crop[0], crop[1], size, origin)
         return

@@ -81,7 +81,7 @@ def _from_json(file: Path, problems: list[str]) -> dict[str, list[Region]]:
         name, given = entry.get("filename"), entry["regions"]
         given = list(given.values()) if isinstance(given, dict) else given  # version 1 numbers them in a dictionary
         if not isinstance(name, str) or not isinstance(given, list):
-            problems.append(f"{file}: an image without filename or with regions that are no list: {str(entry)[:80]}")
+            problems.append(f"{file}: an image without filename or with regions that are not a list: {str(entry)[:80]}")
             continue
         regions = found.setdefault(name, [])
         for number, region in enumerate(given, 1):
@@ -119,7 +119,7 @@ def _from_csv(file: Path, problems: list[str]) -> dict[str, list[Region]]:
 
 
 def _class_attribute(file: Path, attributes: list[dict[str, Any]]) -> str:
-    """The region attribute that holds the class: the only one there is, or one of a telling name."""
+    """The region attribute that holds the class: the only one there is, or one with a typical name."""
     names = Counter(key for entry in attributes for key in entry)
     if len(names) == 1 or not names:
         return next(iter(names), "class")

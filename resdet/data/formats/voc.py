@@ -105,7 +105,7 @@ def _add(builder: Builder, image_id: int, file: _File, root: Path, picture: Path
             segmentation = [[v - origin for v in entry.outline]]
         what = f"{file.path}: object {number} ({entry.name})"
         builder.object(image_id, entry.name, _box(entry.corners, origin), what, segmentation)
-        builder.source.remarks["objects marked difficult (they count like any other)"] += entry.difficult
+        builder.source.remarks["objects marked difficult (treated like any other)"] += entry.difficult
 
 
 def _box(corners: tuple[float, float, float, float], origin: Origin) -> list[float]:
@@ -125,11 +125,11 @@ def _origin(files: dict[str, _File], given: Origin | None) -> tuple[list[str], O
             for key, value in zip(("xmin", "ymin", "xmax", "ymax"), entry.corners, strict=True):
                 if 0 <= value < 1 or value != int(value):
                     why = f"{key} {value:g} in {file.path}, object {number}"
-                    return [f"corners are counted from zero, as {why} says; if not: data.voc_origin=1"], 0
+                    return [f"corners are counted from zero, as {why} shows; if not: data.voc_origin=1"], 0
             if entry.outline and any(value != int(value) for value in entry.outline):
                 why = f"the fractions of the polygon in {file.path}, object {number}"
-                return [f"corners are counted from zero, as {why} say; if not: data.voc_origin=1"], 0
-    return ["corners are counted from one, as none is at zero or a fraction; if not: data.voc_origin=0"], 1
+                return [f"corners are counted from zero, as {why} show; if not: data.voc_origin=1"], 0
+    return ["corners are counted from one, as none is zero or fractional; if not: data.voc_origin=0"], 1
 
 
 def _names(
@@ -153,7 +153,7 @@ def _names(
         has = (
             f"it has {', '.join(there)}"
             if there
-            else "there is no ImageSets/Main: use data.val_fraction=0.2 to make one"
+            else "there is no ImageSets/Main: use data.val_fraction=0.2 to hold out a split"
         )
         raise UserError(f"{lists / f'{split}.txt'}: no such split; {has}")
     return list(files), None

@@ -1,7 +1,7 @@
 """COCO's structure -> the files of other formats: YOLO (boxes or polygons), Pascal VOC, labelme.
 
-The annotations are ones that `parse_coco` accepts. The images are copied beside them, so that the folder is whole. What a
-format cannot hold is counted in the answer.
+The annotations must be accepted by `parse_coco`. The images are copied along, so that the folder is complete. What a
+format cannot store is counted in the result.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from resdet.masks import decode_rle
 from resdet.writing import write_json, write_text
 
 Objects = list[dict[str, Any]]
-CROWDS = "crowd regions (left out: the format has no mark for them)"
-PARTS = "objects whose several parts became one polygon (joined by a line of no width)"
+CROWDS = "crowd regions (left out: the format cannot mark them)"
+PARTS = "objects of several parts (joined into one polygon by lines of zero width)"
 NO_AREA = "boxes without area inside their image (left out)"
 KEYPOINTS = "objects whose keypoints were left out"
 ROUNDED = "boxes rounded to whole pixels (VOC has no fractions)"
 NO_MASK = "objects without a mask (their boxes are written as polygons)"
-HOLES = "objects whose holes were filled (the format has none)"
+HOLES = "objects whose holes were filled (the format cannot store them)"
 Polygons = list[list[float]]
 
 
@@ -48,7 +48,7 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
     head = "".join(f"  {k}: {json.dumps(name, ensure_ascii=False)}\n" for k, name in enumerate(names))
     head = f"path: .\nnames:\n{head}"
     if sheet.is_file() and not sheet.read_text(encoding="utf-8").startswith(head):
-        raise UserError(f"{sheet}: is there, with other classes; choose an empty folder")
+        raise UserError(f"{sheet}: exists, with other classes; choose an empty folder")
     for image, objects, name in _images(source, folder / "images" / split, lost):
         lines = []
         for entry in objects:
@@ -72,7 +72,7 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
 def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str]:
     """JPEGImages, Annotations/*.xml, ImageSets/Main/SPLIT.txt: boxes alone. -> what was lost, counted.
 
-    Corners are whole pixels counted from one, both inside, as VOC's own are. A box of under two pixels becomes two pixels
+    Corners are whole pixels counted from one, both inside, as VOC's own are. A box narrower than two pixels becomes two pixels
     wide: `read_voc`, as other readers, takes equal corners for a box without area.
     """
     lost: Counter[str] = Counter()
@@ -81,7 +81,7 @@ def write_voc(source: Source, folder: Path, split: str = "train") -> Counter[str
     for image, objects, name in _images(source, folder / "JPEGImages", lost, flat=True):
         parts = []
         for entry in objects:
-            lost["masks (left out: boxes alone are written)"] += bool(entry.get("segmentation"))
+            lost["masks (left out: only boxes are written)"] += bool(entry.get("segmentation"))
             x, y, w, h = _box_inside(entry, image)
             left, right = _whole_pixels(x, x + w, image["width"])
             top, bottom = _whole_pixels(y, y + h, image["height"])
@@ -167,7 +167,7 @@ def _images(
         try:
             shutil.copyfile(source.images / image["file_name"], target)
         except shutil.SameFileError:
-            raise UserError(f"{target}: is the image itself; choose another folder") from None
+            raise UserError(f"{target}: is the source image itself; choose another folder") from None
         except OSError as error:
             raise UserError(
                 f"{source.images / image['file_name']}: cannot be copied to {target} ({error.strerror})"

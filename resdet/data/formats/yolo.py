@@ -2,7 +2,7 @@
 
 https://docs.ultralytics.com/datasets/: a line is "class x_centre y_centre width height" (a box), "class x y x y x y …" (a
 polygon; the four corners of an oriented box are one), or with kpt_shape in data.yaml, a box and its keypoints "x y" or
-"x y visibility". All are shares of the image's upright size.
+"x y visibility". All are fractions of the upright image's size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from resdet.errors import UserError
 
 
 class _Line(NamedTuple):
-    """Of an object, in pixels: bbox XYWH, and its polygon or its keypoints [x, y, visibility, …] if it has such."""
+    """An object, in pixels: bbox XYWH, and its polygon or keypoints [x, y, visibility, …] if it has any."""
 
     label: int
     bbox: list[float]
@@ -103,7 +103,7 @@ def _parse(words: list[str], layout: Layout, size: tuple[int, int]) -> _Line:
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         hint = "; with keypoints, data.yaml needs kpt_shape" if len(values) > 6 and (len(values) - 4) % 3 == 0 else ""
         raise ValueError(f"{len(values)} numbers after the class: 4 for a box, 6, 8, … for a polygon{hint}")
-    _check_shares(values, text)
+    _check_fractions(values, text)
     pixels = _to_pixels(values, size)
     if len(values) == 4:
         return _Line(int(label), _box(pixels))
@@ -117,7 +117,7 @@ def _with_keypoints(label: int, values: list[float], shape: tuple[int, int], siz
         raise ValueError(
             f"{len(values)} numbers after the class; kpt_shape [{count}, {numbers}] asks for 4 + {count * numbers}"
         )
-    _check_shares(values[:4], text)
+    _check_fractions(values[:4], text)
     keypoints: list[float] = []
     for k in range(4, len(values), numbers):
         x, y = values[k : k + 2]
@@ -125,20 +125,20 @@ def _with_keypoints(label: int, values: list[float], shape: tuple[int, int], siz
         if visibility not in (0, 1, 2):
             raise ValueError(f"visibility {visibility:g} of keypoint {(k - 4) // numbers + 1} is not 0, 1 or 2")
         if visibility:
-            _check_shares([x, y], text)
+            _check_fractions([x, y], text)
             keypoints += [*_to_pixels([x, y], size), int(visibility)]
         else:
             keypoints += [0, 0, 0]
     return _Line(label, _box(_to_pixels(values[:4], size)), keypoints=keypoints)
 
 
-def _check_shares(values: list[float], text: str) -> None:
+def _check_fractions(values: list[float], text: str) -> None:
     if any(not -0.01 <= v <= 1.01 for v in values):
-        raise ValueError(f"{text!r} has values outside 0 to 1: YOLO's are shares of the image's size")
+        raise ValueError(f"{text!r} has values outside 0 to 1: YOLO's coordinates are fractions of the image size")
 
 
 def _to_pixels(values: list[float], size: tuple[int, int]) -> list[float]:
-    """[x, y, …] as shares of (H, W) -> pixels."""
+    """[x, y, …] as fractions of (H, W) -> pixels."""
     return [v * size[1 - k % 2] for k, v in enumerate(values)]
 
 

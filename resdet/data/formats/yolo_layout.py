@@ -67,7 +67,7 @@ def _from_yaml(file: Path) -> Layout:
 
 
 def _below(folder: Path, path: str) -> Path:
-    """`path:` where it is a folder, the yaml's own folder otherwise: it often names the place on another machine."""
+    """`path:` where it is a folder, the yaml's own folder otherwise: it is often a path on another machine."""
     try:
         return folder / path if (folder / path).is_dir() else folder
     except (OSError, ValueError):  # no name that a file can have
@@ -111,7 +111,7 @@ def _classes(names: Any, file: Path) -> list[str]:
         raise UserError(f"{file}: names: class {unnamed[0]} has no name ({str(names[unnamed[0]])[:40]!r})")
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if doubled:
-        raise UserError(f"{file}: a class name stands twice in names: {doubled[0]!r}")
+        raise UserError(f"{file}: a class name appears twice in names: {doubled[0]!r}")
     return list(names)
 
 
