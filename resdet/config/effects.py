@@ -90,6 +90,11 @@ RULES = (
     ),
     Rule("model.fpn.weight_standardization", _without_fpn, "model.neck={model.neck}"),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
+    Rule(
+        "model.mask.weight_standardization",
+        lambda c: c.model.mask and not c.model.mask.num_convs,
+        "model.mask.num_convs=0",
+    ),
     Rule("model.keypoint.norm", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("model.keypoint.width", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
