@@ -201,15 +201,20 @@ def dedupe(args: argparse.Namespace) -> None:
 
 
 def open_source(place: Path, kind: str, part: str | None, images: Path | None = None) -> Source:
-    """A dataset's own split `part` (None: "train" where it has splits), its images found in `images` or near it.
+    """A dataset's own split `part` (None: "train" where it has splits, all of Supervisely's).
 
+    images: the folder of its images; None for the one near it.
     Raises `UserError`, also for one without images.
     """
-    from resdet.data.sources import read_source
+    from resdet.data.sources import detected, read_source, read_whole
 
     given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place, images=images)
     data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
-    source = read_source(data, given, "train").whole()
+    found = detected(data, given)
+    if found.format == "supervisely" and part is None:  # whose datasets have names of their own
+        source = read_whole(data, found, images, None).whole()
+    else:
+        source = read_source(data, given, "train").whole()
     if not source.content["images"]:
         raise UserError(f"{place}: lists no images, so nothing is written")
     return source

@@ -252,6 +252,20 @@ def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
     assert "classes: cat, 2" in "".join(capsys.readouterr())
 
 
+def test_supervisely_projects_are_converted_whole(tmp_path, capsys) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": [{"title": "cat"}]}))
+    for name in ("one", "two"):
+        (tmp_path / name / "ann").mkdir(parents=True)
+        (tmp_path / name / "img").mkdir()
+        cv2.imwrite(str(tmp_path / name / "img/a.png"), textured(H, W))
+        (tmp_path / name / "ann/a.png.json").write_text('{"objects": []}')
+    for part, count in ((), 2), (("--split", "two"), 1):
+        assert main(["convert", str(tmp_path), str(tmp_path / "out.json"), *part]) == 0
+        assert len(json.loads((tmp_path / "out.json").read_text())["images"]) == count
+    assert main(["convert", str(tmp_path), str(tmp_path / "out.json"), "--split", "x"]) == 2
+    assert "no dataset 'x'; it has one, two: name those that are meant" in "".join(capsys.readouterr())
+
+
 def wrong_map(folder: Path) -> Path:
     (folder / "wrong.yaml").write_text("cow: animal\n")
     return folder / "wrong.yaml"

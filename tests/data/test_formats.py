@@ -472,6 +472,13 @@ def test_labelme_regions_that_cannot_be_read_are_errors(bad: dict, message: str,
         boxes(tmp_path, bad)
 
 
+def test_labelme_labels_may_be_numbers(tmp_path) -> None:
+    bad = shape([[0, 0], [9, 9]], "rectangle", label=0)
+    assert boxes(tmp_path, bad, {**bad, "label": "0"}) == [[0, 0, 9, 9]] * 2
+    with pytest.raises(UserError, match="shape 1: has no label"):
+        boxes(tmp_path, {**bad, "label": ""})
+
+
 def test_labelme_files_apart_from_their_images(tmp_path) -> None:
     labelme(tmp_path / "json")
     (tmp_path / "images").mkdir()

@@ -7,7 +7,9 @@ import csv
 import io
 import json
 import zlib
+from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from resdet.data.formats.cvat import read_cvat
 from resdet.data.formats.detect import detect
 from resdet.data.formats.kitti import read_kitti
 from resdet.data.formats.label_studio import decode_brush, read_label_studio
+from resdet.data.formats.lookup import located
 from resdet.data.formats.mot import read_mot
 from resdet.data.formats.open_images import read_open_images
 from resdet.data.formats.supervisely import read_supervisely
@@ -216,6 +219,62 @@ def test_label_studio(tmp_path) -> None:
                 "label": [{"x": 12.5, "y": 25, "width": 50, "height": 50, "rectanglelabels": ["cat"]}]}]  # fmt: skip
     (tmp_path / "export.json").write_text(json.dumps(minimal))
     assert found(read_label_studio(tmp_path / "export.json", tmp_path)) == {"images/a.jpg": [("cat", 10, 15, 40, 30)]}
+
+
+def test_label_studio_with_labels_beside_the_shapes(tmp_path) -> None:
+    """<Labels> with <Rectangle>, <Polygon>, …: two entries of one id, of which "labels" repeats the shape."""
+    save_image(tmp_path / "a.jpg")
+    shapes = {
+        "rectangle": {"x": 12.5, "y": 25, "width": 50, "height": 50, "rotation": 0},
+        "polygon": {"points": [[0, 0], [50, 0], [50, 50]]},
+        "ellipse": {"x": 50, "y": 50, "radiusX": 25, "radiusY": 25, "rotation": 0},
+        "brush": {"format": "rle", "rle": encode_brush(disc(40, 30, 9) * 255)},
+    }
+    results = [{"id": kind, "type": kind, "value": value} for kind, value in shapes.items()]
+    results += [{"id": kind, "type": "labels", "value": {**v, "labels": [kind]}} for kind, v in shapes.items()]
+    results += [{"id": "z", "type": "rectangle", "value": shapes["rectangle"]}]  # nobody has named it
+    task = {"id": 1, "data": {"image": "/data/upload/1/0f3a5c77-a.jpg"}, "annotations": [{"result": results}]}
+    (tmp_path / "export.json").write_text(json.dumps([task]))
+    source = read_label_studio(tmp_path / "export.json", tmp_path)
+    assert source.problems == []
+    assert [(name, *map(round, box)) for name, *box in found(source)["a.jpg"]] == [
+        ("rectangle", 10, 15, 40, 30), ("polygon", 0, 0, 40, 30), ("ellipse", 20, 15, 40, 30), 
+        ("brush", *cv2.boundingRect(disc(40, 30, 9).astype(np.uint8))),
+    ]  # fmt: skip
+    assert source.remarks == {"regions of type rectangle (left out: not labelled boxes or masks)": 1}
+    minimal = {"id": 1, "image": "a.jpg", "annotator": 1, "annotation_id": 1,
+               "label": [{**shapes["rectangle"], "labels": ["car"]}]}  # fmt: skip
+    (tmp_path / "export.json").write_text(json.dumps([minimal]))
+    assert found(read_label_studio(tmp_path / "export.json", tmp_path)) == {"a.jpg": [("car", 10, 15, 40, 30)]}
+
+
+@pytest.mark.parametrize("name", ["a #1.jpg", "what?.jpg", "100% a%20b.jpg", "a b.jpg", "ä [x].jpg"])
+def test_odd_names_of_a_storage_are_found(name: str, tmp_path) -> None:
+    save_image(tmp_path / "x" / name)
+    save_image(tmp_path / "x/other.jpg")
+    for address in (
+        f"s3://bucket/x/{name}",
+        f"https://host/x/{quote(name)}?token=a/b",
+        f"/data/local-files/?d=x/{quote(name)}",
+    ):
+        assert [path.name for path, _, _ in located([address], tmp_path, tmp_path, [], Counter())] == [name]
+
+
+def test_outlines_without_points_are_problems(tmp_path) -> None:
+    save_image(tmp_path / "a.jpg")
+    shape = {"name": "polygon", "all_points_x": [], "all_points_y": []}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "cat"}}
+    (tmp_path / "via.json").write_text(json.dumps({"x": {"filename": "a.jpg", "regions": [region]}}))
+    value = {"points": [], "polygonlabels": ["cat"]}
+    result = {"result": [{"type": "polygonlabels", "value": value}]}
+    (tmp_path / "tasks.json").write_text(json.dumps([{"id": 1, "data": {"image": "a.jpg"}, "annotations": [result]}]))
+    for source in (read_via(tmp_path / "via.json"), read_label_studio(tmp_path / "tasks.json")):
+        (problem,) = source.problems
+        assert problem.endswith("region 1: its outline has no points")
+    box = "<box label='cat' xtl='nan' ytl='1' xbr='10' ybr='10'/>"
+    (tmp_path / "annotations.xml").write_text(f"<annotations><image name='a.jpg'>{box}</image></annotations>")
+    (problem,) = read_cvat(tmp_path / "annotations.xml").problems
+    assert "shape 1 (box): its box [nan, 1.0, nan, 9.0] is not finite" in problem
 
 
 def test_names_never_mean_another_image(tmp_path) -> None:

@@ -93,7 +93,10 @@ class Builder:
         crowd: bool = False,
     ) -> None:
         """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
-        group of objects, not trained on."""
+        group of objects, not trained on. A box that is not finite is a problem."""
+        if not all(map(math.isfinite, bbox)):
+            self.source.problems.append(f"{origin}: its box {bbox} is not finite")
+            return
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
@@ -114,9 +117,12 @@ class Builder:
     def polygons(
         self, image_id: int, name: str, polygons: list[list[float]], origin: str, *, crowd: bool = False
     ) -> None:
-        """Add an object by its outline: polygons [x, y, …] in pixels; the box is the one around them all."""
-        box = polygon_box([v for polygon in polygons for v in polygon])
-        self.object(image_id, name, box, origin, polygons, crowd=crowd)
+        """Add an object by its outline: polygons [x, y, …] in pixels; the box is the one around them all. An outline without
+        a point is a problem."""
+        if points := [v for polygon in polygons for v in polygon]:
+            self.object(image_id, name, polygon_box(points), origin, polygons, crowd=crowd)
+        else:
+            self.source.problems.append(f"{origin}: its outline has no points")
 
     def bitmap(
         self, image_id: int, name: str, crop: np.ndarray, corner: tuple[int, int], size: tuple[int, int], origin: str,

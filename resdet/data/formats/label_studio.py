@@ -22,6 +22,12 @@ from resdet.data.rules import is_number
 from resdet.errors import UserError
 
 KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels")
+SHAPES = {
+    "rectangle": "width",
+    "polygon": "points",
+    "ellipse": "radiusX",
+    "brush": "rle",
+}  # and a key that it alone has
 Region = tuple[str, str, dict[str, Any]]  # where it stands in the file, its kind, its value
 
 
@@ -77,10 +83,11 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
     """The task's regions; None, with a remark, for an image without annotations."""
     if "annotations" not in task:  # JSON-MIN: every list of regions stands under its control's name
         lists = [v for v in task.values() if isinstance(v, list)]
-        entries = [
-            (kind, entry) for v in lists for entry in v if isinstance(entry, dict) for kind in KINDS if kind in entry
+        entries = [entry for v in lists for entry in v if isinstance(entry, dict)]
+        found = [
+            (kind, v) for entry in entries for k in (*KINDS, "labels") if k in entry for kind, v in [_plain(k, entry)]
         ]
-        return [(f"{origin}: region {k}", kind, entry) for k, (kind, entry) in enumerate(entries, 1)]
+        return [(f"{origin}: region {k}", kind, value) for k, (kind, value) in enumerate(found, 1) if kind in KINDS]
     given = task["annotations"] if isinstance(task["annotations"], list) else []
     done = [a for a in given if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
@@ -90,13 +97,29 @@ def _results(task: dict[str, Any], origin: str, remarks: list[str]) -> list[Regi
         remarks.append("images with several annotations (the last one is used)")
     regions: list[Region] = []
     result = done[-1].get("result")
-    for k, entry in enumerate(result if isinstance(result, list) else [], 1):
-        kind, value = (entry.get("type"), entry.get("value")) if isinstance(entry, dict) else (None, None)
-        if kind in KINDS and isinstance(value, dict):
+    entries = [entry if isinstance(entry, dict) else {} for entry in (result if isinstance(result, list) else [])]
+    labelled = {str(entry.get("id")) for entry in entries if entry.get("type") == "labels"}
+    for k, entry in enumerate(entries, 1):
+        kind, value = _plain(entry.get("type"), entry.get("value"))
+        if kind in KINDS:
             regions.append((f"{origin}: region {k}", kind, value))
-        else:
+        elif kind not in SHAPES or str(entry.get("id")) not in labelled:
             remarks.append(f"regions of type {kind} (left out: not labelled boxes or masks)")
     return regions
+
+
+def _plain(kind: Any, value: Any) -> tuple[str, dict[str, Any]]:
+    """The kind of a region and its value, in the form of `KINDS`.
+
+    Where <Labels> stands beside <Rectangle> in Label Studio's configuration, a region has two entries of one id: "rectangle",
+    and "labels", which repeats the shape.
+    """
+    if not isinstance(value, dict):
+        return f"{kind} without a value", {}
+    shape = next((shape for shape, key in SHAPES.items() if key in value), None)
+    if kind != "labels" or shape is None:
+        return str(kind), value
+    return f"{shape}labels", {**value, f"{shape}labels": value.get("labels")}
 
 
 def _label(kind: str, value: dict[str, Any]) -> str:

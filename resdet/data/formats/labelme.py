@@ -52,7 +52,7 @@ def read_labelme(path: Path, images: Path | None, split: str | None) -> Source:
     pictures = images_among(there)
     if not pictures:
         raise no_images(images or folder, there)
-    labels = {str(s["label"]) for c in contents.values() for s in c["shapes"] if isinstance(s, dict) and s.get("label")}
+    labels = {str(s["label"]) for c in contents.values() for s in c["shapes"] if isinstance(s, dict) and _has_label(s)}
     builder = Builder(folder, images or folder, sorted(labels))
     builder.source.problems = problems
     matched = _match(contents, pictures, builder.source)
@@ -116,7 +116,7 @@ def _add(builder: Builder, image_id: int, path: Path, shapes: list[Any], size: t
     groups: dict[Any, list[tuple[str, Part, str]]] = {}
     for number, shape in enumerate(shapes, 1):
         origin = f"{path}: shape {number}"
-        if not isinstance(shape, dict) or not shape.get("label"):
+        if not isinstance(shape, dict) or not _has_label(shape):
             builder.source.problems.append(f"{origin}: has no label")
             continue
         part = _part(shape, origin, size, builder.source)
@@ -137,6 +137,12 @@ def _add(builder: Builder, image_id: int, path: Path, shapes: list[Any], size: t
         masks += [coco_mask.merge(coco_mask.frPyObjects([polygon], *size)) for polygon in polygons if len(polygon) >= 6]
         rle = masks[0] if len(masks) == 1 else encode_bitmap(coco_mask.decode(coco_mask.merge(masks)))
         builder.object(image_id, label, coco_mask.toBbox(rle).tolist(), origin, rle)
+
+
+def _has_label(shape: dict[str, Any]) -> bool:
+    """Whether a shape has a label: text, or a number such as 0."""
+    label = shape.get("label")
+    return bool(label) if isinstance(label, str) else type(label) in (int, float)
 
 
 def _part(shape: dict[str, Any], origin: str, size: tuple[int, int], source: Source) -> Part | None:

@@ -41,13 +41,10 @@ def located(
 
 
 def _find(index: NameIndex, name: str, remarks: Counter[str]) -> str:
-    path = _path_of(name)
-    if path is None:
-        return index.find(name, remarks)
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-    ends = ["/".join(parts[k:]) for k in range(len(parts))]
-    ends += [UPLOAD_HASH.sub("", parts[-1])] if parts and UPLOAD_HASH.match(parts[-1]) else []
-    for end in ends[:-1]:
+    paths = [[part for part in path.split("/") if part not in ("", ".", "..")] for path in _paths_of(name)]
+    ends = sorted(("/".join(parts[k:]) for parts in paths for k in range(len(parts))), key=lambda end: -end.count("/"))
+    ends += [UPLOAD_HASH.sub("", parts[-1]) for parts in paths if parts and UPLOAD_HASH.match(parts[-1])]
+    for end in ends:
         try:
             return index.find(end, remarks)
         except UserError as error:
@@ -56,12 +53,18 @@ def _find(index: NameIndex, name: str, remarks: Counter[str]) -> str:
     return index.find(ends[-1] if ends else name, remarks)
 
 
-def _path_of(name: str) -> str | None:
-    """The path within a URL, or within Label Studio's /data/upload/… and /data/local-files/?d=…; None for a plain path."""
+def _paths_of(name: str) -> list[str]:
+    """The paths that an address may mean, or Label Studio's /data/upload/… and /data/local-files/?d=…; [] for a plain path.
+
+    What a storage such as s3:// calls its files is written as it is, so "#", "?" and "%" may be parts of the name.
+    """
     try:
         address = urlsplit(name)
     except ValueError:  # such as an unfinished IPv6 address
-        return None
+        return []
     if address.query and (local := parse_qs(address.query).get("d")):
-        return local[0]
-    return unquote(address.path) if "://" in name or name.startswith("/data/") else None
+        return [local[0]]
+    if "://" not in name:
+        return [name, unquote(name)] if name.startswith("/data/") else []
+    given = name.partition("://")[2].partition("/")[2]
+    return list(dict.fromkeys([given, unquote(given), unquote(address.path)]))

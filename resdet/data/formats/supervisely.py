@@ -43,7 +43,10 @@ def read_supervisely(folder: Path, images: Path | None = None, split: str | None
     there = sorted(path.parent.name for path in folder.glob("*/ann"))
     if split is not None:
         if split not in there:
-            raise UserError(f"{folder}: no dataset {split!r}; it has {', '.join(there) or 'none'}")
+            raise UserError(
+                f"{folder}: no dataset {split!r}; it has {', '.join(there) or 'none'}: name those that are meant "
+                "(data.train.split and data.val.split; --split of `resdet data`)"
+            )
         builder.source.split = split
     for file in sorted(folder.glob(f"{split or '*'}/ann/*.json")):
         image = file.parent.parent / "img" / file.stem
