@@ -44,7 +44,7 @@ class SplitConfig(Section):
     images: UserPath | None = None  # folder; None: `root`/train2017 or val2017
     # COCO's JSON (None: `root`/annotations/instances_train2017.json or …val2017.json), YOLO's data.yaml, or a folder
     annotations: UserPath | None = None
-    # The source's own name for it: VOC's ImageSets/Main/NAME.txt, a key of YOLO's data.yaml, a folder of Roboflow's COCO
+    # The dataset's own name of the split: VOC's ImageSets/Main/NAME.txt, a key of YOLO's data.yaml, a folder of Roboflow's COCO
     # export, NAME of COCO's annotations/instances_NAME.json
     split: str | None = None
     files: UserPath | None = None  # only the images that this text file names, one a line
@@ -92,21 +92,23 @@ class DataConfig(Section):
     ]  # fmt: skip; short sides to draw from; evaluation takes the last
     max_size: Positive = 1333
     flip: Share = 0.5
-    limit: Positive | None = None  # use the first so many images only
+    limit: Positive | None = None  # use only the first images, this many
     repeat_threshold: Annotated[float, Field(gt=0, le=1)] | None = (
         None  # repeat images of classes rarer than this share
     )
-    negatives: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of images without objects in an epoch
+    negatives: Annotated[float, Field(ge=0, lt=1)] | None = (
+        None  # fraction of an epoch that images without objects make up
+    )
     workers: Count = Field(default_factory=lambda: min(4, os.cpu_count() or 1))  # of each process
-    max_unreadable: Share = 0.01  # share of a split's pictures that may turn out unreadable before a run stops
-    # Which values of 16-bit and floating-point images become 0..255: [low, high], "dtype" (all that the type holds), or by a
-    # sample of data.train "auto" (the range found) and "percentile" (1 to 99). Kept in the checkpoint; 8-bit images stay.
+    max_unreadable: Share = 0.01  # fraction of a split's images that may turn out unreadable before a run stops
+    # Which values of 16-bit and floating-point images become 0..255: [low, high], "dtype" (the type's range), or from a sample
+    # of data.train, "auto" (0.1 to 99.9 percentiles) or "percentile" (1 to 99). Kept in the checkpoint; 8-bit stays as it is.
     pixel_range: Annotated[RangeRule | tuple[float, float], BeforeValidator(_pixel_range)] = "auto"
     pad_multiple: Annotated[int, Field(gt=0, multiple_of=32)] = 32  # larger: fewer shapes to compile for
     mask_size: Positive = 112  # side of the cropped ground-truth masks, four times the predicted ones
-    # Names of keypoints that change places in a mirrored image; None: those that differ by left and right, or l and r
+    # Pairs of keypoints that swap in a mirrored image; None: those that differ by left and right, or l and r
     keypoint_flip_pairs: list[tuple[str, str]] | None = None
-    # Of each keypoint, for OKS; None: COCO's where the names are COCO's, else 0.05 each
+    # One per keypoint, for OKS; None: COCO's where the names are COCO's, else 0.05 each
     keypoint_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
 
     @model_validator(mode="before")
@@ -124,12 +126,12 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _means_something(self) -> DataConfig:
-        """Each key has an effect beside the others."""
+        """Every key has an effect, given the others."""
         problems = []
         if self.val_fraction and isinstance(self.train, list) and self.val.files:
             problems.append(
-                f"data.val.files={self.val.files} beside data.val_fraction and a list in data.train: name the images with "
-                "files of each source"
+                f"data.val.files={self.val.files} beside data.val_fraction and a list in data.train: name the images by "
+                "`files` in each source"
             )
         if self.synthetic and isinstance(self.train, list):
             problems.append("data.synthetic beside a list in data.train: generate the set first, then name it there")
@@ -155,7 +157,7 @@ class DataConfig(Section):
 
 
 def data_root(config: DataConfig) -> Path:
-    """`data.root`, or where COCO is looked for without one."""
+    """`data.root`, or the default place for COCO."""
     return config.root or Path(os.environ.get("RESDET_DATASETS", "datasets")) / "coco"
 
 
@@ -165,5 +167,5 @@ def train_sources(config: DataConfig) -> list[TrainSplitConfig]:
 
 
 def of_source(config: DataConfig, given: SplitConfig) -> DataConfig:
-    """The settings that a source is read under: its own root and format go before those of the whole."""
+    """The settings for reading one source: its own root and format take precedence."""
     return config.model_copy(update={"root": given.root or config.root, "format": given.format or config.format})

@@ -1,4 +1,4 @@
-"""Keys that have no effect beside others: one table of them, and a warning for each that was set in vain."""
+"""Keys that have no effect given the others: one table of them, and a warning for each that was set anyway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resdet.config.schema import Config
 
 
 class Rule(NamedTuple):
-    """key has no effect where `idle` is true; because: the settings to blame, with the config's fields in braces."""
+    """key has no effect where `idle` is true; because: the settings responsible, with the config's fields in braces."""
 
     key: str
     idle: Callable[[Config], object]
@@ -42,10 +42,10 @@ def _named_elsewhere(config: Config) -> bool:
 
 
 NO_DEFORMABLE = "model.backbone.deformable={model.backbone.deformable}"
-NAMED = "data.train and data.val, which say themselves where images and annotations are"
-NO_EVALUATION = "train.eval_every={train.eval_every}, which means no evaluation"
+NAMED = "data.train and data.val, which name their own images and annotations"
+NO_EVALUATION = "train.eval_every={train.eval_every}, which disables evaluation"
 RULES = (
-    # A config that starts from a whole detector often keeps weights=none of one that starts from nothing.
+    # Not for weights=none, which a config that starts from a whole detector often keeps from one trained from scratch.
     Rule(
         "model.backbone.weights",
         lambda c: c.model.weights and c.model.backbone.weights != "none",
@@ -116,22 +116,22 @@ RULES = (
     Rule(
         "train.keep",
         lambda c: c.train.keep > 1 and c.train.checkpoint_every >= c.train.max_iters,
-        "train.checkpoint_every={train.checkpoint_every} and train.max_iters={train.max_iters}, which make one checkpoint",
+        "train.checkpoint_every={train.checkpoint_every} and train.max_iters={train.max_iters}, which give one checkpoint",
     ),
     Rule("train.best_metric", lambda c: not c.train.eval_every, NO_EVALUATION),
     Rule("train.patience", lambda c: not c.train.eval_every, NO_EVALUATION),
     Rule(
         "train.patience",
         lambda c: c.train.eval_every and c.train.patience and c.train.patience >= -(-c.train.max_iters // c.train.eval_every),
-        "train.max_iters={train.max_iters} and train.eval_every={train.eval_every}, which make no more evaluations than that",
+        "train.max_iters={train.max_iters} and train.eval_every={train.eval_every}, which give no more evaluations than that",
     ),
 )  # fmt: skip
 
 
 def warnings_of(given: Config, config: Config) -> list[str]:
-    """A line for each key that was set, to another value than its default, and that changes nothing.
+    """A line for each key that was set to a value other than its default and changes nothing.
 
-    given: as a person has set it. config: the same, completed from weights and data.
+    given: as the user has set it. config: the same, completed from weights and data.
     """
     return [
         f"warning: {rule.key}={_shown(value)} has no effect {_because(rule, config)}"
@@ -141,7 +141,7 @@ def warnings_of(given: Config, config: Config) -> list[str]:
 
 
 def notes_of(config: Config) -> list[str]:
-    """A line for the defaults that follow from the absence of pretrained weights."""
+    """A line on the defaults that change because there are no pretrained weights."""
     b = config.model.backbone
     if b.weights != "none" or config.model.weights is not None:
         return []
@@ -151,7 +151,7 @@ def notes_of(config: Config) -> list[str]:
 
 
 def _set_value(config: Config, key: str) -> Any:
-    """The value of a key that was set to another than its default; None otherwise."""
+    """The value of a key that was set to something other than its default; None otherwise."""
     section: Any = config
     *parents, name = key.split(".")
     for parent in parents:

@@ -70,9 +70,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_yaml(text: str, *, as_text: bool = False) -> Any:
-    """YAML 1.2 scalars, no Python objects, no aliases that stand for more than a file would hold. Raises `yaml.YAMLError`.
+    """YAML 1.2 scalars, no Python objects, no aliases that expand to more than a file would hold. Raises `yaml.YAMLError`.
 
-    as_text: scalars stay the text that is written, as the names of classes have to.
+    as_text: scalars stay text as written, as class names must.
     """
     loader = (_TextLoader if as_text else _Loader)(text)
     try:
@@ -83,12 +83,12 @@ def load_yaml(text: str, *, as_text: bool = False) -> Any:
     finally:
         loader.dispose()
     if expanded_size(value, {}) > 1_000_000:
-        raise yaml.YAMLError("its aliases stand for more than a million values")
+        raise yaml.YAMLError("its aliases expand to more than a million values")
     return value
 
 
 def _doubled_keys(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator[str]:
-    """What stands twice in one mapping, each with its lines: YAML itself would keep the last alone."""
+    """What appears twice in one mapping, each with its lines: YAML itself would silently keep the last."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
@@ -101,13 +101,13 @@ def _doubled_keys(node: yaml.Node | None, path: str, seen: set[int]) -> Iterator
         name = f"{path}.{key.value}" if path else str(key.value)
         line = key.start_mark.line + 1
         if name in lines:
-            yield f"{name} stands twice (lines {lines[name]} and {line})"
+            yield f"{name} appears twice (lines {lines[name]} and {line})"
         lines[name] = line
         yield from _doubled_keys(value, name, seen)
 
 
 def expanded_size(value: Any, known: dict[int, float]) -> float:
-    """How many values it stands for, an alias counted each time; infinite where one contains itself."""
+    """How many values it expands to, an alias counted each time; infinite where one contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:
@@ -131,12 +131,12 @@ def dump_config(config: Config) -> str:
 
 
 def dump_settings(config: Config) -> str:
-    """What a person has set, as YAML: read again it means the same, and what is open stays open for `auto` and checkpoints."""
+    """What the user has set, as YAML: read again it means the same, and what is open stays open for `auto` and checkpoints."""
     return yaml.safe_dump(settings_of(config), sort_keys=False)
 
 
 def settings_of(section: Config | ModelConfig) -> dict[str, Any]:
-    """The keys that were set, or that were changed in place to what the others alone would not give, as JSON's values.
+    """The keys that were set, or changed in place to values that the others do not imply, as JSON values.
 
     Raises `UserError` where keys that were changed in place contradict each other.
     """
@@ -202,7 +202,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _literal(key: str, text: str) -> str | None:
-    """The text itself where only a path or a name is meant: `file #1` has no comment, and 2024 is a folder."""
+    """The text itself where the key takes only a path or a name: `file #1` has no comment, and 2024 is a folder."""
     text = text.strip()
     plain = text and text[0] not in "'\"" and text not in ("null", "Null", "NULL", "~", "none")
     return text if plain and key in _textual(Config) else None
@@ -228,7 +228,7 @@ def _members(annotation: Any) -> set[Any]:
 
 
 def _explain(error: Any) -> str:
-    parts = [part for part in error["loc"] if not str(part).startswith("<")]  # but the tags of a choice of types
+    parts = [part for part in error["loc"] if not str(part).startswith("<")]  # without the tags of a union
     path = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, parts)))
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_did_you_mean(path)}"
@@ -240,7 +240,7 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
     if error["type"] in ("path_type", "string_type") and isinstance(given, int | float):
-        message = f"{given} is read as a number here; in quotes it is a path or a name"
+        message = f"{given} is read as a number; quote it if it is a path or a name"
         return f"{path}: {message}"
     return f"{path}: {message} (given: {_shortened(given)})"
 

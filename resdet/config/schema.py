@@ -130,7 +130,7 @@ class RPNConfig(Section):
     def _in_order(self) -> RPNConfig:
         if self.low > self.high:
             raise ValueError(
-                f"low ({self.low}) is above high ({self.high}): an anchor would be foreground and background"
+                f"low ({self.low}) is above high ({self.high}): an anchor could be both foreground and background"
             )
         return self
 
@@ -150,14 +150,14 @@ class BoxConfig(Section):
     positive_fraction: Share = 0.25
     iou_threshold: Share = 0.5
     low_quality: bool = False
-    focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0, the focal loss in place of cross-entropy
+    focal_gamma: Annotated[float, Field(ge=0)] = 0.0  # above 0, focal loss instead of cross-entropy
     class_weights: list[Annotated[float, Field(ge=0)]] | None = None  # of each class, then of the background
     delta_weights: tuple[float, float, float, float] = (10, 10, 5, 5)
     loss_beta: float = 0.0
     objectness: bool = False  # the proposal's score counts, too
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
-    soft_sigma: Annotated[float, Field(ge=0)] = 0.0  # above 0, Soft-NMS lowers scores in the place of nms_threshold
+    soft_sigma: Annotated[float, Field(ge=0)] = 0.0  # above 0, Soft-NMS lowers scores, instead of nms_threshold
     max_detections: Positive = 100
     min_size: float = 0.0
     # Boxes without area: dropped before suppression, after it (detectron2), or never (mmdetection)
@@ -204,7 +204,7 @@ class MaskConfig(Section):
     class_agnostic: bool = False  # one mask for all classes instead of one for each
     pool_size: Positive = 14  # masks have twice this side; the same with box.trunk: res5
     paste: Literal["resdet", "torchvision"] = "resdet"
-    point_rend: PointRendConfig | None = None  # this head in place of the convolutions above
+    point_rend: PointRendConfig | None = None  # this head instead of the convolutions above
 
 
 class KeypointConfig(Section):
@@ -221,7 +221,7 @@ class KeypointConfig(Section):
 class ModelConfig(Section):
     num_classes: Positive | None = None  # without background; None: as many as the annotations have categories
     # A whole detector to start from: any tool's checkpoint, or torchvision:NAME. It brings its architecture and numerics;
-    # what is set here beside it goes first.
+    # what is set here takes precedence.
     weights: Annotated[str | None, BeforeValidator(expanded)] = None
     # Norms with fixed statistics become part of their convolutions: faster, rounded otherwise. Off for checkpoints of
     # detectron2 and mmdetection, to round as these do.
@@ -261,7 +261,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _train_what_is_random(self) -> ModelConfig:
-        """Without weights nothing is frozen: defaults of `norm` and `frozen_stages` follow, what was set is refused."""
+        """Without weights nothing is frozen: defaults of `norm` and `frozen_stages` change, explicit settings are refused."""
         b = self.backbone
         if problems := frozen_but_random(self, b.model_fields_set):
             raise ValueError("; ".join(problems))
@@ -279,8 +279,8 @@ def frozen_but_random(model: ModelConfig, keys: Set[str] = frozenset({"norm", "f
         return []
     if b.norm == "frozen_bn" and "norm" in keys:
         problems.append(
-            "model.backbone.norm=frozen_bn with model.backbone.weights=none: without pretrained statistics a frozen batch norm "
-            "normalizes nothing; set model.backbone.norm=bn (or gn), or name weights"
+            "model.backbone.norm=frozen_bn with model.backbone.weights=none: without pretrained statistics, frozen batch norm "
+            "does not normalize; set model.backbone.norm=bn (or gn), or name weights"
         )
     if b.frozen_stages and "frozen_stages" in keys:
         problems.append(
@@ -294,7 +294,7 @@ class Config(Section):
     seed: Count = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, …
     output: UserPath = Path("outputs")  # `--output` on the command line
-    auto: bool = False  # what is not set is chosen from the data (`data/auto.py`), and told
+    auto: bool = False  # choose what is not set from the data (`data/auto.py`), and print it
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

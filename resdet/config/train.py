@@ -15,17 +15,17 @@ from resdet.config.types import Count, Positive, Section, Share
 class TrainConfig(Section):
     max_iters: Positive = 90000
     batch_size: Positive = 16  # of all processes together
-    accumulate: Positive = (
-        1  # parts of the batch, one after another: less memory; losses are the mean of the parts' losses
-    )
+    accumulate: Positive = 1  # split the batch into sequential parts: less memory; the loss is the mean of the parts'
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
-    head_lr: Annotated[float, Field(gt=0)] = 1.0  # the heads' learning rate, times this
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # layer4's rate times this, layer3's times its square, …
+    head_lr: Annotated[float, Field(gt=0)] = 1.0  # factor on the heads' learning rate
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = (
+        1.0  # factor on layer4's learning rate; its square on layer3's, …
+    )
     momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not of norms and biases of norms
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4  # not for norms
     schedule: Literal["multistep", "cosine"] = "multistep"
-    milestones: list[Positive] = [60000, 80000]  # multistep: a tenth from each on
+    milestones: list[Positive] = [60000, 80000]  # multistep: multiply the rate by 0.1 at each
     warmup_iters: Count = 1000
     warmup_factor: Share = 0.001
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
@@ -33,13 +33,13 @@ class TrainConfig(Section):
     amp: Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
     # torch.compile; "reduce-overhead" is its mode that replays CUDA graphs
     compile: bool | Literal["reduce-overhead"] = False
-    channels_last: bool = True  # the memory layout that convolutions are fastest in
+    channels_last: bool = True  # memory layout in which convolutions are fastest
     log_every: Positive = 20
     checkpoint_every: Positive = 5000
-    keep: Positive = 2  # numbered checkpoints that stay beside last.pt and best.pt
+    keep: Positive = 2  # numbered checkpoints kept beside last.pt and best.pt
     eval_every: Count = 5000  # and at the end; 0: never
-    val_loss: bool = True  # with each evaluation, the losses on the validation set
-    # What best.pt is the best of, and patience waits for; None: the AP of keypoints or masks if evaluated, else of boxes
+    val_loss: bool = True  # compute validation losses with each evaluation
+    # Selects best.pt, and what patience watches; None: the AP of keypoints or masks if evaluated, else of boxes
     best_metric: (
         Literal[
             "bbox_AP", "bbox_AP50", "bbox_AP75", "bbox_APs", "bbox_APm", "bbox_APl", "bbox_AR100",
@@ -48,6 +48,6 @@ class TrainConfig(Section):
         ]
         | None
     ) = None  # fmt: skip
-    patience: Positive | None = None  # stop after so many evaluations without a better one
+    patience: Positive | None = None  # stop after this many evaluations without improvement
     tensorboard: bool = False
-    timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds that processes wait for one another
+    timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds for which processes wait for each other

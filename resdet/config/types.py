@@ -1,4 +1,4 @@
-"""What the sections of the configuration are made of."""
+"""Types of config values, and the base class of the sections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def expanded(value: object) -> object:
-    """~ and ~NAME at the start of a path are a home folder."""
+    """Expand ~ and ~NAME at the start of a path."""
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 

@@ -1,7 +1,7 @@
 """Any albumentations transforms on an image and its objects together, reproducibly.
 
-The transforms see the image alone and note how they moved its pixels; the objects follow after the last (`move.py`).
-Each transform draws from a stream of its own: `Compose(seed=)` would give all of them the same one.
+The transforms see only the image and record how they moved its pixels; the objects follow at the end (`move.py`).
+Each transform has its own random stream: `Compose(seed=)` would give all of them the same one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class AugmentationError(UserError):
 
 
 class _Progress:
-    """What a transform may ask for while it draws its parameters, and how far the image has come."""
+    """What a transform may need while it draws its parameters: the objects, itself, and the current image size."""
 
     objects: Objects
     transform: Any = None
@@ -36,7 +36,7 @@ class Augmentations:
     """entries: [{"name": "RandomBrightnessContrast", "p": 0.5, …}, …], in order; containers take `transforms: […]`.
 
     Raises one `UserError` that lists every unknown name, unknown argument and wrong value, and every transform that
-    cannot work here. swap (K,): for each keypoint the one that takes its place where the image is mirrored.
+    cannot work here. swap (K,): for each keypoint the one it becomes where the image is mirrored.
     """
 
     def __init__(self, entries: Sequence[dict[str, Any]], swap: np.ndarray | None = None) -> None:
@@ -48,7 +48,7 @@ class Augmentations:
         self.progress = _Progress()
         for transform in self.transforms:
             if isinstance(transform, A.BaseCompose):
-                transform.is_check_shapes = False  # of masks that crops asked for, no longer of the image's size
+                transform.is_check_shapes = False  # since masks passed to crops no longer have the image's size
                 continue
             transform.update_transform_params = partial(_note_progress, transform, self.progress)
             transform._key2func = {"image": transform.apply}
@@ -56,9 +56,9 @@ class Augmentations:
                 transform._key2func["steps"] = partial(_note_step, transform)
 
     def __call__(self, image: np.ndarray, objects: Objects, seed: Sequence[int]) -> tuple[np.ndarray, Objects]:
-        """image (H, W, C) and its objects -> the same, transformed; objects that left the image are gone.
+        """image (H, W, C) and its objects -> the same, transformed; objects that left the image are dropped.
 
-        `seed`: integers that name this draw; the same ones give the same result anywhere.
+        `seed`: integers that identify this draw; equal ones give equal results anywhere.
         Raises `AugmentationError` if a transform fails on this image.
         """
         for k, transform in enumerate(self.transforms):
@@ -94,15 +94,15 @@ class Augmentations:
         needed = crop_size(self.progress.transform)
         if needed and (needed[0] > height or needed[1] > width):
             return AugmentationError(
-                f"{name} cuts {needed[0]} x {needed[1]} (H x W) out of an image of {height} x {width}: put "
-                f"{{name: PadIfNeeded, min_height: {needed[0]}, min_width: {needed[1]}}} before it, or take less"
+                f"{name} crops {needed[0]} x {needed[1]} (H x W) from an image of {height} x {width}: put "
+                f"{{name: PadIfNeeded, min_height: {needed[0]}, min_width: {needed[1]}}} before it, or crop less"
             )
         reason = " ".join(str(error).split()) or type(error).__name__
         return AugmentationError(f"{name} fails on an image of {height} x {width} (H x W): {reason}")
 
 
 def _note_progress(transform: Any, progress: _Progress, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """In the place of the transform's `update_transform_params`: hands the objects to the crops that look at them."""
+    """Replaces the transform's `update_transform_params`, to pass the objects to the crops that use them."""
     import albumentations as A
 
     progress.transform, progress.size = transform, data["image"].shape[:2]

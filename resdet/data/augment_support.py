@@ -14,9 +14,9 @@ SIDE = 512  # of the images that transforms are tried on
 
 
 def refuse_unsupported(transforms: Sequence[Any], channels: int, floating: bool) -> None:
-    """Raises one `UserError` that names every transform that cannot take images of so many channels, or of float32 in 0..1.
+    """Raises one `UserError` that names every transform that cannot take images with `channels`, or float32 ones in 0..1.
 
-    Each is tried, since albumentations does not tell. One that fails on 8-bit RGB, too, has another reason, told elsewhere.
+    Each is tried, since albumentations does not say. One that fails on 8-bit RGB, too, is reported elsewhere.
     """
     if channels == 3 and not floating:
         return
@@ -26,7 +26,7 @@ def refuse_unsupported(transforms: Sequence[Any], channels: int, floating: bool)
     if unable:
         kind = f"{channels} channel(s){' of more than 8 bits' if floating else ''}"
         names = list(dict.fromkeys(type(t).__name__ for t in unable))
-        raise listed(f"data.train.augmentations: these do not work on images of {kind}, so leave them out:", names)
+        raise listed(f"data.train.augmentations: these do not work on images of {kind}; leave them out:", names)
 
 
 def _works(transform: Any, channels: int, dtype: type) -> bool:

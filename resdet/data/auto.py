@@ -1,4 +1,4 @@
-"""`auto: true`: what the config leaves open is chosen from the data, each choice with its reason. What it sets stays."""
+"""`auto: true`: what the config leaves open is chosen from the data, each choice with its reason; what it sets is kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from resdet.config.schema import Config
 from resdet.data.coco import Annotations
 
-FEWEST_SEEN = 24_000  # pictures, counted each time, that a fine-tuning sees at least
+FEWEST_SEEN = 24_000  # images that fine-tuning sees at least, repetitions included
 MOST_EPOCHS = 100
-EPOCHS = 12  # and at least so many, as in the published 1x schedule
+EPOCHS = 12  # at least, as in the published 1x schedule
 
 
 class Choice(NamedTuple):
@@ -27,14 +27,12 @@ class Choice(NamedTuple):
 def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config, list[Choice]]:
     """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, a mask head or not."""
     names = ", ".join(train.class_names[:8]) + ", …" * (len(train.class_names) > 8)
-    classes = Choice("model.num_classes", len(train.class_names), f"the data's: {names}")
+    classes = Choice("model.num_classes", len(train.class_names), f"as in the dataset: {names}")
     choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]
-    stages, why = (
-        (2, "there are pretrained weights: stem and layer1 stay") if pretrained else (0, "nothing is pretrained")
-    )
+    stages, why = (2, "pretrained: stem and layer1 stay frozen") if pretrained else (0, "nothing is pretrained")
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
     if config.model.mask and not train.images.any_masks:
-        # Set by the weights rather than by a person: a mask head has nothing to learn from here.
+        # Set by the weights rather than by the user: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
     if config.model.keypoint and train.skeleton is None:
         choices.append(Choice("model.keypoint", None, "no category lists keypoints"))
@@ -49,12 +47,12 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
 
 
 def as_trained(config: Config, train: Annotations) -> Config:
-    """For who looks at the data as a training would: the config with the input size that `auto` chooses."""
+    """The config with the input size that `auto` would choose, to look at the data as training would see them."""
     return choose(config.model_copy(deep=True), train, pretrained=True)[0] if config.auto else config
 
 
 def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:
-    """The section that holds a key, and the names that a person has set in it."""
+    """The section that holds a key, and the names that the user has set in it."""
     section: BaseModel = config
     for part in key.split(".")[:-1]:
         section = getattr(section, part)
@@ -62,14 +60,14 @@ def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:
 
 
 def _inputs(train: Annotations) -> list[Choice]:
-    """A short side at which the median object is at least 32 pixels, within 320 to 800 and twice the pictures' own."""
+    """A short side at which the median object is at least 32 pixels, within 320 to 800 and at most twice the images' own."""
     boxes = train.images.boxes
     median = float(np.median(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))))
     short = float(np.median(train.images.sizes.min(1)))
     wanted = short * min(max(32 / max(median, 1), 1.0), 2.0)
     size = int(min(max(round(wanted / 32) * 32, 320), 800))
     sizes = [size - 32 * k for k in range(5, -1, -1) if size - 32 * k >= 0.8 * size]
-    reason = f"the median picture's short side is {short:.0f} pixels, the median object's {median:.0f}"
+    reason = f"the median image has a short side of {short:.0f} pixels, the median object a size of {median:.0f}"
     return [
         Choice("data.min_size", sizes, reason),
         Choice("data.max_size", math.ceil(size * 5 / 3), "five thirds of the short side, as published"),
@@ -94,6 +92,6 @@ def _schedule(config: Config, images: int) -> list[Choice]:
         Choice("train.warmup_iters", min(1000, max(10, iterations // 10)), "a tenth of the schedule, 1000 at most"),
         *([Choice("train.milestones", steps, "two thirds and eight ninths")] if t.schedule == "multistep" else []),
         Choice("train.lr", rate, f"linear in the batch size: {rate * 16 / t.batch_size:g} at 16 ({t.optimizer})"),
-        Choice("train.eval_every", often, "ten times a run"),
-        Choice("train.checkpoint_every", often, "ten times a run"),
+        Choice("train.eval_every", often, "ten times per run"),
+        Choice("train.checkpoint_every", often, "ten times per run"),
     ]

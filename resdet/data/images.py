@@ -1,6 +1,6 @@
 """Image files -> arrays (H, W, C) of the stored dtype, upright, RGB first; and their resizing.
 
-8-bit files become uint8. What more bits mean is `pixels.py`'s business.
+8-bit files become uint8. `pixels.py` scales deeper ones.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from PIL import Image, UnidentifiedImageError
 from resdet.data.tiff import PHOTOMETRIC_RGB, decode_with_tifffile, is_tiff, read_layout, without_orientation
 from resdet.errors import UserError
 
-MAX_PIXELS = 2**28  # of one image; a bitmap of it takes as many bytes
+MAX_PIXELS = 2**28  # of one image; its bitmap takes as many bytes
 MAX_CHANNELS = 512  # OpenCV's
 ARRAY = ".npy"
-# Of images that need no array beside them.
+# Image files other than NumPy arrays.
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2", ".ppm", ".pgm", ".pbm"
 }  # fmt: skip
@@ -50,8 +50,8 @@ _pillow_limit = threading.Lock()
 class Header(NamedTuple):
     """Of a file's stored pixels: size (H, W), the EXIF orientation (1: upright), dtype and channels.
 
-    bands: the channels are no grey, RGB or alpha, so none of them may be left out or mixed.
-    pages: of a TIFF, how many grey ones of equal size it has.
+    bands: the channels are not grey, RGB or alpha, so none may be dropped or mixed.
+    pages: how many grey pages of equal size a TIFF has.
     """
 
     size: tuple[int, int]
@@ -66,13 +66,13 @@ class Header(NamedTuple):
         return self.size[::-1] if self.orientation >= 5 else self.size
 
     def fits(self, channels: int) -> bool:
-        """Whether `decode_image` makes so many channels of it."""
+        """Whether `decode_image` can turn it into `channels`."""
         if self.stacked(channels) or self.channels == channels or (channels == 3 and self.channels == 1):
             return True
         return channels in (1, 3) and self.channels <= 4 and not self.bands
 
     def stacked(self, channels: int) -> bool:
-        """Whether the pages of the file are the channels that are asked for."""
+        """Whether the pages of the file are the requested channels."""
         return self.channels == 1 and self.pages == channels > 1
 
 
@@ -80,12 +80,12 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes, name: str | Path) -> Header:
-    """What a file's first bytes tell, without decoding the pixels. Raises `UserError`."""
+    """What can be read without decoding the pixels. Raises `UserError`."""
     try:
         header = _array_header(data) if data.startswith(_NPY) else _image_header(data)
-    except UnidentifiedImageError:  # whose own text names an object in memory
+    except UnidentifiedImageError:  # whose own message names an object in memory
         raise UserError(
-            f"{name}: not an image of a format that can be read (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
+            f"{name}: not an image in a supported format (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
         ) from None
     except (OSError, SyntaxError, ValueError, TokenError) as error:
         raise UserError(f"{name}: not a readable image ({error})") from None
@@ -154,7 +154,7 @@ def _array_header(data: bytes) -> Header:
     if dtype.kind not in "uif":
         raise ValueError(f"an array of {dtype}, expected integers or floating point")
     if len(data) < file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize:
-        raise ValueError("its data are cut off")
+        raise ValueError("its data are truncated")
     return Header(shape[:2], 1, dtype.newbyteorder("="), shape[2], bands=shape[2] > 1)
 
 
@@ -166,9 +166,9 @@ def decode_image(
 ) -> np.ndarray:
     """A file's bytes -> (H, W, channels) of the stored dtype, RGB first. Raises `UserError`.
 
-    Grey is replicated to 3 channels, RGB weighted to 1, alpha left out where it is not asked for, CMYK and palettes become
-    RGB; of anything else the number of channels must agree. A TIFF of so many grey pages has them as channels.
-    reduce: 2, 4 or 8 has a JPEG's decoder make no more than so small a part of each side, in a third of the time or less.
+    Grey is replicated to 3 channels, RGB converted to grey, unrequested alpha dropped, CMYK and palettes converted to RGB;
+    otherwise the number of channels must agree. The grey pages of a TIFF can be its channels.
+    reduce: 2, 4 or 8: decode a JPEG at this fraction of its size, in a third of the time or less.
     """
     if is_tiff(data) and header.orientation != 1:
         data = without_orientation(data)
@@ -178,7 +178,7 @@ def decode_image(
     else:
         image = _decode_stored(data, name, header, header.stacked(channels))
     if image is None:
-        raise UserError(f"{name}: cannot be decoded as an image; it may be truncated or of another type")
+        raise UserError(f"{name}: cannot be decoded as an image; it may be truncated or of an unsupported type")
     image = _with_channels(image, channels, header.bands, name)
     if upright and header.orientation != 1:
         image = np.ascontiguousarray(_UPRIGHT[header.orientation](image))
@@ -204,7 +204,7 @@ def _decode_8_bit(data: bytes, channels: int, reduce: int) -> np.ndarray | None:
 
 
 def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -> np.ndarray | None:
-    """(H, W, C) as the file has it; None for data that are cut off."""
+    """(H, W, C) as stored in the file; None for truncated data."""
     if data.startswith(_NPY):
         array = np.load(io.BytesIO(data), allow_pickle=False)
         array = array if array.ndim == 3 else array[..., None]
@@ -238,14 +238,14 @@ def _with_channels(image: np.ndarray, channels: int, bands: bool, name: str | Pa
             return np.ascontiguousarray(colours)
         grey = colours.astype(np.float64) @ (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV and Pillow have it
         return (np.rint(grey) if image.dtype.kind in "ui" else grey).astype(image.dtype)[..., None]
-    raise UserError(f"{name}: has {have} channels, the model takes {channels}: set model.input.channels={have}")
+    raise UserError(f"{name}: has {have} channels, but the model takes {channels}: set model.input.channels={have}")
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:
-    """The image files of some, sorted. An array beside an image of the same name is another tool's cache of it."""
+    """The image files of some, sorted. An array beside an image of the same name is taken for another tool's cache of it."""
     files = sorted(p for p in paths if p.suffix.lower() in SUFFIXES or p.suffix.lower() == ARRAY)
     stems = {p.with_suffix("") for p in files if p.suffix.lower() != ARRAY}
     return [p for p in files if p.suffix.lower() != ARRAY or p.with_suffix("") not in stems]

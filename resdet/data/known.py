@@ -1,9 +1,9 @@
-"""Which classes the annotations of an image are complete for, in COCO's structure: of the others, nothing annotated means
-nothing known.
+"""Which classes the annotations of an image are complete for, in COCO's structure. For other classes, a missing annotation
+does not mean that there is no object.
 
-An entry of "images" says it with "known_category_ids", a list that resdet writes where sources with different classes are
+An entry of "images" states it with "known_category_ids", a list that resdet writes where sources with different classes are
 joined, or as LVIS does (Gupta et al. 2019, arXiv:1908.03195): "neg_category_ids" are known to have no object, categories with
-an object are known, too, unless "not_exhaustive_category_ids" has them. Without these keys, an image knows every class.
+an object are known, too, unless they are in "not_exhaustive_category_ids". Without these keys, all classes are known.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Known(NamedTuple):
 
 
 def known_ids(image: dict[str, Any], annotated: Collection[Any]) -> set[Any] | None:
-    """The ids of the categories that an image knows; None for all. annotated: those of its objects."""
+    """The ids of the categories known in an image; None for all. annotated: those of its objects."""
     if KNOWN in image:
         return set(image[KNOWN])
     if NEGATIVE in image:
@@ -56,7 +56,10 @@ def check_known(image: dict[str, Any], categories: Collection[Any], problems: li
 def known_table(
     images: Sequence[dict[str, Any]], annotated: dict[Any, set[Any]], label_of: dict[Any, int]
 ) -> Known | None:
-    """The known classes of checked images; None where all know all. annotated: by image id, the categories of its objects."""
+    """The known classes of checked images; None if all classes are known in all of them.
+
+    annotated: the categories of the objects, by image id.
+    """
     rows, numbers = [], dict[bytes, int]()
     table: list[np.ndarray] = []
     for image in images:

@@ -1,4 +1,4 @@
-"""Several sources -> one `Source`, whose images say which of its classes their own source knows (`known.py`)."""
+"""Several sources -> one `Source`, whose images state which of its classes their own source annotates (`known.py`)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def merge(sources: Sequence[Source], known: Sequence[Collection[str] | None] | N
     """All images and objects of several sources, classes joined by name, in the order in which they first appear.
 
     known: of each source the names of the classes that its annotations are complete for, of which only these are taken;
-    None for those that it lists. Images get "known_category_ids" where that is not every class of the whole.
-    Ids are counted anew from 1; file names are relative to the folder that holds all image folders.
+    None for those that it lists. Images get "known_category_ids" where these are not all classes of the result.
+    Ids are renumbered from 1; file names are relative to the folder that holds all image folders.
     Raises `UserError` for ids that are not unique or not listed, for a class that no source lists, and for an image file that
-    is in two sources: of what one of them annotates, the other would teach the opposite.
+    is in two sources: objects annotated in one would be background in the other.
     """
     known = known or [None] * len(sources)
     wanted = [None if names is None else list(dict.fromkeys(names)) for names in known]
@@ -102,13 +102,15 @@ class _Merged:
                 label = len(self.classes)
                 self.classes.append({"id": label + 1, "name": name})
             elif self.names[label] != name:
-                self.notes.append(f"{source.path}: class {name!r} joins {self.names[label]!r}, spelled differently")
+                self.notes.append(
+                    f"{source.path}: class {name!r} is joined with {self.names[label]!r}, which is spelled differently"
+                )
             self.classes[label] = {**entry, **self.classes[label]}
             ids[entry["id"]] = label + 1
         return ids
 
     def add(self, source: Source, number: int, new_class: dict[Any, int]) -> None:
-        """Images and objects of a source, the number-th."""
+        """Add the images and objects of source `number`."""
         prefix = os.path.relpath(source.images.resolve(), self.root)
         kind = id_kind(source.content["images"])
         new_image: dict[Any, int] = {}
@@ -123,7 +125,7 @@ class _Merged:
                 name = os.path.normpath(os.path.join(prefix, name))
                 other, path = self.owner_of.setdefault(name, (number, source.path))
                 if other != number:
-                    self.problems.append(f"{name} is in {path} and in {source.path}: leave one of them out")
+                    self.problems.append(f"{name} is in {path} and in {source.path}: remove one of them")
             new_image[identity] = len(self.images) + 1
             lists = {}
             if any(key in image for key in KEYS) and check_known(image, new_class, self.problems):
@@ -153,7 +155,7 @@ class _Merged:
         return [label + 1 for label in labels if label is not None]
 
     def note_known(self, sources: Sequence[Source], known: Sequence[list[int]]) -> None:
-        """Write into the images which classes they know, unless they say so themselves."""
+        """Write into the images which classes are known in them, unless they state it themselves."""
         start = 0
         for source, ids in zip(sources, known, strict=True):
             end = start + len(source.content["images"])
@@ -163,7 +165,7 @@ class _Merged:
                     if NEGATIVE not in image:
                         image.setdefault(KNOWN, ids)
                 named = few([self.names[k - 1] for k in ids])
-                self.notes.append(f"{source.path}: teaches {len(ids)} of {len(self.classes)} classes: {named}")
+                self.notes.append(f"{source.path}: supervises {len(ids)} of {len(self.classes)} classes: {named}")
             start = end
 
     def source(self, sources: Sequence[Source]) -> Source:

@@ -1,8 +1,8 @@
-"""COCO's structure as tools really write it -> the form that COCO's own files have, and a count of what was read how.
+"""COCO's structure as tools actually write it -> the form of COCO's own files, and a count of what was interpreted.
 
-Whatever has one plain meaning is read as that: "7" and 7.0 as the id 7, [x, y, …] as one polygon, "images/a.jpg" as the
-a.jpg in the image folder. Training, evaluation, results files, `check` and `--fix` all start here, so that what one of
-them accepts, all accept. What has no plain meaning, or two, is left as it is: `rules.py` reports it.
+What has one obvious meaning is read as that: "7" and 7.0 as the id 7, [x, y, …] as one polygon, "images/a.jpg" as the
+a.jpg in the image folder. Training, evaluation, results files, `check` and `--fix` all start here, so they accept the same.
+What has no obvious meaning, or several, is left as it is: `rules.py` reports it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Ids:
             if number is None or (other := first.setdefault(number, k)) == k or repr(given[other]) == repr(value):
                 continue
             names = [f"{_title(entries[j])} ({given[j]!r})" for j in (other, k)]
-            problems.append(f"{what} ids of {names[0]} and {names[1]} are the same number: give each an id of its own")
+            problems.append(f"{what} ids of {names[0]} and {names[1]} are the same number: give each its own id")
             twice.add(number)
         self.known -= twice
         self.entries = []
@@ -139,7 +139,7 @@ def normalise_objects(
 
 
 def _is_plain(entry: Entry, image_kind: type, category_kind: type, size_of: dict[Any, Any]) -> bool:
-    """Whether there is nothing to do, as for nearly all: the fast way out."""
+    """Whether there is nothing to do, as for nearly all entries: the fast path."""
     get = entry.get
     box, crowd, area = get("bbox"), get("iscrowd"), get("area")
     return (
@@ -200,7 +200,9 @@ def _named(entries: list[Entry], folder: ImageFolder, readings: Readings, proble
     ambiguous: set[str] = set()
     for name, file in zip(names, found, strict=True):
         if name is not None and file is not None and (other := first.setdefault(file, name)) != name:
-            problems.append(f"images {other!r} and {name!r} would both be {folder.path / file}: name them apart")
+            problems.append(
+                f"images {other!r} and {name!r} would both be {folder.path / file}: give them different names"
+            )
             ambiguous.add(file)
     plain = list(entries)
     for k, (name, file) in enumerate(zip(names, found, strict=True)):

@@ -23,7 +23,7 @@ class Outline(NamedTuple):
 
 
 def is_plain_outline(value: Any, size: Any) -> bool:
-    """Whether a segmentation is written as COCO's are: polygons, or RLE of the image's (H, W); the fast way out."""
+    """Whether a segmentation is written as COCO's are: polygons, or RLE of the image's (H, W); the fast path."""
     if type(value) is list:
         return all(type(p) is list and len(p) != 2 and NUMBERS.issuperset(map(type, p)) for p in value)
     if type(value) is dict:

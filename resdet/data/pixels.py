@@ -1,8 +1,8 @@
-"""Pixel values of any depth -> the network's unit, 0..255: which range of values that is, and what people are shown of it.
+"""Pixel values of any depth -> the network's unit, 0..255: which value range that is, and how such images are displayed.
 
 8-bit values are in that unit already and stay uint8. Others become float32, value by value: (x - low) * 255 / (high - low),
-cut to 0..255. The range is one for a whole data set and belongs to a model as its weights do; it is never found from a single
-image, which would make the same temperature or the same tissue bright in one image and dark in the next.
+clipped to 0..255. There is one range for a whole dataset, and it belongs to a model like its weights. It is never found from
+a single image, where the same temperature or tissue would be bright in one image and dark in the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from resdet.data.images import decode_image, read_header
 from resdet.errors import UserError, listed
 
 PixelRange = tuple[float, float]
-SAMPLED = 100  # images that a range is found from
+SAMPLED = 100  # images from which a range is found
 ENOUGH = 100_000  # pixels of each
 ALWAYS_8_BIT = {".jpg", ".jpeg", ".bmp", ".webp"}
 
@@ -32,8 +32,8 @@ def to_unit(image: np.ndarray, pixel_range: PixelRange | None, name: str | Path)
         return image if pixel_range is None else image.astype(np.float32)
     if pixel_range is None:
         raise UserError(
-            f"{name}: has {image.dtype} pixels, and no range of values is known that they lie in: set "
-            "data.pixel_range=[low, high], or train on such images, whose range the checkpoint then keeps"
+            f"{name}: has {image.dtype} pixels, and their value range is not known: set "
+            "data.pixel_range=[low, high], or use a checkpoint trained on such images, which stores it"
         )
     low, high = pixel_range
     exact = np.float32 if image.dtype.itemsize <= 2 or image.dtype == np.float32 else np.float64
@@ -80,12 +80,12 @@ class Depth(NamedTuple):
 
 
 def sample_of(count: int) -> list[int]:
-    """At most `SAMPLED` indices spread over so many images."""
+    """At most `SAMPLED` indices spread over `count` images."""
     return [int(k) for k in np.unique(np.linspace(0, count - 1, min(SAMPLED, count)).astype(int))]
 
 
 def measure_depth(files: Sequence[Path], channels: int) -> Depth:
-    """Look at images of a set for a model of so many channels. Unreadable files are passed over: others report them."""
+    """Look at images of a set for a model with `channels`. Unreadable files are skipped: other checks report them."""
     dtypes: dict[str, None] = {}
     counts: dict[int, None] = {}
     misfits: list[str] = []
@@ -127,13 +127,15 @@ def find_range(rule: RangeRule, depth: Depth) -> PixelRange:
     if rule == "dtype":
         deep = [name for name in depth.dtypes if name != "uint8"]
         if len(deep) > 1:
-            raise UserError(f"data.pixel_range=dtype: the images have several, {', '.join(deep)}: set [low, high]")
+            raise UserError(
+                f"data.pixel_range=dtype: the images have several dtypes, {', '.join(deep)}: set [low, high]"
+            )
         dtype = np.dtype(deep[0])
         return (0.0, 1.0) if dtype.kind == "f" else (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
     low, high = depth.widest if rule == "auto" else depth.percentiles
     if not low < high:
         raise UserError(
-            f"data.pixel_range={rule}: the sampled pixels have no range, {low:g} to {high:g}: set data.pixel_range=[low, high]"
+            f"data.pixel_range={rule}: the sampled pixels are all {low:g} to {high:g}: set data.pixel_range=[low, high]"
         )
     return low, high
 
@@ -149,7 +151,7 @@ def decide_range(
     if depth.misfits:
         counts = " or ".join(map(str, depth.channels))
         raise listed(
-            f"{len(depth.misfits)} of {depth.sampled} sampled images have other channels than model.input.channels; set "
+            f"{len(depth.misfits)} of {depth.sampled} sampled images do not have model.input.channels channels; set "
             f"it to {counts}, or convert them:",
             list(depth.misfits),
             limit=5,
@@ -163,9 +165,9 @@ def decide_range(
     if isinstance(given, tuple):
         found, why = given, "as set"
     elif given == "auto" and known:
-        found, why = known, "that of the weights"
+        found, why = known, "from the checkpoint"
     else:
         found, why = find_range(given, depth), f"by data.pixel_range={given}"
     line = f"data.pixel_range = [{found[0]:g}, {found[1]:g}] becomes 0..255 in all images, {why} ({depth})"
     mixed = "uint8" in depth.dtypes
-    return found, line + ("; warning: the 8-bit images among them stay as they are" if mixed else "")
+    return found, line + ("; warning: the 8-bit images among them are not scaled" if mixed else "")

@@ -1,4 +1,4 @@
-"""Annotations -> the same in the label space of a model, so that training and `eval` score one file in one way."""
+"""Annotations -> the same in the label space of a model, so that training and `eval` score a file in the same way."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from resdet.errors import UserError
 def for_classes(
     annotations: Annotations, class_names: Sequence[str], owner: str, owners_classes: str
 ) -> tuple[Annotations, list[str]]:
-    """A split with a model's labels, matched by class name, and what a person should know about it.
+    """A split with a model's labels, matched by class name, and notes about it for the user.
 
-    Objects of classes that the model does not have are no targets any more, but stay in `content` and so count as missed.
-    `category_ids` gets a None for each class that the file does not list. owner, owners_classes: whose `class_names` are and
-    how messages call them, as in "train.json", "the training set". Raises `UserError` where no class is known to both or
+    Objects of classes that the model does not have are no longer targets, but stay in `content` and so count as missed.
+    `category_ids` gets a None for each class that the file does not list. owner, owners_classes: whose `class_names`
+    they are, for messages, as in "train.json", "the training set". Raises `UserError` where no class is known to both or
     a name could be several of the other's.
     """
     names = annotations.class_names
@@ -42,7 +42,7 @@ def for_classes(
     if absent := [name for label, name in enumerate(class_names) if label not in found]:
         notes.append(
             f"{len(absent)} of the {len(class_names)} classes of {owners_classes} are not in {annotations.source}; "
-            f"detections of them are left out: {few(absent)}"
+            f"detections of them are not scored: {few(absent)}"
         )
     if other := [
         f"{names[k]!r} = {class_names[label]!r}" for label, k in found.items() if names[k] != class_names[label]

@@ -1,4 +1,4 @@
-"""What is a valid annotation: the one set of rules of readers, training, evaluation and `check`.
+"""What a valid annotation is: one set of rules for readers, training, evaluation and `check`.
 
 They judge the plain form that `normalise.py` makes. A problem is a line of text for the user; the caller names file and entry.
 """
@@ -57,7 +57,7 @@ def check_ids(
 
 
 def check_flags(entry: dict[str, Any], problems: list[str]) -> None:
-    """Report an iscrowd that is neither 0 nor 1, or an area that is no number."""
+    """Report an iscrowd that is neither 0 nor 1, or an area that is not a number."""
     area, crowd = entry.get("area"), entry.get("iscrowd")
     if crowd is not None and (type(crowd) is not int or crowd not in (0, 1)):
         problems.append(f"iscrowd {str(crowd)[:40]} is neither 0 nor 1")
@@ -66,14 +66,14 @@ def check_flags(entry: dict[str, Any], problems: list[str]) -> None:
 
 
 def parse_box(bbox: Any, size: tuple[int, int], problems: list[str]) -> tuple[float, float, float, float] | None:
-    """XYWH -> XYXY, cut to the image of `size` (H, W); None, with a problem, if it is no box."""
+    """XYWH -> XYXY, cut to the image of `size` (H, W); None, with a problem, if it is not a box."""
     if not is_box(bbox):
         problems.append(f"bbox {str(bbox)[:60]} is not [x, y, width, height] in pixels")
         return None
     x, y, w, h = bbox
     right, bottom = x + w, y + h
     height, width = size
-    return (  # rather than min and max: this is the innermost line of the reading of 30 million boxes
+    return (  # rather than min and max: the innermost line when reading 30 million boxes
         x if x > 0 else 0, y if y > 0 else 0, right if right < width else width, bottom if bottom < height else height
     )  # fmt: skip
 
@@ -97,10 +97,10 @@ def parse_segmentation(
         problems.append(f"segmentation {str(value)[:60]} is neither polygons [[x, y, …], …] nor RLE")
         return None
     if any(max(map(abs, polygon), default=0) > 16 * max(size) for polygon in value):
-        problems.append(f"its polygon reaches far outside its image of {size[0]} x {size[1]} (H x W)")
+        problems.append(f"its polygon extends far outside its image of {size[0]} x {size[1]} (H x W)")
         return None
     if sum(map(len, value)) > 2 * MAX_POINTS:
-        problems.append(f"its outline has {sum(map(len, value)) // 2} points; more than {MAX_POINTS} is no outline")
+        problems.append(f"its outline has {sum(map(len, value)) // 2} points; the limit is {MAX_POINTS}")
         return None
     polygons = [polygon for polygon in value if len(polygon) >= 6]
     if len(polygons) < len(value):
@@ -129,12 +129,12 @@ def is_name(value: Any) -> TypeGuard[str]:
 
 
 def leads_out(name: str) -> bool:
-    """Whether a file name climbs out of its folder. By the name alone: a link inside may point anywhere."""
+    """Whether a file name leaves its folder. By the name alone: a link inside may point anywhere."""
     return ".." in name and os.path.normpath(name).split(os.sep)[0] == ".."
 
 
 def is_number(value: Any) -> bool:
-    """Below a thousand million, as coordinates, areas and scores are; not a bool, an infinity or NaN."""
+    """Whether it is a finite number below 1e9, as coordinates, areas and scores are, and not a bool."""
     return type(value) in NUMBERS and abs(value) < 1e9
 
 
@@ -159,7 +159,7 @@ def is_polygons(value: Any) -> bool:
 
 
 def is_size(height: Any, width: Any) -> bool:
-    """Sides of a picture that memory can hold."""
+    """Whether an image of these sides is within the limit."""
     return type(height) is type(width) is int and height > 0 and width > 0 and height * width <= MAX_PIXELS
 
 

@@ -1,4 +1,4 @@
-"""Which annotations a config means, in which format, and which images of them belong to a split -> `Source`."""
+"""A config's `data` section -> `Source`: which annotations, in which format, and which of their images make up a split."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ WITHOUT_SPLITS = ("labelme", "via", "cvat", "label_studio", "open_images", "kitt
 
 
 def open_split(config: DataConfig, split: Split, *, tolerant: bool = False) -> Source:
-    """The annotations of a split, those of several sources joined. Raises `UserError`, of a single source's
-    `Source.problems` not if `tolerant`, for who reports them."""
+    """The annotations of a split, those of several sources joined. Raises `UserError`, also for `Source.problems`, unless
+    `tolerant` and there is a single source: then the caller reports them."""
     return join_parts(config, open_parts(config, split, tolerant=tolerant))
 
 
 def open_parts(config: DataConfig, split: Split, *, tolerant: bool = False) -> dict[str, Source]:
-    """The sources of a split, each as it is, by name: "train", or "train[0]", "train[1]", … of a list.
+    """The sources of a split, each by itself, by name: "train", or "train[0]", "train[1]", … of a list.
 
     Raises `UserError`, also for `Source.problems` unless `tolerant`.
     """
     parts: dict[str, Source] = {}
-    sizes = {"train": 0, "val": 0}  # images of a made split
+    sizes = {"train": 0, "val": 0}  # images of a held-out split
     for name, given in given_sources(config, split).items():
         one = of_source(config, given)
         source = read_source(one, given, name.replace(split, _origin(config, split)))
@@ -62,13 +62,13 @@ def open_parts(config: DataConfig, split: Split, *, tolerant: bool = False) -> d
         places = " and ".join(str(source.path) for source in parts.values())
         raise UserError(
             f"data.val_fraction={config.val_fraction:g} of the {sum(sizes.values())} images of {places} leaves none for "
-            f"{'val' if sizes['train'] else 'train'}: use another share, or a validation set of its own (data.val)"
+            f"{'val' if sizes['train'] else 'train'}: use another fraction, or a separate validation set (data.val)"
         )
     return parts
 
 
 def given_sources(config: DataConfig, split: Split) -> Mapping[str, SplitConfig]:
-    """The settings of the sources of a split by name (see `open_parts`); a made validation set is a part of data.train."""
+    """The settings of the sources of a split by name (see `open_parts`); a held-out validation set is part of data.train."""
     if _origin(config, split) == "val":
         return {"val": config.val}
     if not isinstance(config.train, list):
@@ -102,11 +102,11 @@ def read_source(config: DataConfig, given: SplitConfig, name: str) -> Source:
     if found.format == "coco":
         images, annotations = coco_paths(config, given, name)
         found = found._replace(path=annotations)
-    # Where a split is made, it is made of all of a VOC folder or of YOLO's "train".
+    # A held-out split is taken from all of a VOC folder, or from YOLO's "train".
     named = None if config.val_fraction or found.format in WITHOUT_SPLITS else split
     source = read_whole(config, found, images, given.split or named)
     if given.split and source.split is None:
-        raise UserError(f"{source.path}: has no splits, so {key}.split={given.split} means nothing here")
+        raise UserError(f"{source.path}: has no splits, so {key}.split={given.split} has no effect")
     return source
 
 
@@ -120,7 +120,7 @@ def refuse_what_has_no_effect(kind: DataFormat, given: SplitConfig, key: str) ->
         raise UserError(f"{key}.images={given.images} has no effect: YOLO's data.yaml names the image folders")
     if kind == "coco" and None not in (given.split, given.annotations):
         raise UserError(
-            f"{key}.split={given.split} has no effect beside {key}.annotations={given.annotations}: one file is one split"
+            f"{key}.split={given.split} has no effect with {key}.annotations={given.annotations}: a file is one split"
         )
 
 
@@ -159,7 +159,7 @@ def detected(config: DataConfig, given: SplitConfig) -> Detected:
         return found
     if place.is_file() or not is_empty(place):
         raise unknown(place)
-    return Detected("coco", place, "nothing is there")
+    return Detected("coco", place, "the default, as the folder is empty")
 
 
 def find_format(config: DataConfig, given: SplitConfig) -> DataFormat:
@@ -169,7 +169,7 @@ def find_format(config: DataConfig, given: SplitConfig) -> DataFormat:
 
 def _of_format(kind: DataFormat, place: Path) -> Detected:
     """What the reader of a given format takes."""
-    reason = "data.format says so"
+    reason = "set by data.format"
     found = FINDERS[kind](place) if place.is_dir() and kind in OF_A_FILE else None
     if found:
         return found._replace(reason=reason)
@@ -179,10 +179,10 @@ def _of_format(kind: DataFormat, place: Path) -> Detected:
 
 
 def coco_paths(config: DataConfig, given: SplitConfig, name: str) -> tuple[Path, Path]:
-    """(image folder, annotation file) of a source in COCO's format: as given, or as they are found below `data.root`.
+    """(image folder, annotation file) of a source in COCO's format: as given, or as found below `data.root`.
 
-    name: "train", "train[1]", "val"; which of the files below the root is meant. Raises `UserError` for a split of a name that
-    is not there.
+    name: "train", "train[1]", "val"; which of the files below the root is meant. Raises `UserError` for a split that does
+    not exist.
     """
     root = given.annotations or data_root(config)
     if root.is_file() or root.suffix:

@@ -1,4 +1,4 @@
-"""The configured augmentations as albumentations' transforms, each tried once: what cannot work here is refused by name."""
+"""The configured augmentations as albumentations' transforms, each tried once: those that cannot work are refused by name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def leaves(transform: Any) -> Iterator[Any]:
 
 
 def moves_pixels(transform: Any) -> bool:
-    """Whether objects have to follow. Dropout hides them, and erosion of the image's colours leaves them in place."""
+    """Whether objects have to follow. Dropout and morphological filters leave them in place."""
     import albumentations as A
     from albumentations.augmentations.dropout.transforms import BaseDropout
 
@@ -81,12 +81,12 @@ def _build(entry: Any, problems: list[str]) -> Any:
     if found in bases or not (isinstance(found, type) and issubclass(found, A.BasicTransform | A.BaseCompose)):
         known = [n for n in dir(A) if isinstance(getattr(A, n), type)]
         near = difflib.get_close_matches(str(name), known, n=1)
-        problems.append(f"{name!r} is no albumentations transform" + (f"; did you mean {near[0]}?" if near else ""))
+        problems.append(f"{name!r} is not an albumentations transform" + (f"; did you mean {near[0]}?" if near else ""))
         return None
     wrong = len(problems)
     for key in MASK_ARGUMENTS.keys() & arguments.keys():
         if arguments[key] not in MASK_ARGUMENTS[key]:
-            problems.append(f"{name}: {key} has no effect, objects move as outlines; leave it out")
+            problems.append(f"{name}: {key} has no effect, since masks move as outlines; leave it out")
     if "transforms" in arguments:
         if not isinstance(arguments["transforms"], list):
             problems.append(f"{name}: transforms must be a list of transforms")
@@ -114,10 +114,10 @@ def _examine(transform: Any, problems: list[str]) -> None:
     if isinstance(transform, A.SelectiveChannelTransform):
         moving = [type(t).__name__ for t in leaves(transform) if moves_pixels(t)]
         if moving:
-            problems.append(f"{name}: {', '.join(moving)} would move some channels away from others; take it out of it")
+            problems.append(f"{name}: {', '.join(moving)} would move some channels relative to others; take it out")
             return
     elif isinstance(transform, A.ReplayCompose):
-        problems.append(f"{name} records its draws for a replay that never comes: use Compose")
+        problems.append(f"{name} records its parameters for a replay that is never used: use Compose")
         return
     elif isinstance(transform, A.BaseCompose):
         for inner in transform.transforms:
@@ -134,12 +134,12 @@ def _why_not(transform: Any) -> str | None:
     if isinstance(transform, A.Transform3D | A.ToTensor3D):
         return "works on volumes, not on images: leave it out"
     if isinstance(transform, A.MaskDropout | A.ConstrainedCoarseDropout):
-        return "hides parts of chosen objects, whose masks it would need as one image: use CoarseDropout"
+        return "drops out parts of objects, for which it needs their masks as one image: use CoarseDropout"
     if isinstance(transform, A.Lambda):
         return "needs Python functions, which a config cannot hold: leave it out"
     needs = sorted(set(getattr(transform, "targets_as_params", ())) - {"image", "bboxes"})
     if needs:
-        return f"needs {', '.join(needs)} with every image, which no dataset has: leave it out"
+        return f"needs {', '.join(needs)} with every image, which datasets here do not have: leave it out"
     return None
 
 
@@ -161,13 +161,13 @@ def _try(transform: Any) -> str | None:
 
 
 def spoiled(result: Any, image: np.ndarray) -> str | None:
-    """What a transform made of an image that is none any more: another type, or other channels; None if it is one."""
+    """Why the result of a transform is no longer a usable image: another dtype or other channels; None if it is."""
     advice = "leave it out, the model normalizes its input itself"
     if not isinstance(result, np.ndarray) or result.dtype != image.dtype:
         return f"turns {image.dtype} images into {getattr(result, 'dtype', type(result).__name__)}: {advice}"
     if result.shape[2:] != image.shape[2:]:
-        return f"turns an image of shape {image.shape} into {result.shape}: the channels must stay as they are"
-    return None if result.size else "leaves nothing of an image"
+        return f"turns an image of shape {image.shape} into {result.shape}: the number of channels must stay the same"
+    return None if result.size else "returns an empty image"
 
 
 def _one_line(error: Exception) -> str:

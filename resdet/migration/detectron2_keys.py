@@ -49,7 +49,7 @@ def _flip(value: Any, _: Leaves) -> dict[str, Any]:
 
 
 def _one_size_a_level(value: Any, _: Leaves) -> list[Any]:
-    return [shared.single(sizes, "one anchor size a level (sizes [[32], [64], …])", 2) for sizes in value]
+    return [shared.single(sizes, "one anchor size per level (sizes [[32], [64], …])", 2) for sizes in value]
 
 
 def _ratios(value: Any, _: Leaves) -> list[float]:
@@ -84,7 +84,7 @@ def _clipping(value: Any, all_: Leaves) -> dict[str, Any]:
         return {}
     kind = all_["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
     if kind != "full_model" or all_["SOLVER.CLIP_GRADIENTS.NORM_TYPE"] != 2:
-        raise NotTaken(f"{kind!r} clips each parameter for itself; train.clip_grad_norm clips the norm of all")
+        raise NotTaken(f"{kind!r} clips each parameter separately; train.clip_grad_norm clips the global norm")
     return {"train.clip_grad_norm": all_["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"]}
 
 
@@ -92,7 +92,7 @@ def _repeats(value: Any, all_: Leaves) -> dict[str, Any]:
     if value == "TrainingSampler":
         return {}
     if value != "RepeatFactorTrainingSampler" or not all_["DATALOADER.REPEAT_THRESHOLD"]:
-        raise NotTaken("here every image comes once an epoch, or by data.repeat_threshold")
+        raise NotTaken("every image occurs once per epoch, or by data.repeat_threshold")
     return {"data.repeat_threshold": all_["DATALOADER.REPEAT_THRESHOLD"]}
 
 
@@ -143,7 +143,7 @@ TABLE: Mapping[str, Rule] = {
     "INPUT.MAX_SIZE_TEST": sets(lambda v, all_: shared.longest_test_side(v, all_["INPUT.MAX_SIZE_TRAIN"])),
     "INPUT.RANDOM_FLIP": sets(_flip),
     "INPUT.CROP.ENABLED": only(False, instead="a crop can be one of data.train.augmentations (RandomCrop)"),
-    "INPUT.CROP.*": no_effect("stands under INPUT.CROP.ENABLED"),
+    "INPUT.CROP.*": no_effect("belongs to INPUT.CROP.ENABLED"),
     "INPUT.MASK_FORMAT": no_effect("polygons and RLE are both read"),
     # backbone
     "MODEL.BACKBONE.FREEZE_AT": take("model.backbone.frozen_stages"),
@@ -211,7 +211,7 @@ TABLE: Mapping[str, Rule] = {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES MODEL.ROI_BOX_HEAD.USE_FED_LOSS MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": only(
         False
     ),
-    "MODEL.ROI_BOX_HEAD.FED_LOSS_*": no_effect("stands under USE_FED_LOSS"),
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_*": no_effect("belongs to USE_FED_LOSS"),
     "MODEL.ROI_BOX_CASCADE_HEAD.*": no_effect(_OTHERS),
     "TEST.DETECTIONS_PER_IMAGE": take("model.box.max_detections"),
     # masks
@@ -241,7 +241,7 @@ TABLE: Mapping[str, Rule] = {
     "DATALOADER.NUM_WORKERS": take("data.workers", from_default=False),
     "DATALOADER.ASPECT_RATIO_GROUPING": only(True),
     "DATALOADER.SAMPLER_TRAIN": sets(_repeats),
-    "DATALOADER.REPEAT_THRESHOLD": no_effect("stands under SAMPLER_TRAIN"),
+    "DATALOADER.REPEAT_THRESHOLD": no_effect("belongs to SAMPLER_TRAIN"),
     "DATALOADER.REPEAT_SQRT": only(True),
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": take("data.negatives", lambda v, _: 0.0 if v else None),
     # schedule
@@ -266,16 +266,16 @@ TABLE: Mapping[str, Rule] = {
     "SOLVER.NESTEROV SOLVER.RESCALE_INTERVAL": only(False),
     "SOLVER.NUM_DECAYS": no_effect("of another schedule"),
     "SOLVER.REFERENCE_WORLD_SIZE": only(
-        0, instead="batch size and rate are not scaled here: set train.batch_size, train.lr"
+        0, instead="batch size and learning rate are not scaled: set train.batch_size, train.lr"
     ),
     "SOLVER.BIAS_LR_FACTOR": only(1.0),
     "SOLVER.WEIGHT_DECAY_BIAS": sets(lambda v, all_: shared.same_decay(v, all_["SOLVER.WEIGHT_DECAY"])),
     "SOLVER.CLIP_GRADIENTS.ENABLED": sets(_clipping),
-    "SOLVER.CLIP_GRADIENTS.*": no_effect("stands under SOLVER.CLIP_GRADIENTS.ENABLED"),
+    "SOLVER.CLIP_GRADIENTS.*": no_effect("belongs to SOLVER.CLIP_GRADIENTS.ENABLED"),
     "SOLVER.AMP.ENABLED": take("train.amp", lambda v, _: "fp16" if v else "off"),
     "SOLVER.CHECKPOINT_PERIOD": take("train.checkpoint_every", from_default=False),
     "TEST.EVAL_PERIOD": take("train.eval_every", from_default=False),
-    "TEST.AUG.ENABLED": only(False, instead="one prediction an image"),
+    "TEST.AUG.ENABLED": only(False, instead="there is one prediction per image"),
     "TEST.PRECISE_BN.ENABLED": only(False, instead="the running averages of training are used"),
     "TEST.EXPECTED_RESULTS TEST.AUG.* TEST.PRECISE_BN.*": no_effect(),
     "OUTPUT_DIR": take("output", from_default=False),

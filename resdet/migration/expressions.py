@@ -22,7 +22,7 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 
 
 class Unknown(NamedTuple):
-    """A value that takes more than reading; `text` is its source."""
+    """A value that could only be found by running code; `text` is its source."""
 
     text: str
 
@@ -45,7 +45,7 @@ def known(value: Any) -> Any:
 class Scope:
     """Names and what they stand for: assigned in the file, in its bases, imported.
 
-    Anything that takes more than reading is an `Unknown`; `value` raises `UserError` where the text is endless work.
+    What only running code could tell is an `Unknown`; `value` raises `UserError` for text that takes too long to evaluate.
     """
 
     def __init__(self, source: str) -> None:
@@ -66,7 +66,7 @@ class Scope:
     def _evaluated(self, node: ast.expr) -> Any:
         self.steps += 1
         if self.steps > MAX_STEPS:
-            raise UserError(f"{self.source}: takes more than {MAX_STEPS} steps to read, which no config does")
+            raise UserError(f"{self.source}: takes more than {MAX_STEPS} steps to evaluate, which no config does")
         match node:
             case ast.Constant(value=value):
                 return Unknown(repr(value)) if isinstance(value, bytes | complex) or value is ... else value

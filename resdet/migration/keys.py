@@ -23,10 +23,10 @@ KEYED_BY_TYPE = ("pipeline", "transforms", "param_scheduler", "custom_hooks", "a
 class Kind(Enum):
     """What became of a key."""
 
-    WARNING = "not taken, or not wholly, though they change the numbers"
-    TAKEN = "taken"
-    SAME = "equal to a default, or without effect here"
-    UNKNOWN = "not known here"
+    WARNING = "not (fully) converted, though they affect the results"
+    TAKEN = "converted"
+    SAME = "equal to the default, or without effect in resdet"
+    UNKNOWN = "unknown"
 
 
 class Row(NamedTuple):
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 class NotTaken(Exception):
-    """A value without a full counterpart here, though it changes the numbers; the message says what to do.
+    """A value without a full counterpart here, though it affects the results; the message says what to do.
 
     taken: our keys and values that come closest, if any.
     """
@@ -51,7 +51,7 @@ class NotTaken(Exception):
 
 
 class NotBuilt(Exception):
-    """A value that asks for an architecture which resdet does not have. Of several, the lowest level is reported alone."""
+    """A value that asks for an architecture that resdet does not have. Of several, only the lowest level is reported."""
 
     def __init__(self, message: str, level: int = 1) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ Table = Mapping[str, Rule]  # patterns of their keys, several in one separated b
 
 
 def take(ours: str, convert: Convert | None = None, *, from_default: bool = True) -> Rule:
-    """The value, converted, becomes that of our key. from_default=False: habits that leave the numbers alone."""
+    """The value, converted, becomes that of our key. from_default=False: for keys that do not affect the results."""
     return Rule(lambda v, all_: ({ours: convert(v, all_) if convert else v}, ""), from_default)
 
 
@@ -80,11 +80,11 @@ def sets(convert: Callable[[Any, Leaves], dict[str, Any]], note: str = "", *, fr
 
 
 def only(*accepted: Any, instead: str = "") -> Rule:
-    """The numbers here are those of the accepted values; another one is a warning."""
+    """resdet computes as with the accepted values; any other is a warning."""
 
     def convert(value: Any, _: Leaves) -> tuple[dict[str, Any], str]:
         if not any(_equal(value, one) for one in accepted):
-            raise NotTaken(instead or f"here it is always {' or '.join(map(repr, accepted))}")
+            raise NotTaken(instead or f"in resdet always {' or '.join(map(repr, accepted))}")
         return {}, ""
 
     return Rule(convert)
@@ -95,7 +95,7 @@ def builds(*accepted: Any, level: int = 1) -> Rule:
 
     def convert(value: Any, _: Leaves) -> tuple[dict[str, Any], str]:
         if not any(_equal(value, one) for one in accepted):
-            raise NotBuilt(f"resdet builds {' or '.join(map(repr, accepted))}", level)
+            raise NotBuilt(f"resdet supports {' or '.join(map(repr, accepted))}", level)
         return {}, ""
 
     return Rule(convert)
@@ -113,7 +113,7 @@ def where(condition: Callable[[Leaves], bool], rule: Rule, note: str) -> Rule:
 def leaves(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Nested values by dotted keys; entries of lists of dicts by number, those of pipelines by their type."""
     if expanded_size(dict(values), {}) > MAX_VALUES:
-        raise UserError(f"{source}: stands for more than {MAX_VALUES} values, which no config has")
+        raise UserError(f"{source}: expands to more than {MAX_VALUES} values, which no config has")
     found: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any, named: bool) -> None:
@@ -176,7 +176,7 @@ def account(
         problems = [problem for level, problem in missing if level == lowest]
         reasons = {problem.partition(": ")[2]: problem for problem in reversed(problems)}  # of several keys, the first
         problems = [problem for problem in problems if problem in reasons.values()]
-        raise listed(f"{source}: asks for what resdet does not build:", problems)
+        raise listed(f"{source}: asks for parts that resdet does not support:", problems)
     return _settled(rows, source, flat(always))
 
 
@@ -190,13 +190,13 @@ def _judge(key: str, value: Any, rule: Rule | None, everything: Leaves, is_given
     if isinstance(value, Unknown):
         if not rule.from_default:
             return [Row(Kind.SAME, key, value, {})]
-        return [Row(Kind.WARNING, key, value, {}, "is computed by code, which is not run")]
+        return [Row(Kind.WARNING, key, value, {}, "computed by code, which is not run")]
     try:
         ours, why = rule.convert(value, everything)
     except NotTaken as error:
         return [Row(Kind.WARNING, key, value, error.taken, ", ".join(filter(None, (str(error), note))))]
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
-        return [Row(Kind.WARNING, key, value, {}, "the value has another form than their own configs give it")]
+        return [Row(Kind.WARNING, key, value, {}, "the value does not have the form used in the tool's own configs")]
     note = ", ".join(filter(None, (why, note)))
     return [Row(Kind.TAKEN if ours else Kind.SAME, key, value, ours, note)] if ours or is_given else []
 
@@ -259,7 +259,7 @@ def _plain(value: Any) -> Any:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Lists and tuples of the same numbers are equal; True is no 1."""
+    """Lists and tuples of the same numbers are equal; True is not 1."""
     return bool(_plain(a) == _plain(b)) and isinstance(a, bool) == isinstance(b, bool)
 
 

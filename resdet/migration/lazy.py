@@ -180,7 +180,7 @@ def migrate_lazy(config: PythonConfig, origin: str) -> Migration:
     for key, value in all_.items():
         if key not in NAMES:
             without = any(fnmatchcase(key, pattern) for pattern in NO_EFFECT)
-            rows.append(Row(_kind(key, without), key, value, {}, "" if without else "has no counterpart here"))
+            rows.append(Row(_kind(key, without), key, value, {}, "" if without else "has no counterpart"))
             continue
         for name, convert in NAMES[key]:
             try:

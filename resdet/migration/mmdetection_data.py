@@ -12,8 +12,8 @@ from resdet.errors import UserError
 from resdet.migration import shared
 from resdet.migration.keys import Leaves, NotTaken, find
 
-IMAGES = "--images"  # how many there are, as told on the command line
-COCO_TRAIN = {True: 117_266, False: 118_287}  # train2017; without images that have no objects or not
+IMAGES = "--images"  # the number of training images, from the command line
+COCO_TRAIN = {True: 117_266, False: 118_287}  # train2017; whether images without objects are left out
 TRAIN, VAL = ("train_dataloader.", "data.train."), ("val_dataloader.", "data.val.", "data.test.")
 
 
@@ -41,13 +41,13 @@ def _short(scale: Sequence[int]) -> int:
 def training_sizes(all_: Leaves) -> list[int]:
     """The short sides that training draws from. Raises `NotTaken` for other ways to resize."""
     if _get(all_, TRAIN, "pipeline.R*.ratio_range") is not None:
-        raise NotTaken("resizing by a random factor is not there; data.min_size has short sides to draw from")
+        raise NotTaken("resizing by a random factor is not supported; data.min_size lists short sides to draw from")
     drawn = _get(all_, TRAIN, "pipeline.RandomChoiceResize.scales")
     if drawn is not None:
         return [_short(scale) for scale in drawn]
     scale = _get(all_, TRAIN, "pipeline.R*Resize.scale", "pipeline.Resize.img_scale", "pipeline.Resize.scale")
     if scale is None:
-        raise NotTaken("the training pipeline has no Resize that is known here")
+        raise NotTaken("the training pipeline has no known Resize")
     if isinstance(scale[0], int):
         return [_short(scale)]
     low, high = _short(scale[0]), _short(scale[-1])
@@ -70,7 +70,7 @@ def training_scale(_: Any, all_: Leaves) -> dict[str, Any]:
     )  # fmt: skip
     longest = {max(scale) for scale in ([scales] if isinstance(scales[0], int) else scales)}
     if len(longest) > 1:
-        raise NotTaken("each short side has a longest side of its own there; data.max_size is one for all")
+        raise NotTaken("each short side has its own longest side; data.max_size is one for all")
     test = _test_scale(all_)
     train = training_sizes(all_)
     return {"data.min_size": shared.sizes(train, _short(test) if test else train[-1]), "data.max_size": longest.pop()}
@@ -81,7 +81,7 @@ def test_scale(value: Sequence[int], all_: Leaves) -> dict[str, Any]:
     taken = shared.test_size(train, _short(value))
     longest = training_scale(None, all_)["data.max_size"]
     if max(value) != longest:
-        raise NotTaken(f"evaluation's longest side is that of training ({longest})", taken)
+        raise NotTaken(f"evaluation uses the longest side of training ({longest})", taken)
     return taken
 
 
@@ -118,7 +118,7 @@ def images(all_: Leaves) -> int:
         return int(times) * COCO_TRAIN[drop_empty]
     count = _counted(_joined(all_, TRAIN, name), drop_empty) if isinstance(name, str) else None
     if count is None:
-        raise NotTaken("takes the number of training images: pass --images N")
+        raise NotTaken("needs the number of training images: pass --images N")
     return int(times) * count
 
 
@@ -182,5 +182,5 @@ def paths(ours: str, splits: Sequence[str]) -> Any:
 
 def require_images(count: int | None) -> dict[str, Any]:
     if count is not None and count < 1:
-        raise UserError(f"--images {count}: how many images the training data have, 1 or more")
+        raise UserError(f"--images {count}: must be the number of training images, 1 or more")
     return {} if count is None else {IMAGES: count}

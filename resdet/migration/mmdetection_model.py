@@ -30,7 +30,7 @@ def _backbone(_: Any, all_: Leaves) -> dict[str, Any]:
 
 def _kind_of_backbone(value: Any, all_: Leaves) -> dict[str, Any]:
     if value not in ("ResNet", "ResNetV1d", "ResNeXt"):
-        raise NotBuilt("resdet builds 'ResNet', 'ResNetV1d', 'ResNeXt'")
+        raise NotBuilt("resdet supports 'ResNet', 'ResNetV1d', 'ResNeXt'")
     return _backbone(value, all_)
 
 
@@ -42,7 +42,7 @@ def backbone_norm(_: Any, all_: Leaves) -> str:
 
 def _affine(value: Any, all_: Leaves) -> dict[str, Any]:
     if value and backbone_norm(None, all_) == "frozen_bn":
-        raise NotTaken("fixed batch norm has a fixed scale and shift here; there these train")
+        raise NotTaken("frozen batch norm has a frozen scale and shift in resdet; in mmdetection they train")
     return {}
 
 
@@ -50,14 +50,14 @@ def _dilated(_: Any, all_: Leaves) -> int:
     known = {((1, 2, 2, 2), (1, 1, 1, 1)): 1, ((1, 2, 2, 1), (1, 1, 1, 2)): 2}
     pair = tuple(all_["model.backbone.strides"]), tuple(all_["model.backbone.dilations"])
     if pair not in known:
-        raise NotBuilt("resdet builds strides (1, 2, 2, 2), and (1, 2, 2, 1) with dilations (1, 1, 1, 2)", 2)
+        raise NotBuilt("resdet supports strides (1, 2, 2, 2), and (1, 2, 2, 1) with dilations (1, 1, 1, 2)", 2)
     return known[pair]
 
 
 def _deformable(_: Any, all_: Leaves) -> dict[str, Any]:
     kind = all_.get("model.backbone.dcn.type")
     if kind not in ("DCN", "DCNv2", None):
-        raise NotBuilt("resdet builds 'DCN' and 'DCNv2'")
+        raise NotBuilt("resdet supports 'DCN' and 'DCNv2'")
     stages = all_.get("model.backbone.stage_with_dcn", (False,) * 4) if kind else (False,) * 4
     groups = all_.get("model.backbone.dcn.deform_groups", all_.get("model.backbone.dcn.deformable_groups", 1))
     return shared.deformable("v2" if kind == "DCNv2" else "v1", stages, groups)
@@ -65,7 +65,7 @@ def _deformable(_: Any, all_: Leaves) -> dict[str, Any]:
 
 def _sizes(_: Any, all_: Leaves) -> list[float]:
     scales, strides = all_[f"{RPN}anchor_generator.scales"], all_[f"{RPN}anchor_generator.strides"]
-    scale = shared.single(scales, "one anchor size a level", 2)
+    scale = shared.single(scales, "one anchor size per level", 2)
     if list(strides) != [4, 8, 16, 32, 64]:
         raise NotBuilt("resdet's anchors have strides 4, 8, 16, 32, 64", 2)
     return [scale * stride for stride in strides]
@@ -77,7 +77,7 @@ def _beta(prefix: str) -> Any:
     def convert(_: Any, all_: Leaves) -> float:
         kind = all_.get(f"{prefix}loss_bbox.type")
         if kind not in ("L1Loss", "SmoothL1Loss"):
-            raise NotTaken("boxes are learnt by L1 or smooth L1 here")
+            raise NotTaken("box regression uses L1 or smooth L1")
         return float(all_.get(f"{prefix}loss_bbox.beta", 1.0)) if kind == "SmoothL1Loss" else 0.0
 
     return convert
@@ -86,7 +86,7 @@ def _beta(prefix: str) -> Any:
 def _trunk(value: Any, _: Leaves) -> str:
     known = {"Shared2FCBBoxHead": "2fc", "Shared4Conv1FCBBoxHead": "4conv1fc"}
     if value not in known:
-        raise NotBuilt(f"resdet builds {' or '.join(known)}")
+        raise NotBuilt(f"resdet supports {' or '.join(known)}")
     return known[value]
 
 
@@ -94,10 +94,10 @@ def _suppression(value: Any, all_: Leaves) -> dict[str, Any]:
     nms = {k.rpartition(".")[2]: v for k, v in all_.items() if "test_cfg.rcnn.nms." in k}
     if value == "soft_nms":
         if nms.get("method") != "gaussian":
-            raise NotTaken("Soft-NMS is Gaussian here: model.box.soft_sigma")
+            raise NotTaken("Soft-NMS is Gaussian: model.box.soft_sigma")
         return {"model.box.soft_sigma": nms.get("sigma", 0.5)}
     if value != "nms":
-        raise NotTaken("boxes are suppressed by NMS or Gaussian Soft-NMS here")
+        raise NotTaken("boxes are suppressed by NMS or Gaussian Soft-NMS")
     return {}
 
 
@@ -181,13 +181,13 @@ MODEL: Mapping[str, Rule] = {
     f"{RPN_TRAIN}assigner.pos_iou_thr": take("model.rpn.high"),
     f"{RPN_TRAIN}assigner.neg_iou_thr": take("model.rpn.low"),
     f"{RPN_TRAIN}assigner.min_pos_iou": only(
-        0, instead="an object's best anchors train here whatever their IoU, there from this IoU on"
+        0, instead="an object's best anchors are positive whatever their IoU, in mmdetection from this IoU on"
     ),
     f"{RPN_TRAIN}assigner.match_low_quality": only(True),
     f"{RPN_TRAIN}sampler.num": take("model.rpn.samples"),
     f"{RPN_TRAIN}sampler.pos_fraction": take("model.rpn.positive_fraction"),
     f"{RPN_TRAIN}sampler.add_gt_as_proposals": only(False),
-    f"{RPN_TRAIN}allowed_border": only(-1, instead="anchors that reach out of the image train, too"),
+    f"{RPN_TRAIN}allowed_border": only(-1, instead="anchors that cross the image border are trained, too"),
     "*train_cfg.rpn_proposal.nms_pre": take("model.rpn.pre_nms_train"),
     "*train_cfg.rpn_proposal.max_per_img *train_cfg.rpn_proposal.max_num": take("model.rpn.post_nms_train"),
     "*train_cfg.rpn_proposal.nms.iou_threshold *train_cfg.rpn_proposal.nms_thr": take("model.rpn.nms_threshold"),

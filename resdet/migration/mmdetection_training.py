@@ -97,10 +97,10 @@ TRAINING: Mapping[str, Rule] = {
     of(TRAIN, "pipeline.Resize.scale", "pipeline.Resize.img_scale", "pipeline.R*Resize.scale*"): sets(
         steps.training_scale
     ),
-    of(TRAIN, "pipeline.R*.ratio_range"): only(None, instead="resizing by a random factor is not there"),
-    of(TRAIN, "pipeline.Resize.multiscale_mode"): no_effect("stands under img_scale"),
+    of(TRAIN, "pipeline.R*.ratio_range"): only(None, instead="resizing by a random factor is not supported"),
+    of(TRAIN, "pipeline.Resize.multiscale_mode"): no_effect("belongs to img_scale"),
     of(VAL, "pipeline.Resize.scale", "pipeline.MultiScaleFlipAug.img_scale"): sets(steps.test_scale),
-    of(VAL, "pipeline.MultiScaleFlipAug.flip"): only(False, instead="one prediction an image"),
+    of(VAL, "pipeline.MultiScaleFlipAug.flip"): only(False, instead="there is one prediction per image"),
     of(TRAIN, "pipeline.RandomFlip.prob", "pipeline.RandomFlip.flip_ratio"): sets(steps.flip),
     "*Resize.keep_ratio *keep_ratio": only(True),
     of((*TRAIN, *VAL), "Resize.backend"): take(
@@ -109,9 +109,7 @@ TRAINING: Mapping[str, Rule] = {
     "*pipeline*LoadImageFromFile.* *pipeline*LoadAnnotations.* *pipeline*PackDetInputs.* *pipeline*Collect.*": no_effect(),
     "*pipeline*FormatBundle.* *pipeline*ImageToTensor.* *pipeline*Normalize.* *pipeline*Pad.*": no_effect(),
     "*pipeline*Resize.type *pipeline*RandomFlip.* *pipeline*MultiScaleFlipAug.type": no_effect(),
-    of(TRAIN, "pipeline.*"): only(
-        instead="an augmentation that is not taken: data.train.augmentations has albumentations'"
-    ),
+    of(TRAIN, "pipeline.*"): only(instead="not converted: data.train.augmentations takes albumentations transforms"),
     # data
     of(TRAIN, "ann_file", "data_prefix.img", "img_prefix", "data_root"): sets(steps.paths("train", TRAIN)),
     of(VAL[:2], "ann_file", "data_prefix.img", "img_prefix", "data_root"): sets(steps.paths("val", VAL[:2])),

@@ -26,7 +26,7 @@ class Migration(NamedTuple):
 
 
 def report(migration: Migration) -> str:
-    """Every key with what became of it: first what is lost, then what is taken, then the rest; each kind counted."""
+    """Every key with what became of it: first what is lost, then what was converted, then the rest; each kind counted."""
     lines = [migration.origin]
     counts = []
     for kind in Kind:
@@ -37,7 +37,11 @@ def report(migration: Migration) -> str:
                 f"warning: {len(rows)} key(s) {kind.value}" if kind is Kind.WARNING else f"{kind.value} ({len(rows)})"
             )
             lines += ["", f"{title}:", *_table(rows)]
-    lines += ["", "computed so by that tool:", f"  {', '.join(f'{k}={shown(v)}' for k, v in migration.always.items())}"]
+    lines += [
+        "",
+        "set because that tool always computes so:",
+        f"  {', '.join(f'{k}={shown(v)}' for k, v in migration.always.items())}",
+    ]
     return "\n".join([*lines, "", f"{len(migration.rows)} keys: {', '.join(counts)}"])
 
 
@@ -63,7 +67,7 @@ def to_yaml(migration: Migration) -> str:
     header = [f"Converted by `resdet convert --config` from {shown_whole(migration.origin)}."]
     lost = [row for row in migration.rows if row.kind is Kind.WARNING]
     if lost:
-        header += ["Not taken, though it changes the numbers:"]
+        header += ["Not converted, though it affects the results:"]
         header += [f"  {shown_whole(row.key)}={shown(row.value)}: {row.note}" for row in lost]
     body = yaml.safe_dump(migration.values, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     return "".join(f"# {line}\n" for line in header) + body

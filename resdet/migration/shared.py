@@ -11,13 +11,13 @@ from resdet.migration.keys import NotBuilt, NotTaken
 def backbone_name(depth: int, groups: int, width: int) -> str:
     """`depth` layers, `groups` of `width` channels in res2's 3x3 convolutions."""
     if depth not in (18, 34, 50, 101, 152):
-        raise NotBuilt("resdet builds depths 18, 34, 50, 101, 152")
+        raise NotBuilt("resdet supports depths 18, 34, 50, 101, 152")
     if groups == 1 and width == 64:
         return f"resnet{depth}"
     if groups == 1 and width == 128 and depth in (50, 101):
         return f"wide_resnet{depth}_2"
     if groups == 1 or depth < 50:
-        raise NotBuilt(f"a ResNet-{depth} of {groups} groups of {width} channels is none of resdet's backbones")
+        raise NotBuilt(f"a ResNet-{depth} of {groups} groups of {width} channels is not one of resdet's backbones")
     return f"resnext{depth}_{groups}x{width}d"
 
 
@@ -36,7 +36,7 @@ def deformable(kind: str, stages: Sequence[bool], groups: int) -> dict[str, Any]
 def trunk(convs: int, layers: int) -> str:
     if (convs, layers) not in ((0, 2), (4, 1)):
         raise NotBuilt(
-            f"a box head of {convs} convolutions and {layers} fully connected layers; resdet builds 0 and 2, or 4 and 1",
+            f"a box head of {convs} convolutions and {layers} fully connected layers; resdet supports 0 and 2, or 4 and 1",
             level=2,
         )
     return "4conv1fc" if convs else "2fc"
@@ -49,16 +49,16 @@ def sizes(train: Sequence[int], test: int) -> list[int]:
 
 def test_size(train: Sequence[int], test: int) -> dict[str, Any]:
     if not test:
-        raise NotTaken("evaluation always resizes here, to the last of data.min_size")
+        raise NotTaken("evaluation always resizes, to the last of data.min_size")
     taken = {"data.min_size": sizes(train, test)}
     if test not in train:
-        raise NotTaken("training draws this short side, too: it is the last of data.min_size", taken)
+        raise NotTaken("training draws this short side, too, as the last of data.min_size", taken)
     return taken
 
 
 def longest_test_side(test: int, train: int) -> dict[str, Any]:
     if test != train:
-        raise NotTaken(f"evaluation's longest side is that of training ({train})")
+        raise NotTaken(f"evaluation uses the longest side of training ({train})")
     return {}
 
 
@@ -70,7 +70,7 @@ def weights(value: str, key: str) -> dict[str, Any]:
         return {key: value}
     address = value.replace("detectron2://", "https://dl.fbaipublicfiles.com/detectron2/")
     name = address.rpartition("/")[2]
-    raise NotTaken(f"fetch {address} and let {key} be the file's path", {key: name})
+    raise NotTaken(f"download {address} and set {key} to the file's path", {key: name})
 
 
 def no_weights(frozen: bool) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def no_weights(frozen: bool) -> dict[str, Any]:
 
 def single(value: Any, what: str, level: int = 1) -> Any:
     if len(value) != 1:
-        raise NotBuilt(f"resdet builds {what}", level)
+        raise NotBuilt(f"resdet supports {what}", level)
     return value[0]
 
 
@@ -94,26 +94,26 @@ def same_width(widths: Sequence[int], accepted: tuple[int, ...]) -> int:
 
 def one_width(widths: Sequence[int]) -> int:
     if len(set(widths)) != 1:
-        raise NotBuilt("resdet builds convolutions of one width")
+        raise NotBuilt("resdet supports convolutions of one width")
     return widths[0]
 
 
 def known_norm(ours: str | None, theirs: Any) -> str:
     if ours is None:
-        raise NotBuilt(f"{theirs!r} is none of resdet's norms")
+        raise NotBuilt(f"{theirs!r} is not one of resdet's norms")
     return ours
 
 
 def as_the_boxes(value: Any, of_boxes: Iterable[Any]) -> dict[str, Any]:
     """Masks and keypoints are pooled like boxes here."""
     if value not in list(of_boxes):
-        raise NotTaken("masks and keypoints are pooled like boxes here (model.pool)")
+        raise NotTaken("masks and keypoints are pooled like boxes (model.pool)")
     return {}
 
 
 def same_decay(value: float | None, decay: float) -> dict[str, Any]:
     if value is not None and value != decay:
-        raise NotTaken("biases decay as weights do here (train.weight_decay)")
+        raise NotTaken("biases decay like weights (train.weight_decay)")
     return {}
 
 
@@ -123,8 +123,8 @@ def choice(value: Any, known: dict[Any, Any], level: int | None) -> Any:
         return known[value]
     names = " or ".join(map(repr, known))
     if level is None:
-        raise NotTaken(f"here it is {names}")
-    raise NotBuilt(f"resdet builds {names}", level)
+        raise NotTaken(f"in resdet it is {names}")
+    raise NotBuilt(f"resdet supports {names}", level)
 
 
 def equal(value: Any, other: Any, what: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_classes_are_matched_by_name(shapes_root, tmp_path, capsys) -> None:
     assert "the checkpoint does not have 1 of the 4 classes of " in said
     assert "objects count as missed: triangle" in said
     assert "2 of the 5 classes of the checkpoint are not in " in said
-    assert "detections of them are left out: moon, N/A" in said
+    assert "detections of them are not scored: moon, N/A" in said
     assert "spelled differently: 'star' = 'Star'" in said
 
 

@@ -159,9 +159,9 @@ def test_no_more_workers_than_cores(cores: int | None, workers: int, monkeypatch
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {lr: 1}\nmodel: {}\ntrain: {lr: 2}\n", "train stands twice (lines 1 and 3)"),
-        ("train:\n  lr: 1\n  lr: 2\n", "train.lr stands twice (lines 2 and 3)"),
-        ("data:\n  train:\n    augmentations:\n    - {name: A, p: 1, p: 0}\n", "augmentations[0].p stands twice"),
+        ("train: {lr: 1}\nmodel: {}\ntrain: {lr: 2}\n", "train appears twice (lines 1 and 3)"),
+        ("train:\n  lr: 1\n  lr: 2\n", "train.lr appears twice (lines 2 and 3)"),
+        ("data:\n  train:\n    augmentations:\n    - {name: A, p: 1, p: 0}\n", "augmentations[0].p appears twice"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path, text: str, message: str) -> None:
@@ -191,7 +191,7 @@ def test_paths_and_names_of_overrides_are_taken_literally(tmp_path, monkeypatch)
     assert config.data.train.images == Path("/home/ada/pictures")
     assert load_config(path, ["data.root=null"]).data.root is None
     assert load_config(path, ["data.root='a b'"]).data.root == Path("a b")
-    with pytest.raises(UserError, match="2024 is read as a number here; in quotes"):
+    with pytest.raises(UserError, match="2024 is read as a number; quote it"):
         load_config(write(tmp_path, "data: {root: 2024}"))
 
 

@@ -202,8 +202,8 @@ def test_transforms_draw_independently_and_reproducibly() -> None:
         ({"name": "HorizontalFlop"}, "did you mean HorizontalFlip"),
         ({"name": "Rotate", "limits": 3}, "Rotate: .*limits"),
         ({"name": "RandomCrop", "height": -3, "width": 5}, "RandomCrop: "),
-        ({"p": 1}, "None is no albumentations transform"),
-        ("Rotate", "None is no albumentations transform"),
+        ({"p": 1}, "None is not an albumentations transform"),
+        ("Rotate", "None is not an albumentations transform"),
     ],
 )
 def test_mistakes_are_named(entry: object, message: str) -> None:
@@ -275,7 +275,7 @@ def test_memory_follows_the_image_not_the_number_of_objects() -> None:
         ({"name": "Normalize"}, "Normalize turns uint8 images into float32: leave it out"),
         ({"name": "ToTensorV2"}, "ToTensorV2 turns .* leave it out"),
         ({"name": "Mosaic"}, "Mosaic needs mosaic_metadata with every image"),
-        ({"name": "MaskDropout"}, "MaskDropout hides .* use CoarseDropout"),
+        ({"name": "MaskDropout"}, "MaskDropout drops out .* use CoarseDropout"),
         ({"name": "RandomCropNearBBox"}, "RandomCropNearBBox needs cropping_bbox"),
         ({"name": "CenterCrop3D", "size": [1, 2, 3]}, "works on volumes"),
         ({"name": "ToGray", "num_output_channels": 1}, "ToGray turns an image of shape"),
@@ -293,7 +293,7 @@ def test_what_cannot_work_here_is_refused_at_the_start(entry: dict, message: str
 def test_a_crop_larger_than_the_image_names_both_and_the_fix() -> None:
     augment = Augmentations([{"name": "RandomCrop", "height": 500, "width": 60, "p": 1}])
     with pytest.raises(
-        UserError, match=r"RandomCrop cuts 500 x 60 .* of 240 x 280: put {name: PadIfNeeded, min_height: 500"
+        UserError, match=r"RandomCrop crops 500 x 60 .* of 240 x 280: put {name: PadIfNeeded, min_height: 500"
     ):
         augment(*scene(), [0])
 
@@ -313,7 +313,7 @@ def test_images_too_small_for_a_crop_are_named_before_training(shapes) -> None:
     entries = [{"name": "RandomCrop", "height": 100, "width": 20, "p": 0.9}]
     data = DataConfig.model_validate({"train": {"augmentations": entries}})
     with pytest.raises(
-        UserError, match=r"000\d+.jpg: .*RandomCrop cuts 100 x 20 .* of 96 x 120: put {name: PadIfNeeded"
+        UserError, match=r"000\d+.jpg: .*RandomCrop crops 100 x 20 .* of 96 x 120: put {name: PadIfNeeded"
     ):
         DetectionDataset(shapes, data, InputConfig(), train=True, masks=True, seed=0)
 

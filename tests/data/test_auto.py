@@ -39,7 +39,7 @@ def test_everything_that_is_open_is_chosen_with_a_reason() -> None:
     assert t.milestones == [4000, 5333]
     assert (config.data.min_size[-1], config.data.max_size) == (480, 800)
     assert config.model.backbone.frozen_stages == 2
-    assert (config.model.num_classes, told["model.num_classes"]) == (1, "the data's: a")
+    assert (config.model.num_classes, told["model.num_classes"]) == (1, "as in the dataset: a")
     assert told["train.max_iters"] == "1000 images, each seen 24 times"
     assert "linear in the batch size" in told["train.lr"]
     assert "train.batch_size" not in told
@@ -123,6 +123,6 @@ def test_the_config_that_was_given_is_left_alone_and_the_choices_are_written(sha
     assert not {"lr", "milestones"} & again.train.model_fields_set
     told = capsys.readouterr().out
     assert "auto: train.lr = 0.0025 (linear in the batch size: 0.02 at 16 (sgd))" in told
-    assert "auto: model.num_classes = 4 (the data's: disk, box, triangle, star)" in told
+    assert "auto: model.num_classes = 4 (as in the dataset: disk, box, triangle, star)" in told
     assert re.search(r"auto: anchors reach \d+\.\d% of the objects", told)
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["iteration"] == 1

@@ -183,7 +183,7 @@ def test_arrays_and_pages_of_any_number_are_channels() -> None:
     array = np.random.default_rng(0).integers(0, 4096, (21, 34, 5)).astype(np.uint16)
     data = encoded(array, ".npy")
     assert np.array_equal(decode_image(data, "x.npy", read_header(data, "x.npy"), 5), array)
-    with pytest.raises(UserError, match=r"x\.npy: has 5 channels, the model takes 3: set model\.input\.channels=5"):
+    with pytest.raises(UserError, match=r"x\.npy: has 5 channels, but the model takes 3: set model\.input\.channels=5"):
         decode_image(data, "x.npy", read_header(data, "x.npy"), 3)
     for dtype in (np.uint8, np.uint16, np.float32):
         pages = [(array[..., k] % 256).astype(dtype) for k in range(5)]

@@ -67,11 +67,12 @@ def test_sets_of_8_bits_and_of_other_channels(tmp_path) -> None:
     with pytest.raises(UserError, match=r"pixel_range=\(0, 9\) has no effect"):
         decide_range((0, 9), measure_depth(files, 3), None)
     with pytest.raises(
-        UserError, match=r"(?s)3 of 3 sampled images have other channels.*set it to 3.*0\.jpg: 3 channel"
+        UserError,
+        match=r"(?s)3 of 3 sampled images do not have model.input.channels channels.*set it to 3.*0\.jpg: 3 channel",
     ):
         decide_range("auto", measure_depth(files, 5), None)
     np.save(tmp_path / "flat.npy", np.full((8, 8), 7, np.uint16))
-    with pytest.raises(UserError, match="have no range, 7 to 7"):
+    with pytest.raises(UserError, match="are all 7 to 7"):
         decide_range("auto", measure_depth([tmp_path / "flat.npy"], 1), None)
 
 

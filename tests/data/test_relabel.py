@@ -61,7 +61,7 @@ def test_classes_that_one_side_lacks_are_told(tmp_path) -> None:
     np.testing.assert_array_equal(np.sort(found.images.counts), [0, 4, 4])  # image and class go together here
     assert "1 of the 3 classes of" in notes[0]
     assert "4 objects count as missed: strange" in notes[0]
-    assert notes[1].endswith("detections of them are left out: new")
+    assert notes[1].endswith("detections of them are not scored: new")
     assert notes[2].endswith("'traffic_light' = 'Traffic Light'")
 
 

@@ -47,7 +47,7 @@ def test_a_named_split_of_coco_is_its_instances_file(tmp_path) -> None:
     data = DataConfig.model_validate({"root": tmp_path, "val": {"split": "minival"}})
     assert names(data, "val") == ["m.png"]
     data.val.annotations = tmp_path / "annotations/instances_minival.json"
-    with pytest.raises(UserError, match="no effect beside"):
+    with pytest.raises(UserError, match="no effect with"):
         open_split(data, "val")
 
 

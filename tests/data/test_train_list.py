@@ -83,7 +83,7 @@ def test_known_classes_take_some_of_a_file_or_say_that_a_class_is_absent(shapes_
 
 def test_one_image_file_in_two_sources_is_refused(shapes_root, tmp_path) -> None:
     first, _ = halves(shapes_root, tmp_path)
-    with pytest.raises(UserError, match=r"is in .*0\.json and in .*0\.json: leave one of them out"):
+    with pytest.raises(UserError, match=r"is in .*0\.json and in .*0\.json: remove one of them"):
         open_split(data([first, first]), "train")
 
 
@@ -162,7 +162,7 @@ def test_two_sources_train_one_model(shapes_root, tmp_path, capsys) -> None:
     result = resdet.train(load_config(file, [f"output={out}"]))
     assert set(result.metrics) == {"bbox", "segm"}
     printed = capsys.readouterr().out
-    assert "0.json: teaches 2 of 4 classes: disk, box" in printed.replace("\n", "")
+    assert "0.json: supervises 2 of 4 classes: disk, box" in printed.replace("\n", "")
     checkpoint = read_checkpoint(out / "checkpoints/last.pt")
     assert checkpoint.class_names == ["disk", "box", "triangle", "star"]
     again = resdet.train(load_config(out / "config.yaml", ["train.max_iters=3"]), resume=True)

@@ -128,9 +128,9 @@ def test_every_given_key_has_one_row_and_only_differences_are_written(tmp_path) 
     assert rows["SOLVER.MAX_ITER"].kind is Kind.SAME  # our default, too
     assert found.values["train"] == {"lr": 0.01}
     text = report(found)
-    assert text.index("warning: 1 key(s)") < text.index("taken (") < text.index("equal to a default")
-    assert f"{len(found.rows)} keys: 1 not taken" in text
-    assert "1 not known here" in text
+    assert text.index("warning: 1 key(s)") < text.index("\nconverted (") < text.index("equal to the default")
+    assert f"{len(found.rows)} keys: 1 not (fully) converted" in text
+    assert "1 unknown" in text
     assert to_yaml(found).startswith("# Converted by `resdet convert --config` from detectron2's config ")
 
 
@@ -183,7 +183,7 @@ def test_datasets_of_keypoints(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL: {META_ARCHITECTURE: RetinaNet}", r"MODEL.META_ARCHITECTURE='RetinaNet': resdet builds"),
+        ("MODEL: {META_ARCHITECTURE: RetinaNet}", r"MODEL.META_ARCHITECTURE='RetinaNet': resdet supports"),
         ("MODEL: {META_ARCHITECTURE: SemanticSegmentor}", "MODEL.META_ARCHITECTURE='SemanticSegmentor'"),
         ("MODEL: {PROPOSAL_GENERATOR: {NAME: PrecomputedProposals}}", "PROPOSAL_GENERATOR.NAME='PrecomputedProposals'"),
         ("MODEL: {RESNETS: {DEPTH: 77}}", "depths 18, 34, 50, 101, 152"),

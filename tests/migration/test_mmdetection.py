@@ -226,7 +226,7 @@ runner = dict(type='EpochBasedRunner', max_epochs=24)
         ("model = dict(neck=dict(type='PAFPN'))", "model.neck.type='PAFPN'"),
         ("model = dict(backbone=dict(type='Res2Net'))", "model.backbone.type='Res2Net'"),
         ("model = dict(backbone=dict(plugins=[1]))", "model.backbone.plugins"),
-        ("model = dict(roi_head=dict(bbox_head=dict(norm_cfg=dict(type='LN'))))", "'LN' is none of resdet's norms"),
+        ("model = dict(roi_head=dict(bbox_head=dict(norm_cfg=dict(type='LN'))))", "'LN' is not one of resdet's norms"),
     ],
 )
 def test_what_is_not_built_is_one_error(text: str, message: str, tmp_path) -> None:
@@ -255,7 +255,7 @@ def test_the_command(tmp_path, capsys, monkeypatch) -> None:
     assert cli.main(["convert", "--config", str(tmp_path / "c.py"), str(out)]) == 0
     told = capsys.readouterr().out
     assert told.startswith("mmdetection's config ")
-    counts = r"\n\d+ keys: 2 not taken.* \d+ taken, \d+ equal to .*0 not known here\nwritten: "
+    counts = r"\n\d+ keys: 2 not \(fully\) converted.* \d+ converted, \d+ equal to .*0 unknown\nwritten: "
     assert re.search(counts, told, re.DOTALL)
     assert load_config(out).train.max_iters == 12 * EPOCH
     for arguments, message in (

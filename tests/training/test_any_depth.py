@@ -53,7 +53,7 @@ def test_from_training_to_drawing(tmp_path, capsys, kind: str) -> None:
     values["model"]["box"] = {**tiny.MODEL["box"], "score_threshold": 0.0, "max_detections": 10}
     values["data"]["train"] = {"augmentations": [{"name": "RandomBrightnessContrast", "p": 1}]}
     if kind == "bands":
-        with pytest.raises(UserError, match=r"6 of 6 sampled images have other channels than model\.input\.channels"):
+        with pytest.raises(UserError, match=r"6 of 6 sampled images do not have model\.input\.channels channels"):
             train(parse_config({**values, "output": str(output)}))
         values["model"]["input"] = {"channels": 5}
     train(parse_config({**values, "output": str(output)}))
