@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from resdet.data.image_folder import ImageFolder
 from resdet.data.images import read_header
 from resdet.data.json_files import no_collection
+from resdet.data.known import KEYS
 from resdet.data.outlines import box_of, is_plain_outline, plain_outline
 from resdet.data.rules import NUMBERS, Id, id_kind, is_box, is_id, is_number, is_size, plain_int, plain_number, unquoted
 from resdet.errors import UserError
@@ -119,7 +120,7 @@ def normalise(content: Entry, folder: Path | None = None) -> Normalised:
     categories = Ids(content["categories"], "category", readings, problems)
     if folder is not None:
         images.entries = _named(images.entries, ImageFolder(folder), readings, problems)
-    images.entries = _sized(images.entries, folder, readings)
+    images.entries = [_with_known(entry, categories, readings) for entry in _sized(images.entries, folder, readings)]
     size_of = {e["id"]: (e.get("height"), e.get("width")) for e in images.entries if is_id(e.get("id"), images.kind)}
     annotations = normalise_objects(content["annotations"], images, categories, size_of, readings, "annotation")
     plain = {"images": images.entries, "annotations": annotations, "categories": categories.entries}
@@ -230,6 +231,21 @@ def _sized(entries: list[Entry], folder: Path | None, readings: Readings) -> lis
             continue
         plain[k] = {**entry, "height": sides[0], "width": sides[1]}
     return plain
+
+
+def _with_known(entry: Entry, categories: Ids, readings: Readings) -> Entry:
+    """With the ids of the categories in the lists of known classes (`known.py`)."""
+    new = entry
+    for key in KEYS:
+        given = entry.get(key)
+        if not isinstance(given, list) or all(type(value) is categories.kind for value in given):
+            continue
+        found = [categories.find(value) for value in given]
+        plain = [value if identity is None else identity for value, identity in zip(given, found, strict=True)]
+        if repr(plain) != repr(given):
+            new = {**new, key: plain}
+            readings.note("ids-as-text", f"image {_title(entry)}: {key} {str(given)[:60]}")
+    return new
 
 
 def _size_of_file(folder: Path, name: Any) -> tuple[int, int] | None:

@@ -308,6 +308,22 @@ def test_yolo_class_names_are_the_text_that_is_written(form: str, tmp_path) -> N
         read_layout(file)
 
 
+def test_yolo_classes_are_never_counted_differently(tmp_path) -> None:
+    root = yolo(tmp_path)
+    sheet = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(f"{sheet}nc: 2\n")
+    open_split(DataConfig(root=root), "train")
+    (root / "data.yaml").write_text(f"{sheet}nc: 3\n")
+    with pytest.raises(UserError, match=r"data\.yaml: nc is 3, but names has 2 classes"):
+        open_split(DataConfig(root=root), "train")
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("\ufeffcat\ndog\n\n", encoding="utf-8")
+    assert [c["name"] for c in open_split(DataConfig(root=root), "train").content["categories"]] == ["cat", "dog"]
+    (root / "classes.txt").write_text("cat\n\ndog\n")  # the dog's number is 2
+    with pytest.raises(UserError, match=r"classes\.txt: names: class 1 has no name"):
+        open_split(DataConfig(root=root), "train")
+
+
 def test_yolo_oriented_boxes_are_polygons(tmp_path) -> None:
     root = yolo(tmp_path, b="0 0.5 0.25 0.75 0.5 0.5 0.75 0.25 0.5\n")
     (entry,) = open_split(DataConfig(root=root), "val").content["annotations"]

@@ -18,6 +18,7 @@ from pictures import textured
 from resdet.commands import data as data_command
 from resdet.config import DataConfig
 from resdet.data.coco import parse_coco, read_coco
+from resdet.data.formats.common import Source
 from resdet.data.image_folder import ImageFolder
 from resdet.data.normalise import normalise
 from resdet.data.outlines import plain_outline
@@ -172,6 +173,28 @@ def test_one_plain_meaning_is_read_by_all_and_counted(way: str, tmp_path) -> Non
         truth = Evaluation(tmp_path / "good.json")
         found = read_results(tmp_path / "r.json", truth)
         assert truth.score(found.entries)[0]["segm"]["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("key", ["known_category_ids", "neg_category_ids", "not_exhaustive_category_ids"])
+def test_ids_in_lists_of_known_classes_are_read_like_others(key: str, tmp_path) -> None:
+    content = plain(tmp_path)
+    content["images"][0] |= {"neg_category_ids": [], key: ["1", 2.0, 2]}
+    found = normalise(content, tmp_path)
+    assert (found.content["images"][0][key], found.readings["ids-as-text"].count) == ([1, 2, 2], 1)
+    content["images"][0][key] = ["7", None]  # not listed: an error, as it is
+    assert normalise(content, tmp_path).content["images"][0][key] == ["7", None]
+    for entry in content["categories"]:
+        entry["id"] = f"c{entry['id']}"
+    content["images"][0][key] = ["c1"]
+    assert normalise(content, tmp_path).content["images"][0][key] == ["c1"]
+
+
+def test_an_empty_outline_is_no_mask_to_lose(tmp_path) -> None:
+    content = plain(tmp_path)
+    for entry in content["annotations"]:
+        entry["segmentation"] = [[]]
+    source = Source(tmp_path / "a.json", tmp_path, content)
+    assert repair(source, examine("train", source)).costs() == []
 
 
 def test_ids_that_are_text_stay_text(tmp_path) -> None:

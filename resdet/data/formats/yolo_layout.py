@@ -39,7 +39,7 @@ def read_layout(file: Path) -> Layout:
     if file.suffix.lower() == ".data":
         return _from_darknet(file)
     root = file.parent.parent if file.parent.name == "labels" else file.parent
-    return Layout(file, root, _classes(read_list(file), file), _folders(root), None, [])
+    return Layout(file, root, _classes(_name_lines(file), file), _folders(root), None, [])
 
 
 def _from_yaml(file: Path) -> Layout:
@@ -57,6 +57,9 @@ def _from_yaml(file: Path) -> Layout:
         if given := _given(values, split):
             entries[split] = [str(entry) for entry in given] if isinstance(given, list) else [str(given)]
     classes = _classes(_numbered(values.get("names")), file)
+    count = _given(values, "nc")
+    if count is not None and str(count).strip() != str(len(classes)):
+        raise UserError(f"{file}: nc is {str(count)[:20]}, but names has {len(classes)} classes: correct one of them")
     shape = _given(values, "kpt_shape")
     if shape is None:
         return Layout(file, root, classes, entries, None, [])
@@ -115,6 +118,11 @@ def _classes(names: Any, file: Path) -> list[str]:
     return list(names)
 
 
+def _name_lines(file: Path) -> list[str]:
+    """The lines of a list of class names; an empty one before the last counts as a class, as its number does."""
+    return [line.strip() for line in read_text(file).rstrip().splitlines()]
+
+
 def _from_darknet(file: Path) -> Layout:
     """Lines "train = data/train.txt", "names = data/obj.names": paths relative to some folder above."""
     values = {k.strip(): v.strip() for line in read_list(file) for k, eq, v in [line.partition("=")] if eq}
@@ -122,7 +130,7 @@ def _from_darknet(file: Path) -> Layout:
     if names is None:
         raise UserError(f"{file}: names: {values.get('names')!r} is not there (the file of class names)")
     entries = {split: [values[split]] for split in SPLITS if values.get(split)}
-    return Layout(file, file.parent, _classes(read_list(names), names), entries, None, [])
+    return Layout(file, file.parent, _classes(_name_lines(names), names), entries, None, [])
 
 
 def _above(folder: Path, entry: str) -> list[Path]:

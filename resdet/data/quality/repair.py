@@ -65,13 +65,19 @@ def repair(source: Source, findings: list[Finding]) -> Repair:
             done[dropped or "its image is gone"] += 1
             continue
         annotations.append(_mended(entry, kept[entry["image_id"]], by_code, marked, done))
-    masks, left = (sum(bool(e.get("segmentation")) for e in entries) for entries in (given, annotations))
+    masks, left = (sum(_has_mask(entry) for entry in entries) for entries in (given, annotations))
     return Repair(
         {**source.content, "images": images, "annotations": annotations},
         dict(done),
         lost={"images": len(listed) - len(images), "objects": len(given) - len(annotations), "masks": masks - left},
         of={"images": len(listed), "objects": len(given), "masks": masks},
     )
+
+
+def _has_mask(entry: Entry) -> bool:
+    """Whether there is an outline to lose: some tools write [[]] for an object without one."""
+    value = entry.get("segmentation")
+    return any(value) if isinstance(value, list) else bool(value)
 
 
 def _sizes(finding: Finding | None) -> list[tuple[Any, tuple[int, int]]]:
