@@ -50,7 +50,7 @@ def test_a_head_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
 
 
 def test_the_augmentations_are_valid() -> None:
-    example = yaml.safe_load(block("yaml", "augmentations"))
+    example = yaml.safe_load(block("yaml", "RandomBrightnessContrast"))
     assert len(Augmentations(example["data"]["train"]["augmentations"]).transforms) == 3
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from resdet.data.coco import read_coco_json
-from resdet.data.file_names import REMARK, take_variants
 from resdet.data.formats.common import Source
 from resdet.data.formats.glimpse import HEAD, json_kind
+from resdet.data.image_folder import VARIANT, take_variants
 from resdet.data.normalise import normalise
 from resdet.data.root_category import without_root
 from resdet.errors import UserError
@@ -28,7 +28,7 @@ def read_coco_files(path: Path, images: Path | None, split: str | None) -> Sourc
     content["images"], taken, problems = take_variants(content["images"], folder)
     plain = normalise(content, folder)
     content, left_out = without_root(plain.content)
-    remarks = Counter(left_out) + Counter({REMARK: taken})
+    remarks = Counter(left_out) + Counter({VARIANT: taken})
     problems += plain.problems
     return Source(path, folder, content, remarks=remarks, problems=problems, readings=plain.readings, split=split)
 

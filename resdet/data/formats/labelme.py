@@ -21,6 +21,7 @@ from resdet.data.formats.common import (
     Builder,
     Source,
     all_files,
+    ellipse_polygon,
     image_sizes,
     no_images,
     polygon_box,
@@ -33,7 +34,6 @@ from resdet.data.rules import is_number, is_size
 from resdet.errors import UserError
 from resdet.masks import Rle, encode_bitmap
 
-CIRCLE = 32  # corners of the polygon that a circle becomes
 NO_REGION = {"point", "points", "line", "linestrip"}
 OUTLINES = {"polygon", "rectangle", "rotation", "oriented_rectangle", "quadrilateral"}  # given by three corners or more
 
@@ -166,8 +166,7 @@ def _part(shape: dict[str, Any], origin: str, size: tuple[int, int], source: Sou
     if kind == "circle" and len(points) == 2:
         (x, y), edge = points
         radius = math.dist((x, y), edge)
-        angles = [2 * math.pi * k / CIRCLE for k in range(CIRCLE)]
-        return [v for a in angles for v in (x + radius * math.cos(a), y + radius * math.sin(a))]
+        return ellipse_polygon(x, y, radius, radius)
     if kind == "polygon" or (isinstance(kind, str) and kind in OUTLINES and len(points) >= 3):
         return [float(v) for point in points for v in point]
     source.problems.append(

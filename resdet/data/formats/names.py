@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from resdet.data.image_folder import folded
 from resdet.data.images import ARRAY, SUFFIXES
 from resdet.errors import UserError
 
@@ -56,11 +56,6 @@ class NameIndex:
 
 def _ends_alike(a: str, b: str) -> bool:
     return a == b or a.endswith("/" + b) or b.endswith("/" + a)
-
-
-def folded(name: str) -> str:
-    """What is equal for names that differ in case or in Unicode form."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def without_suffix(name: str) -> str:

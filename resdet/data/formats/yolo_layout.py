@@ -12,7 +12,8 @@ import yaml
 
 from resdet.config import load_yaml
 from resdet.data.formats.common import all_files, no_images, read_list, read_text, unread_images
-from resdet.data.formats.names import NameIndex, folded
+from resdet.data.formats.names import NameIndex
+from resdet.data.image_folder import folded
 from resdet.data.images import images_among
 from resdet.errors import UserError
 

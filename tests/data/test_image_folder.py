@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from resdet.data.file_names import take_variants
+from resdet.data.image_folder import take_variants
 
 NFD = unicodedata.normalize("NFD", "Ärger.png")
 NFC = unicodedata.normalize("NFC", "Ärger.png")
