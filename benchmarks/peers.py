@@ -154,7 +154,7 @@ def _resdet(model: Detector, config: Config, load: Load, batch: Batch, device: t
         optimizer.step()
 
     predictor = copy.deepcopy(model).to(memory_format=torch.channels_last)  # all as `Predictor` has it
-    predictor.only_predict(DTYPES.get(config.train.amp))
+    predictor.prepare_for_inference(DTYPES.get(config.train.amp))
     predict_batch = compiled(predictor.predict, config.train.compile)
 
     def predict(count: int) -> int:

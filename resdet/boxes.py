@@ -11,7 +11,7 @@ from torch import Tensor
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """bfloat16 resolves 8 bits, four pixels at 1000: no place for box coordinates or losses."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -63,7 +63,7 @@ def decode(
 
     clamp_shrink: bound shrinking as growth is (mmdetection), not growth alone (detectron2, torchvision).
     """
-    deltas, anchors = at_least_float32(deltas), at_least_float32(anchors)
+    deltas, anchors = upcast(deltas), upcast(anchors)
     wx, wy, ww, wh = weights
     aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah

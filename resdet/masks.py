@@ -24,7 +24,7 @@ Placed = tuple[int, np.ndarray]  # along an axis: first pixel, and the matrix (p
 def crop_polygons(polygons: Sequence[Sequence[float]], box: np.ndarray, size: int) -> np.ndarray:
     """Rasterise polygons (each [x1, y1, x2, y2, …], at least three points) inside `box` -> (size, size) uint8.
 
-    The polygon is scaled into the box's frame first, so the crop's resolution does not depend on the picture's.
+    The polygon is scaled into the box's frame first, so the crop's resolution does not depend on the image's.
     """
     origin, scale = box[:2], size / np.maximum(box[2:] - box[:2], 1e-6)
     far = 100 * size  # points so far off change nothing inside, and pycocotools walks along every pixel of an edge

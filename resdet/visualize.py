@@ -1,4 +1,4 @@
-"""Drawing: boxes, masks, keypoints, names and scores on pictures of any size; contact sheets of many."""
+"""Drawing: boxes, masks, keypoints, names and scores on images of any size; contact sheets of many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resdet.models.detector import Detector
 from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
-SMALLEST_SIDE = 480  # smaller pictures are enlarged first, so that names fit on them
+SMALLEST_SIDE = 480  # smaller images are enlarged first, so that names fit on them
 KEYPOINT_SCORE = 0.05  # keypoints of no more are not drawn
 Rectangle = tuple[float, float, float, float]
 
@@ -37,7 +37,7 @@ def draw(
     scores: bool = True,
     edges: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """Instances on (H, W, 3) uint8 RGB -> a picture of at least `SMALLEST_SIDE`; large objects are drawn first.
+    """Instances on (H, W, 3) uint8 RGB -> an image of at least `SMALLEST_SIDE`; large objects are drawn first.
 
     color_by: one colour a class, or neighbouring objects in different ones. edges: pairs of keypoints drawn as limbs.
     """
@@ -67,16 +67,16 @@ def draw(
 
 
 def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None = None, tile: int = 480) -> np.ndarray:
-    """Pictures (H, W, 3) with their titles -> one picture, each scaled into a square cell of side `tile`."""
+    """Images (H, W, 3) with their titles -> one image, each scaled into a square cell of side `tile`."""
     columns = columns or max(1, int(np.ceil(np.sqrt(len(tiles)))))
     rows, title = -(-len(tiles) // columns), 24
     sheet = Image.new("RGB", (columns * tile, rows * (tile + title)), (24, 24, 24))
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for k, (image, text) in enumerate(tiles):
         x, y = k % columns * tile, k // columns * (tile + title)
-        picture = Image.fromarray(image)
-        picture.thumbnail((tile - 6, tile - 4), Image.Resampling.LANCZOS)
-        sheet.paste(picture, (x + (tile - picture.width) // 2, y + title + (tile - picture.height) // 2))
+        thumbnail = Image.fromarray(image)
+        thumbnail.thumbnail((tile - 6, tile - 4), Image.Resampling.LANCZOS)
+        sheet.paste(thumbnail, (x + (tile - thumbnail.width) // 2, y + title + (tile - thumbnail.height) // 2))
         while text and pen.textlength(text, font=font) > tile - 8:
             text = "…" + text[2:]  # the end of a path tells more than its beginning
         pen.text((x + 6, y + 4), text, font=font, fill=(230, 230, 230))
@@ -84,7 +84,7 @@ def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None =
 
 
 def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = True) -> Instances:
-    """Ground truth of a picture of `size` (H, W) as `Instances` with score 1, for drawing."""
+    """Ground truth of an image of `size` (H, W) as `Instances` with score 1, for drawing."""
     crops = None
     if masks and any(s is not None for s in objects.segmentations):
         crops = crop_masks(objects, 224).astype(np.float32)
@@ -102,7 +102,7 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
 def prediction_sheet(
     model: Detector, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
 ) -> Path:
-    """Annotations and predictions of the first pictures side by side -> `config.output`/predictions.jpg."""
+    """Annotations and predictions of the first images side by side -> `config.output`/predictions.jpg."""
     from resdet.data.collate import collate, to_device
     from resdet.inference.batch import predict_batch
     from resdet.inference.postprocess import to_instances
@@ -137,7 +137,7 @@ def save_image(image: np.ndarray, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, quality=92)
     except OSError as error:
-        raise UserError(f"{path}: the picture could not be written ({error})") from None
+        raise UserError(f"{path}: the image could not be written ({error})") from None
 
 
 def _color(index: int) -> tuple[int, int, int]:
@@ -180,8 +180,8 @@ def _write_labels(
     """Each label at its box, where it covers no label written before."""
     height, width = canvas.shape[:2]
     font = ImageFont.load_default(size=max(13, min(height, width) / 36))
-    picture = Image.fromarray(canvas)
-    pen = ImageDraw.Draw(picture)
+    drawing = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(drawing)
     taken: list[Rectangle] = []
     for box, label, color in zip(boxes, labels, colors, strict=True):
         left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
@@ -191,7 +191,7 @@ def _write_labels(
         pen.rectangle((x, y, x + w, y + h), fill=color)
         dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 120
         pen.text((x + 3 - left, y + 3 - top), label, font=font, fill=(0, 0, 0) if dark else (255, 255, 255))
-    return np.asarray(picture)
+    return np.asarray(drawing)
 
 
 def _free_place(

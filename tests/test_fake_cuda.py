@@ -123,7 +123,7 @@ MODELS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_and_predictions(gpu: OnDevice, name: str, amp: str) -> None:
     model, batch = gpu.model(small(**MODELS[name])), gpu.batch(make_batch([3, 5]))
-    made_ready = gpu.model(small(**MODELS[name]).only_predict(DTYPES.get(amp)))
+    made_ready = gpu.model(small(**MODELS[name]).prepare_for_inference(DTYPES.get(amp)))
     with gpu.nothing_travels(), autocast(GPU, amp):
         losses = model(batch)
         found = [model.eval().predict(batch), made_ready.predict(batch)]

@@ -30,7 +30,7 @@ from resdet.structures import Batch, Instances
 
 
 class Predictor:
-    """A detector ready to use: `predictor([picture, …]) -> [Instances, …]`.
+    """A detector ready to use: `predictor([image, …]) -> [Instances, …]`.
 
     config:          a `Config` or the path of one. What its model section and its data.min_size, max_size and pixel_range
                      set themselves counts; the rest (architecture, numerics, classes, input size) comes from the checkpoint.
@@ -38,12 +38,12 @@ class Predictor:
     score_threshold, max_detections: override the config's.
     device:          "auto", "cpu", "cuda", …; the config's by default.
     amp:             "off", "bf16" or "fp16".
-    compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first picture
-                     of each padded size then takes long.
+    compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first image
+                     of each padded size is slow, as it compiles.
     model:           a detector of your own (with another head, say) to fill instead of one built from the config; it cannot
-                     train afterwards (`Detector.only_predict`).
-    batch_size:      pictures at a time; only pictures of equal padded size share a batch, so results depend on the company
-                     by rounding alone.
+                     train afterwards (`Detector.prepare_for_inference`).
+    batch_size:      images at a time; only images of equal padded size share a batch, so the other images of a batch change
+                     results by rounding alone.
     Raises `UserError`.
     """
 
@@ -75,7 +75,7 @@ class Predictor:
         self.model = model or build_model(model_config)
         self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
-        self.model.to(self.device).only_predict(DTYPES.get(amp))
+        self.model.to(self.device).prepare_for_inference(DTYPES.get(amp))
         if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise
             self.model.to(memory_format=torch.channels_last)  # 7 % faster on a CPU
         data = config.data
@@ -160,6 +160,6 @@ class Predictor:
 
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:
-    """Resize a picture as the model's numerics say."""
+    """Resize an image as the model's numerics say."""
     size = (image.shape[0], image.shape[1])
     return resize_image(image, resized_size(size, min_size, max_size, config.input.rounding), config.input.resize)

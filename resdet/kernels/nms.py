@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from resdet.boxes import at_least_float32, paired_iou
+from resdet.boxes import paired_iou, upcast
 
 # Above 1000 candidates torchvision suppresses class by class; below, it shifts classes apart, which rounds differently.
 ENOUGH = 1001
@@ -65,7 +65,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, valid: Tensor, thr
 
 def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor | None, rows: Tensor, threshold: float) -> Tensor:
     """Of these rows those that torchvision keeps, by falling score."""
-    chosen = at_least_float32(boxes[rows]), at_least_float32(scores[rows])
+    chosen = upcast(boxes[rows]), upcast(scores[rows])
     if groups is None:
         return rows[torchvision.ops.nms(*chosen, threshold)]
     return rows[torchvision.ops.batched_nms(*chosen, groups[rows], threshold)]
@@ -86,7 +86,7 @@ def soft_nms(
     boxes (B, N, 4), scores (B, N), groups (B, N) int64, valid (B, N) bool -> the `count` best scores, falling, -inf where
     no box is left, and the boxes (int64) they belong to, (B, count) each. One opaque op, as `nms`.
     """
-    boxes, left = at_least_float32(boxes), torch.where(valid, at_least_float32(scores), -torch.inf)
+    boxes, left = upcast(boxes), torch.where(valid, upcast(scores), -torch.inf)
     found, index = [], []
     for _ in range(count):
         best, at = left.max(dim=1, keepdim=True)  # (B, 1): one an image, and none of them waited for
@@ -100,5 +100,5 @@ def soft_nms(
 
 @soft_nms.register_fake
 def _(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, sigma: float, count: int) -> tuple[Tensor, Tensor]:
-    best = at_least_float32(scores).new_empty(scores.shape[0], count)
+    best = upcast(scores).new_empty(scores.shape[0], count)
     return best, torch.empty_like(best, dtype=torch.int64)

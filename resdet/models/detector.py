@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resdet.models.backbones.base import Backbone
 from resdet.models.fpn import FPN, SingleLevel
-from resdet.models.layers import ConvNorm, fold_for_good
+from resdet.models.layers import ConvNorm, fuse_conv_bn
 from resdet.models.selection import Selection
 from resdet.structures import Batch, Detections, Loss, Output
 
@@ -67,7 +67,7 @@ class Detector(nn.Module):
         if max_detections is not None:
             self.selection.max_detections = max_detections
 
-    def only_predict(self, dtype: torch.dtype | None = None) -> Self:
+    def prepare_for_inference(self, dtype: torch.dtype | None = None) -> Self:
         """Itself, made ready to predict and nothing else: in evaluation mode, with fixed norms folded into their convolutions
         for good and, to run under autocast with that dtype, the weights below the heads cast for good. Detections stay the
         same; a GPU starts a third fewer kernels for them."""
@@ -75,7 +75,7 @@ class Detector(nn.Module):
         self.backbone.fuse_norms()
         for module in self.modules():
             if isinstance(module, ConvNorm):
-                fold_for_good(module)
+                fuse_conv_bn(module)
         for part in self.below_heads():  # a head of your own may want its weights as they are
             for module in part.modules():
                 if dtype and isinstance(module, nn.Conv2d):

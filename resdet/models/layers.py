@@ -131,7 +131,7 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tens
 
 
 @torch.no_grad()
-def fold_for_good(module: nn.Module) -> None:
+def fuse_conv_bn(module: nn.Module) -> None:
     """Each norm that stands right behind a convolution among the module's children becomes part of it, as `conv_norm` would
     do anew in each call. For a module that will not train again."""
     for (_, conv), (name, norm) in pairwise(module.named_children()):

@@ -110,7 +110,14 @@ def sample_rois(
         found.positive & valid, found.negative & valid, keys, count, int(count * positive_fraction)
     )
     return _labelled(
-        take(boxes, index), found.gt_index.gather(1, index), positive, chosen, targets, keys, image_sizes, num_classes
+        gather_rows(boxes, index),
+        found.gt_index.gather(1, index),
+        positive,
+        chosen,
+        targets,
+        keys,
+        image_sizes,
+        num_classes,
     )
 
 
@@ -121,7 +128,7 @@ def relabel(samples: Samples, boxes: Tensor, valid: Tensor, *, iou_threshold: fl
     order = (found.positive & valid).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     valid = valid.gather(1, order)
     return _labelled(
-        take(boxes, order), found.gt_index.gather(1, order), found.positive.gather(1, order) & valid, valid,
+        gather_rows(boxes, order), found.gt_index.gather(1, order), found.positive.gather(1, order) & valid, valid,
         targets, samples.keys, samples.image_sizes, num_classes,
     )  # fmt: skip
 
@@ -137,13 +144,13 @@ def _labelled(
         positive=positive,
         valid=valid,
         gt_index=gt_index,
-        gt_boxes=take(targets.boxes, gt_index),
+        gt_boxes=gather_rows(targets.boxes, gt_index),
         targets=targets,
         keys=keys,
         image_sizes=image_sizes,
     )
 
 
-def take(rows: Tensor, index: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     """rows (B, N, C), index (B, R) -> (B, R, C)."""
     return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from resdet.boxes import area, at_least_float32
+from resdet.boxes import area, upcast
 from resdet.kernels import FAST_CPU
 
 NOWHERE = -1e6  # a coordinate beyond every map's border
@@ -32,7 +32,7 @@ class RoIAlign(nn.Module):
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """boxes (P, 4) XYXY in the input frame, image (P,) int64: the row of the batch each belongs to."""
-        boxes = at_least_float32(boxes)
+        boxes = upcast(boxes)
         maps = list(features.values())[: len(self.strides)]
         level = levels_of(boxes, self.strides)
         if FAST_CPU and self.sampling_ratio and not boxes.is_cuda:
@@ -47,9 +47,7 @@ class RoIAlign(nn.Module):
             # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing, and so far
             # outside that no pixel is read nor, backward, added to: at a corner all those additions would queue for one.
             rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, NOWHERE)], dim=1)
-            values = roi_align(
-                at_least_float32(feature), rois, self.size, 1 / stride, self.sampling_ratio, self.aligned
-            )
+            values = roi_align(upcast(feature), rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
             pooled = values if pooled is None else torch.where(here[:, None, None, None], values, pooled)
         assert pooled is not None
         return pooled
@@ -59,7 +57,7 @@ class RoIAlign(nn.Module):
         rows and weights. Several times faster than the operator on a CPU, above all backward, which is serial there."""
         table = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
         if torch.is_grad_enabled():  # in half precision the gradients of many bins would not add up in a pixel
-            table = at_least_float32(table)
+            table = upcast(table)
         start, height, width = torch.zeros_like(level), torch.zeros_like(level), torch.zeros_like(level)
         scale = torch.zeros_like(boxes[:, 0])
         first = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resdet.boxes import big_enough, clip
 from resdet.kernels.nms import nms, soft_nms
-from resdet.models.matching import take
+from resdet.models.matching import gather_rows
 from resdet.structures import Detections
 
 # Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
@@ -43,7 +43,7 @@ class Selection:
         scores = torch.where(valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
         scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
         row = index if boxes.shape[2] == classes else index // classes
-        return self.suppress(take(boxes.flatten(1, 2), row), scores, index % classes, scores >= 0, image_sizes)
+        return self.suppress(gather_rows(boxes.flatten(1, 2), row), scores, index % classes, scores >= 0, image_sizes)
 
     def suppress(
         self, boxes: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, image_sizes: Tensor
@@ -61,9 +61,9 @@ class Selection:
             scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
             valid = scores >= 0
         if self.empty == "drop_last":
-            valid = valid & big_enough(take(boxes, index), self.min_size)
+            valid = valid & big_enough(gather_rows(boxes, index), self.min_size)
         return Detections(
-            boxes=torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0),
+            boxes=torch.where(valid.unsqueeze(-1), gather_rows(boxes, index), 0.0),
             scores=torch.where(valid, scores, 0.0),
             labels=torch.where(valid, labels.gather(1, index), 0),
             valid=valid,

@@ -221,7 +221,11 @@ def test_evaluation_backends_agree_on_made_up_detections() -> None:
 
 
 def test_fused_convolutions_are_counted(monkeypatch) -> None:
-    model = small(backbone={"name": "resnet50", "weights": "none"}).only_predict().to(memory_format=torch.channels_last)
+    model = (
+        small(backbone={"name": "resnet50", "weights": "none"})
+        .prepare_for_inference()
+        .to(memory_format=torch.channels_last)
+    )
     counts = []
     for fuses in (convolution.can_fuse, lambda *_: False):
         monkeypatch.setattr(convolution, "can_fuse", fuses)

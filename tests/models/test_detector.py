@@ -87,7 +87,7 @@ def test_a_model_that_only_predicts_says_the_same(backbone: dict, dtype: torch.d
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             return model.predict(batch)
 
-    wanted, ready = predicted(model), copy.deepcopy(model).train().only_predict(dtype)
+    wanted, ready = predicted(model), copy.deepcopy(model).train().prepare_for_inference(dtype)
     left = [m for m in ready.modules() if isinstance(m, FrozenBatchNorm2d | BatchNorm2d)]
     assert norms
     assert len(left) == ("deep_stem" in backbone)  # of three convolutions the last, whose norm stands elsewhere
@@ -101,7 +101,7 @@ def test_a_model_that_only_predicts_says_the_same(backbone: dict, dtype: torch.d
 def test_norms_that_are_not_to_be_folded_stay() -> None:
     model = small(fold_norm=False)
     count = sum(isinstance(m, BatchNorm2d) for m in model.modules())
-    assert sum(isinstance(m, BatchNorm2d) for m in model.only_predict().modules()) == count > 0
+    assert sum(isinstance(m, BatchNorm2d) for m in model.prepare_for_inference().modules()) == count > 0
 
 
 def test_a_fixed_divisor_counts_the_anchors_that_could_have_been_sampled() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import tiny
 from resdet.commands.eval import score_model
-from resdet.config.schema import Config, TrainConfig
+from resdet.config import Config, TrainConfig
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.training.best import best_metric

@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from resdet.models.layers import fold_for_good
+from resdet.models.layers import fuse_conv_bn
 
 
 class Backbone(nn.Module):
@@ -44,7 +44,7 @@ class Backbone(nn.Module):
     def fuse_norms(self) -> None:
         """Make norms with fixed statistics part of their convolutions; for a backbone that will not train again."""
         for module in self.modules():
-            fold_for_good(module)
+            fuse_conv_bn(module)
 
     def _frozen(self) -> list[nn.Module]:
         return [module for stage in self.stages()[: self.frozen_stages] for module in stage]

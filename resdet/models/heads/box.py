@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, decode, encode
+from resdet.boxes import decode, encode, upcast
 from resdet.models.heads.res5 import Res5
 from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm
@@ -64,7 +64,7 @@ def known_logits(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
     """
     own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
     possible = F.pad(known, (0, 1), value=True).unsqueeze(1) | own
-    return at_least_float32(logits).masked_fill(~possible, -torch.inf)
+    return upcast(logits).masked_fill(~possible, -torch.inf)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -135,7 +135,7 @@ class BoxHead(nn.Module):
         if samples.targets.known is not None:
             logits = known_logits(logits, label, samples.targets.known)
         entropy = F.cross_entropy(
-            at_least_float32(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
+            upcast(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
         )  # (B * R,), 0 where padded
         if self.focal_gamma:
             # 1 - p of the right class; its power's slope at 0 is infinite below gamma 1, hence the bound.
@@ -158,7 +158,7 @@ class BoxHead(nn.Module):
     def scores_and_boxes(self, features: dict[str, Tensor], proposals: Detections) -> tuple[Tensor, Tensor]:
         """Class probabilities (B, R, K) and refined boxes (B, R, K', 4), not clipped, of R proposals an image."""
         logits, deltas = self(features, proposals.boxes, proposals.valid)
-        scores = at_least_float32(logits).softmax(-1)[..., :-1]
+        scores = upcast(logits).softmax(-1)[..., :-1]
         if self.objectness:
             scores = (scores * proposals.scores.unsqueeze(-1)).sqrt()
         return scores, self.refine(deltas, proposals.boxes)

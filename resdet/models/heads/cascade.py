@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip
+from resdet.boxes import big_enough, clip, upcast
 from resdet.fields import replace
 from resdet.models.heads.box import BoxHead
 from resdet.models.heads.mask import MaskHead
@@ -29,6 +29,8 @@ class CascadeHead(nn.Module):
     scale_gradients: all stages together move the features as much as one head would (detectron2).
     average: of the stages' probabilities ("scores", detectron2) or of what their softmax is taken ("logits", mmdetection).
     """
+
+    output: Output = "boxes"
 
     def __init__(
         self,
@@ -98,7 +100,7 @@ class CascadeHead(nn.Module):
         boxes, said = proposals.boxes, []
         for stage in self.stages:
             logits, deltas = stage(features, boxes, proposals.valid)
-            said.append(at_least_float32(logits))
+            said.append(upcast(logits))
             refined = stage.refine(deltas, boxes)
             boxes = _inside(refined, proposals.image_sizes)
         scores = _mean(said).softmax(-1) if self.average == "logits" else _mean([one.softmax(-1) for one in said])

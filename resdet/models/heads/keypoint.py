@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32
+from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.keypoints import Decode, heatmap_targets
 from resdet.models.layers import ConvNorm, Norm
@@ -54,7 +54,7 @@ class KeypointHead(nn.Module):
         x = self.pool(features, boxes, image)
         for conv in self.convs:
             x = F.relu(conv(x, valid), inplace=True)
-        return F.interpolate(at_least_float32(self.logits(x)), scale_factor=2.0, mode="bilinear", align_corners=False)
+        return F.interpolate(upcast(self.logits(x)), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
         """Cross-entropy over the places of a heatmap; the count is the number of labelled keypoints in their positive RoI."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32
+from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.masks import targets_in_rois
 from resdet.models.heads.res5 import RoIStage
@@ -105,7 +105,7 @@ class MaskHead(nn.Module):
         rows = occupied(detections.valid)
         boxes, image = flatten_rois(detections.boxes)
         valid, labels = detections.valid.flatten()[rows], detections.labels.flatten()[rows]
-        own = at_least_float32(self(features, boxes[rows], image[rows], valid, labels))
+        own = upcast(self(features, boxes[rows], image[rows], valid, labels))
         probs = own.new_zeros(len(boxes), self.size, self.size)
         probs[rows] = own.sigmoid() * valid[:, None, None]
         mask_probs = probs.view(*detections.valid.shape, self.size, self.size)
@@ -115,5 +115,5 @@ class MaskHead(nn.Module):
 def mask_loss(logits: Tensor, wanted: Tensor, positive: Tensor) -> Loss:
     """logits (P, m, m) of each object's class, wanted (P, m, m) in 0..1, positive (P,) bool -> the positives' cross-entropy,
     each the mean of its pixels."""
-    each = F.binary_cross_entropy_with_logits(at_least_float32(logits), wanted, reduction="none").mean((1, 2))
+    each = F.binary_cross_entropy_with_logits(upcast(logits), wanted, reduction="none").mean((1, 2))
     return Loss(torch.where(positive, each, 0.0).sum(), positive.sum())

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32
+from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.masks import targets_in_rois
 from resdet.models.heads.mask import mask_loss
@@ -47,7 +47,7 @@ class CoarseHead(nn.Module):
         x = F.relu(self.reduce(x.permute(0, 3, 1, 2))).flatten(1)
         for fc in self.fcs:
             x = F.relu(fc(x))
-        return at_least_float32(self.logits(x)).view(len(x), self.num_classes, self.side, self.side)
+        return upcast(self.logits(x)).view(len(x), self.num_classes, self.side, self.side)
 
 
 class PointHead(nn.Module):
@@ -74,7 +74,7 @@ class PointHead(nn.Module):
             x = F.relu(fc(torch.cat([x, coarse.to(x.dtype)], dim=-1)))
         x = torch.cat([x, coarse.to(x.dtype)], dim=-1)
         weight, bias = self.logits.weight[labels], self.logits.bias[labels]  # (P, width + K), (P,)
-        return at_least_float32(torch.baddbmm(bias[:, None, None], x, weight[:, :, None]).squeeze(-1))
+        return upcast(torch.baddbmm(bias[:, None, None], x, weight[:, :, None]).squeeze(-1))
 
 
 class PointRendHead(nn.Module):
@@ -222,7 +222,7 @@ def sample_feature(feature: Tensor, points: Tensor, boxes: Tensor, image: Tensor
     share = at - low
     table = feature.permute(0, 2, 3, 1).reshape(-1, c)
     if torch.is_grad_enabled():  # in half precision the gradients of many points would not add up in a pixel
-        table = at_least_float32(table)
+        table = upcast(table)
     rows, weights = [], []
     for dy in (0, 1):
         for dx in (0, 1):

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import at_least_float32, big_enough, clip, decode, encode
+from resdet.boxes import big_enough, clip, decode, encode, upcast
 from resdet.kernels.nms import nms, place
 from resdet.models.anchors import Anchors
 from resdet.models.layers import Conv2d
-from resdet.models.matching import match, sample, take
+from resdet.models.matching import gather_rows, match, sample
 from resdet.structures import Loss, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -97,10 +97,10 @@ class RPN(nn.Module):
         all_ranks, all_deltas, all_anchors = [], [], []
         k = limits.pre_nms
         for logits, deltas, anchors in zip(*scores, strict=True):
-            rank, index = self._best(at_least_float32(logits), k)
+            rank, index = self._best(upcast(logits), k)
             index = index.clamp(max=len(anchors) - 1)
             all_ranks.append(rank)
-            all_deltas.append(take(deltas, index))
+            all_deltas.append(gather_rows(deltas, index))
             all_anchors.append(anchors[index])
         ranks, deltas, anchors = (torch.cat(t, dim=1) for t in (all_ranks, all_deltas, all_anchors))  # (B, L * k, …)
         boxes = clip(decode(deltas, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), image_sizes)
@@ -113,7 +113,7 @@ class RPN(nn.Module):
         rank, index = torch.where(keep, ranks, -torch.inf).topk(min(limits.post_nms, keep.shape[1]), dim=1)
         valid = rank > -torch.inf
         objectness = torch.where(valid, objectness.gather(1, index), 0.0)
-        return torch.where(valid.unsqueeze(-1), take(boxes, index), 0.0), objectness, valid
+        return torch.where(valid.unsqueeze(-1), gather_rows(boxes, index), 0.0), objectness, valid
 
     def _best(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best anchors of a level: ranks, falling (B, k), -inf where there are fewer, and indices (B, k).
@@ -161,7 +161,7 @@ class RPN(nn.Module):
             seen = F.relu(F.conv2d(seen, conv.weight, conv.bias)) * inside  # beyond the map, padding stays zero
         shape = (index % a).view(-1, 1)
         logits = self.objectness(seen).flatten(1).gather(1, shape)
-        deltas = take(self.deltas(seen).view(len(shape), a, 4), shape)
+        deltas = gather_rows(self.deltas(seen).view(len(shape), a, 4), shape)
         return logits.view(index.shape), deltas.view(*index.shape, 4)
 
     def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Loss]:
@@ -182,10 +182,10 @@ class RPN(nn.Module):
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
         objectness = F.binary_cross_entropy_with_logits(
-            at_least_float32(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
+            upcast(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
             reduction="sum",
         )  # fmt: skip
-        wanted = encode(take(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
+        wanted = encode(gather_rows(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
         distance = box_distance(deltas, wanted, self.loss_beta)
         return {
             "rpn_objectness": Loss(objectness, count),
@@ -195,4 +195,4 @@ class RPN(nn.Module):
 
 def box_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
     """Smooth L1 over the four deltas: (..., 4), (..., 4) -> (...)."""
-    return F.smooth_l1_loss(at_least_float32(deltas), wanted, beta=beta, reduction="none").sum(-1)
+    return F.smooth_l1_loss(upcast(deltas), wanted, beta=beta, reduction="none").sum(-1)
