@@ -162,8 +162,9 @@ def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> N
     with gpu.mode:
         batch = collate.to_device(host, GPU)
     assert batch.targets
-    tensors = [batch.images, batch.image_sizes, batch.keys, *batch.targets]
-    assert {t.device for t in tensors if t is not None} == {GPU}
+    fields = [batch.images, batch.image_sizes, batch.keys, *batch.targets]
+    tensors = [t for t in fields if t is not None]
+    assert {t.device for t in tensors} == {GPU}
     assert copied == ["copying"] * len(tensors)
     streams["computing"].wait_stream.assert_called_once_with(streams["copying"])
     assert [id(t) for t, _ in used] == [id(t) for t in tensors]

@@ -115,7 +115,7 @@ def test_visualize_predict(trained, tmp_path) -> None:
         "--output", tmp_path / "out", "--score", 0.01,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "a_2.jpg", "sheet.jpg"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.jpg", "sub_a.jpg", "sheet.jpg"}
     assert "skipped:" in done.stdout
     assert "broken.jpg" in done.stdout
     assert "skipped in folders: 1 file(s) without an image suffix (1 .txt)" in done.stdout

@@ -30,8 +30,6 @@ class CascadeHead(nn.Module):
     average: of the stages' probabilities ("scores", detectron2) or of what their softmax is taken ("logits", mmdetection).
     """
 
-    output: Output = "boxes"
-
     def __init__(
         self,
         stages: Sequence[BoxHead],
