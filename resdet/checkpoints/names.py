@@ -199,7 +199,8 @@ def from_ours(name: str, source: Source) -> str | None:
         # "\1", "\2" become the numbers to find; "-" says that layers are counted from one there.
         match = re.match(re.sub(r"-?\\\\\d", r"(\\d+)", re.escape(ours.replace("-", ""))), name)
         if match:
-            numbers = [str(int(number) + ("-" in ours)) for number in match.groups()]
+            from_one = re.findall(r"(-?)\\\d", ours)
+            numbers = [str(int(number) + bool(sign)) for number, sign in zip(match.groups(), from_one, strict=True)]
             theirs = re.sub(r"\(\\d\+?\)", lambda _: numbers.pop(0), pattern)  # noqa: B023 (called at once)
             theirs = re.sub(r"\(\?:([^|]+)\|[^)]+\)", r"\1", theirs)  # of two spellings the first
             return theirs.replace("\\", "") + name[match.end() :]

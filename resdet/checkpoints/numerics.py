@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import pixels
 from resdet.checkpoints.names import Source
 from resdet.errors import UserError
@@ -53,8 +54,11 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["rpn"]["post_nms_train"], values["box"]["loss_beta"] = 1500, 0.5
         if "fpn" not in values:
             values["rpn"] |= SINGLE_LEVEL
+        if "cascade" in values:
+            values["rpn"]["post_nms_train"] = 2000
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
-        if not grouped and divided_by_std(raw):
+        # Only where norms were trained: a frozen stem's statistics are those of the weights that training started from.
+        if not grouped and values.get("fpn", {}).get("norm") == "bn" and divided_by_std(raw):
             values["input"] |= pixels(caffe=True, grouped=True)
             backbone["stride_in_1x1"] = False
             notes.append(
@@ -65,9 +69,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["input"] |= {"mean": mean, "std": std, "bgr": mean[0] < mean[2]}
             notes.append("but mean and std are the file's own")
         return notes
-    inner = _section(meta, "meta")
-    text = inner.get("cfg") or inner.get("config")
-    config = _python_config(text) if isinstance(text, str) else {}
+    config = mmdetection_config(meta)
     model = _section(config, "model")
     given = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
     caffe = _section(model, "backbone").get("style") == "caffe"
@@ -77,8 +79,10 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
     }  # fmt: skip
     backbone["stride_in_1x1"] = caffe
-    values["box"]["low_quality"] = "mask" in values
-    heads = _section(model, "roi_head")
+    values["box"]["low_quality"] = "mask" in values and "cascade" not in values
+    heads = {
+        k: v[0] if isinstance(v, list) and v else v for k, v in _section(model, "roi_head").items()
+    }  # of a cascade
     of_section = {
         "backbone": _section(model, "backbone"), "fpn": _section(model, "neck"),
         "box": _section(heads, "bbox_head"), "mask": _section(heads, "mask_head"),
@@ -86,6 +90,10 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     for key, section in of_section.items():
         if key in values and _section(section, "conv_cfg").get("type") == "ConvWS":
             values[key]["weight_standardization"] = True
+    if "cascade" in values:
+        values["cascade"] |= cascade.of_mmdetection(model)
+        values["rpn"] |= {"post_nms_train": 2000, "loss_beta": 1 / 9}
+        values["box"]["loss_beta"] = 1.0
     told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
     return [f"input scaling and stride placement from {told}"]
 
@@ -106,8 +114,15 @@ def divided_by_std(raw: dict[str, Tensor]) -> bool:
     return float((variance.float()[alive] / length[alive]).median()) < 4 * 57
 
 
-def _python_config(text: str) -> dict[str, Any]:
-    """The values of a config's text that can be read without running it; {} if it is not Python."""
+def mmdetection_config(meta: dict[str, Any]) -> dict[str, Any]:
+    """The values of the config's text in its files that can be read without running it; {} if there is no Python.
+
+    meta: the file's content beside the tensors.
+    """
+    inner = _section(meta, "meta")
+    text = inner.get("cfg") or inner.get("config")
+    if not isinstance(text, str):
+        return {}
     try:
         return {name: known(value) for name, value in parse_python(text).values.items()}
     except UserError:

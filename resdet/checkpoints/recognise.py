@@ -12,14 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import architecture, recognise_backbone
 from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
-from resdet.checkpoints.numerics import add_numerics, class_names
+from resdet.checkpoints.numerics import add_numerics, class_names, mmdetection_config
 from resdet.checkpoints.stem import input_channels, input_section
 from resdet.checkpoints.unsupported import known_but_unsupported
 from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
-from resdet.errors import UserError
+from resdet.errors import UserError, listed
 from resdet.keypoints import COCO_EDGES, COCO_NAMES
 
 # In the name of torchvision's older weights of Keypoint R-CNN, whose batch norms have an epsilon, other than V1's.
@@ -58,6 +59,7 @@ class Recognised:
         """A few lines for people."""
         m = self.model
         kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
+        kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
         kind += " with PointRend" if m.mask and m.mask.point_rend else ""
         kind = kind if self.whole else "a backbone"
         classes = f", {m.num_classes} classes" if self.whole else ""
@@ -138,10 +140,13 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
     for key, value in _leaves({k: v for k, v in wanted.items() if k != "num_classes"}):
         if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and ours.get(key) != value:
             changes.append(f"model.{key}={value}")
-    changes += [f"model.{part}=null" for part in ("mask", "keypoint") if getattr(config, part) and part not in wanted]
+    changes += [
+        f"model.{part}=null" for part in ("mask", "keypoint", "cascade") if getattr(config, part) and part not in wanted
+    ]
     name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
     name += {"fpn": "", "c4": "_c4", "c5": "_dc5"}[wanted.get("neck", "fpn")]
     kind = "keypointrcnn" if "keypoint" in wanted else "maskrcnn" if "mask" in wanted else "fasterrcnn"
+    kind = f"cascade_{kind}" if "cascade" in wanted else kind
     shipped = f"configs/{kind}_{name}.yaml"
     try:
         find_config(shipped)
@@ -200,6 +205,10 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             given = config.data.pixel_range
             found.pixel_range = given if isinstance(given, tuple) else None
             return found
+    if cascade.is_cascade(weights):
+        stages = cascade.stages_in(mmdetection_config(meta).get("model") or {})
+        if problems := cascade.missing(weights, stages):
+            raise listed(f"{path}: a Cascade R-CNN of {source}'s, but not a whole one:", problems)
     try:
         found.values = _architecture(weights)
     except (KeyError, IndexError, StopIteration) as error:
@@ -249,6 +258,9 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             return "none"
         return "bn" if f"{prefix}.running_mean" in weights else "gn"
 
+    in_stages, own_masks = cascade.is_cascade(weights), any(k.startswith("heads.box.masks.") for k in weights)
+    if in_stages:
+        weights = cascade.first_stage(weights)
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     classes = len(weights["heads.box.classifier.bias"]) - 1
     four_conv = "heads.box.trunk.convs.0.conv.weight" in weights
@@ -264,6 +276,9 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
             "class_agnostic": classes > 1 and len(weights["heads.box.regressor.bias"]) == 4,
         },
     }
+    if in_stages:
+        del values["box"]["class_agnostic"]
+        values["cascade"] = {"mask_heads": "each" if own_masks else "one"}
     if "fpn.lateral.0.conv.weight" in weights:
         values["fpn"] = {"channels": weights["fpn.lateral.0.conv.weight"].shape[0], "norm": norm("fpn.lateral.0.norm")}
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from resdet.checkpoints.cascade import single
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
@@ -93,8 +94,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         if given is None:
             continue
         layer = name.rpartition(".")[0]
-        rows = PREDICTORS.get(layer) if found.whole else None
-        if layer == "heads.box.regressor" and config.box.class_agnostic:
+        rows = PREDICTORS.get(single(layer + ".").removesuffix(".")) if found.whole else None
+        if layer.endswith(".regressor") and (config.box.class_agnostic or config.cascade):
             rows = None
         if layer == "heads.mask.logits" and config.mask and config.mask.class_agnostic:
             rows = None

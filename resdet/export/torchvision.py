@@ -102,6 +102,7 @@ def _builder(found: Recognised) -> str:
     v2 = m.fpn.norm == "bn"
     mask, keypoint = m.mask, m.keypoint
     fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "cascade": (m.cascade and "set", (None,)),
         "input.channels": (m.input.channels, (3,)),
         "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
         "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),

@@ -23,12 +23,14 @@ ZOO = SHARED.parent / "zoo"
 
 class Agreement(NamedTuple):
     """total: detections of the source. same: how many of them ours has. Of these, by mask: its IoU, and how far from one
-    half our probability is at most where the two masks differ; by keypoint: how far it is from theirs, in pixels."""
+    half our probability is at most where the two masks differ, and the shorter side of its box; by keypoint:
+    how far it is from theirs, in pixels."""
 
     total: int
     same: int
     overlaps: np.ndarray
     doubts: np.ndarray
+    sides: np.ndarray
     apart: np.ndarray
 
 
@@ -38,7 +40,7 @@ def agreement(fixture: Path, checkpoint: Path) -> Agreement:
     make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
     subprocess.run(make, check=True, cwd=ZOO)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    total, same, overlaps, doubts, apart = 0, 0, [], [], []
+    total, same, overlaps, doubts, sides, apart = 0, 0, [], [], [], []
     for image in json.loads(fixture.read_text())["images"]:
         (found,) = predictor([SHARED / image["file"]])
         assert len(found) == len(image["scores"])
@@ -59,8 +61,9 @@ def agreement(fixture: Path, checkpoint: Path) -> Agreement:
             if rle is not None:
                 empty = not coco_mask.area(rle) and not coco_mask.area(rles[k])
                 overlaps.append(1.0 if empty else coco_mask.iou([rles[k]], [rle], [0])[0, 0])
+                sides.append(min(box[2] - box[0], box[3] - box[1]))
                 doubts.append(doubt(found, k, coco_mask.decode(rle).astype(bool)))
-    return Agreement(total, same, np.array(overlaps), np.array(doubts), np.array(apart))
+    return Agreement(total, same, *map(np.array, (overlaps, doubts, sides, apart)))
 
 
 def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
@@ -88,6 +91,22 @@ def require_masks(found: Agreement) -> None:
     assert np.mean(found.doubts < 0.01) >= 0.99
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert np.mean(found.overlaps > 0.99) >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("detectron2_cascade_mask_rcnn_R_50_FPN_3x", 421), ("mmdetection_cascade-mask-rcnn_r50_fpn_1x", 500)],
+)
+def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, name: str, total: int) -> None:
+    found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"))
+    assert found.total == total
+    assert found.same >= 0.99 * total
+    # Random weights let every stage shrink boxes, many to less than a pixel: their masks of a few pixels are all edge.
+    large = found.sides >= 4
+    assert large.mean() > 0.5
+    assert np.mean(found.overlaps[large] > 0.99) >= 0.97
+    assert found.overlaps.mean() > 0.99
 
 
 @pytest.mark.slow
