@@ -28,7 +28,7 @@ NOTE = "synthetic.json"  # in the root of what was generated: the spec
 def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
     """Write the dataset into `root`, unless it is there or `root` holds anything of another origin. True if written.
 
-    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing half done. Pictures of
+    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing half done. Images of
     another spec are replaced. Raises `UserError` if other files lie among those, or if nothing can be written there.
     """
     root = root.resolve()
@@ -69,24 +69,24 @@ def _generated(root: Path) -> SyntheticConfig | None:
 
 def _files(spec: SyntheticConfig) -> set[str]:
     """What belongs to a generated dataset, by path relative to its root."""
-    pictures = {
+    images = {
         f"{'train' if k < spec.num_train else 'val'}2017/{k:06d}.jpg" for k in range(spec.num_train + spec.num_val)
     }
-    return pictures | {NOTE, *(f"annotations/instances_{split}2017.json" for split in ("train", "val"))}
+    return images | {NOTE, *(f"annotations/instances_{split}2017.json" for split in ("train", "val"))}
 
 
 def write_split(root: Path, split: str, count: int, offset: int, spec: SyntheticConfig) -> None:
-    """Pictures `offset` to `offset + count` of the endless sequence, with their annotation file."""
+    """Images `offset` to `offset + count` of the endless sequence, with their annotation file."""
     folder = root / f"{split}2017"
     folder.mkdir(parents=True)
     (root / "annotations").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(offset, offset + count):
-        picture, objects = draw_scene(np.random.default_rng([spec.seed, number]), spec.size)
+        image, objects = draw_scene(np.random.default_rng([spec.seed, number]), spec.size)
         name = f"{number:06d}.jpg"
-        cv2.imwrite(str(folder / name), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-        height, width = picture.shape[:2]
+        cv2.imwrite(str(folder / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        height, width = image.shape[:2]
         images.append({"id": number + 1, "file_name": name, "height": height, "width": width})
         for entry in objects:
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **entry})
@@ -96,9 +96,9 @@ def write_split(root: Path, split: str, count: int, offset: int, spec: Synthetic
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """-> picture (H, W, 3) uint8 RGB and its COCO annotations; later objects lie on top of earlier ones."""
+    """-> image (H, W, 3) uint8 RGB and its COCO annotations; later objects lie on top of earlier ones."""
     height, width = (size, int(size * 1.25)) if rng.random() < 0.5 else (int(size * 1.25), size)
-    picture = texture(rng, height, width, contrast=30)
+    image = texture(rng, height, width, contrast=30)
     count = 0 if rng.random() < 0.05 else int(rng.integers(2, 7))
     placed: list[tuple[int, np.ndarray, np.ndarray, bool]] = []  # class, outline, visible bitmap, crowd
     for _ in range(count):
@@ -111,10 +111,10 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
             continue  # nothing may be hidden almost wholly
         placed = [(k, o, old & ~bitmap, crowd) for k, o, old, crowd in placed]
         placed.append((label, outline, bitmap, False))
-        _paint(picture, [outline], rng)
+        _paint(image, [outline], rng)
     if rng.random() < 0.08:
-        _add_crowd(picture, placed, rng, size)
-    return picture, [_annotation(*entry) for entry in placed]
+        _add_crowd(image, placed, rng, size)
+    return image, [_annotation(*entry) for entry in placed]
 
 
 def shape_outline(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -151,23 +151,23 @@ def texture(rng: np.random.Generator, height: int, width: int, contrast: float) 
     return painted
 
 
-def _paint(picture: np.ndarray, outlines: list[np.ndarray], rng: np.random.Generator) -> None:
+def _paint(image: np.ndarray, outlines: list[np.ndarray], rng: np.random.Generator) -> None:
     """Fill outlines with a texture of their own and a thin dark or bright rim."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     alpha = np.zeros((height * 4, width * 4), np.uint8)
     cv2.fillPoly(alpha, [np.round(o * 4).astype(np.int32) for o in outlines], 255)
     soft = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_AREA)[..., None] / 255.0
     fill = texture(rng, height, width, contrast=15)
-    picture[:] = np.round(picture * (1 - soft) + fill * soft)
+    image[:] = np.round(image * (1 - soft) + fill * soft)
     rim = (0, 0, 0) if rng.random() < 0.5 else (255, 255, 255)
-    cv2.polylines(picture, [np.round(o * 16).astype(np.int32) for o in outlines], True, rim, 1, cv2.LINE_AA, shift=4)
+    cv2.polylines(image, [np.round(o * 16).astype(np.int32) for o in outlines], True, rim, 1, cv2.LINE_AA, shift=4)
 
 
 def _add_crowd(
-    picture: np.ndarray, placed: list[tuple[int, np.ndarray, np.ndarray, bool]], rng: np.random.Generator, size: int
+    image: np.ndarray, placed: list[tuple[int, np.ndarray, np.ndarray, bool]], rng: np.random.Generator, size: int
 ) -> None:
     """A dozen small shapes of one class in a heap, annotated together as a crowd, where there is room."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     label, reach = int(rng.integers(len(CLASSES))), size * 0.16
     middle = rng.uniform([reach, reach], [width - reach, height - reach])
     outlines = [
@@ -176,7 +176,7 @@ def _add_crowd(
     ]
     bitmap = _rasterise(outlines, height, width)
     if not any((old & bitmap).any() for _, _, old, _ in placed):
-        _paint(picture, outlines, rng)
+        _paint(image, outlines, rng)
         placed.append((label, np.concatenate(outlines), bitmap, True))
 
 

@@ -171,11 +171,14 @@ def paths(ours: str, splits: Sequence[str]) -> Any:
         kind = _get(all_, splits, "dataset.type", "type", default="CocoDataset")
         if kind not in ("CocoDataset", "RepeatDataset", "ClassBalancedDataset"):
             raise NotTaken(f"set data.{ours}: a {kind} is read by data.format")
-        annotations, pictures = PurePosixPath(_joined(all_, splits, name)), PurePosixPath(_joined(all_, splits, folder))
-        root, part = pictures.parent, f"{ours}2017"
-        if pictures.name == part and annotations == root / "annotations" / f"instances_{part}.json":
+        annotations, image_folder = (
+            PurePosixPath(_joined(all_, splits, name)),
+            PurePosixPath(_joined(all_, splits, folder)),
+        )
+        root, part = image_folder.parent, f"{ours}2017"
+        if image_folder.name == part and annotations == root / "annotations" / f"instances_{part}.json":
             return {"data.root": str(root)}
-        return {f"data.{ours}.images": str(pictures), f"data.{ours}.annotations": str(annotations)}
+        return {f"data.{ours}.images": str(image_folder), f"data.{ours}.annotations": str(annotations)}
 
     return convert
 

@@ -20,8 +20,9 @@ from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.normalise import READINGS
 from resdet.data.quality.advice import best_anchors, best_overlaps, examine_sizes
-from resdet.data.quality.checks import compare, crossed_share, examine, unusable
+from resdet.data.quality.checks import compare, examine, unusable
 from resdet.data.quality.files import inspect_files, leaks
+from resdet.data.quality.polygons import crossed_share
 from resdet.data.quality.repair import repair
 from resdet.data.quality.report import KINDS, Finding, Findings
 from resdet.data.quality.summary import report

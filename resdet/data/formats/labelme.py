@@ -49,18 +49,18 @@ def read_labelme(path: Path, images: Path | None, split: str | None) -> Source:
     contents = _contents([f for f in files if f.suffix.lower() == ".json"] if path.is_dir() else [path], problems)
     if not contents and not problems:
         raise UserError(f"{folder}: no labelme files (JSON with shapes, one for each image)")
-    pictures = images_among(there)
-    if not pictures:
+    image_files = images_among(there)
+    if not image_files:
         raise no_images(images or folder, there)
     labels = {str(s["label"]) for c in contents.values() for s in c["shapes"] if isinstance(s, dict) and _has_label(s)}
     builder = Builder(folder, images or folder, sorted(labels))
     builder.source.problems = problems
-    matched = _match(contents, pictures, builder.source)
+    matched = _match(contents, image_files, builder.source)
     sizes = image_sizes(list(matched.values()), problems)
-    for (file, picture), size in zip(matched.items(), sizes, strict=True):
+    for (file, image_file), size in zip(matched.items(), sizes, strict=True):
         if size is not None:
-            _add(builder, builder.image(picture, size), file, contents[file]["shapes"], size)
-    unlabelled = len(set(pictures) - set(matched.values()))
+            _add(builder, builder.image(image_file, size), file, contents[file]["shapes"], size)
+    unlabelled = len(set(image_files) - set(matched.values()))
     if unlabelled:
         builder.source.remarks["images without a JSON file (left out: unlabelled images are not negatives)"] = (
             unlabelled
@@ -81,10 +81,10 @@ def _contents(files: list[Path], problems: list[str]) -> dict[Path, dict[str, An
     return found
 
 
-def _match(contents: dict[Path, dict[str, Any]], pictures: list[Path], source: Source) -> dict[Path, Path]:
+def _match(contents: dict[Path, dict[str, Any]], image_files: list[Path], source: Source) -> dict[Path, Path]:
     """JSON file -> its image: imagePath, or where that has moved away, an image of the JSON's own name beside it."""
     folder = source.path
-    names = {(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix(): p for p in pictures}
+    names = {(p.relative_to(folder) if p.is_relative_to(folder) else p).as_posix(): p for p in image_files}
     index = NameIndex(names)
     taken: dict[Path, Path] = {}
     moved: list[tuple[Path, str]] = []
@@ -93,22 +93,22 @@ def _match(contents: dict[Path, dict[str, Any]], pictures: list[Path], source: S
         given = content.get("imagePath")
         try:
             name = given if isinstance(given, str) and given else path.stem
-            picture = names[index.find(name, source.remarks, near)]
+            image_file = names[index.find(name, source.remarks, near)]
         except UserError as error:
             moved.append((path, str(error)))
             continue
-        if picture in taken:
-            source.problems.append(f"{path}: annotates {picture}, as {taken[picture]} does")
-        taken.setdefault(picture, path)
+        if image_file in taken:
+            source.problems.append(f"{path}: annotates {image_file}, as {taken[image_file]} does")
+        taken.setdefault(image_file, path)
     for path, text in moved:
-        beside = [p for p in pictures if p.parent == path.parent and p.stem == path.stem and p not in taken]
+        beside = [p for p in image_files if p.parent == path.parent and p.stem == path.stem and p not in taken]
         if len(beside) == 1 and " may be " not in text:
             taken[beside[0]] = path
             source.remarks["images named as their JSON, whose imagePath is not there (taken by the JSON's name)"] += 1
             continue
         embedded = "; imageData still holds it" if contents[path].get("imageData") else ""
         source.problems.append(f"{path}: {text}{embedded}")
-    return {path: picture for picture, path in taken.items()}
+    return {path: image_file for image_file, path in taken.items()}
 
 
 def _add(builder: Builder, image_id: int, path: Path, shapes: list[Any], size: tuple[int, int]) -> None:

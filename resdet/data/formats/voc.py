@@ -63,7 +63,7 @@ def read_voc(root: Path, images: Path | None, split: str | None, origin: Origin 
     """
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     there = all_files(images or (root / "JPEGImages" if (root / "JPEGImages").is_dir() else root))
-    pictures = images_among(there)
+    image_files = images_among(there)
     files = {
         path.relative_to(folder).with_suffix("").as_posix(): _parse(path)
         for path in all_files(folder)
@@ -71,7 +71,7 @@ def read_voc(root: Path, images: Path | None, split: str | None, origin: Origin 
     }
     if not files:
         raise UserError(f"{folder}: no .xml files (Pascal VOC has one for each image)")
-    if not pictures:
+    if not image_files:
         raise no_images(images or root, there)
     problems: list[str] = unread_images(there)
     names, part = _names(root, folder, split, files, problems)
@@ -82,20 +82,20 @@ def read_voc(root: Path, images: Path | None, split: str | None, origin: Origin 
     source.notes, origin = _origin(files, origin)
     for name in names:
         problems += files[name].problems
-    matched = _match({n: files[n] for n in names if files[n].whole}, files, pictures, folder, source)
+    matched = _match({n: files[n] for n in names if files[n].whole}, files, image_files, folder, source)
     unsized = [name for name in matched if files[name].size is None]
     measured = dict(zip(unsized, image_sizes([matched[n] for n in unsized], problems), strict=True))
-    for name, picture in matched.items():
+    for name, image_file in matched.items():
         size = files[name].size or measured[name]
         if size is not None:
-            _add(builder, builder.image(picture, size), files[name], root, picture, origin)
+            _add(builder, builder.image(image_file, size), files[name], root, image_file, origin)
     source.remarks += type(source.remarks)()  # without zero counts
     return source
 
 
-def _add(builder: Builder, image_id: int, file: _File, root: Path, picture: Path, origin: Origin) -> None:
+def _add(builder: Builder, image_id: int, file: _File, root: Path, image_file: Path, origin: Origin) -> None:
     """Add the objects of one file."""
-    masks = _instance_masks(root / "SegmentationObject" / f"{picture.stem}.png", builder.source.problems)
+    masks = _instance_masks(root / "SegmentationObject" / f"{image_file.stem}.png", builder.source.problems)
     for number, entry in enumerate(file.objects, 1):
         mask = None if masks is None else masks == number
         segmentation: Any = None
@@ -176,11 +176,11 @@ def _listed(listing: Path, folder: Path, files: dict[str, _File], problems: list
 
 
 def _match(
-    wanted: dict[str, _File], files: dict[str, _File], pictures: list[Path], folder: Path, source: Source
+    wanted: dict[str, _File], files: dict[str, _File], image_files: list[Path], folder: Path, source: Source
 ) -> dict[str, Path]:
     """XML file -> its image: <filename>; where that is missing, or not there, the image of the XML's own name."""
     base = source.images
-    names = {(p.relative_to(base) if p.is_relative_to(base) else p).as_posix(): p for p in pictures}
+    names = {(p.relative_to(base) if p.is_relative_to(base) else p).as_posix(): p for p in image_files}
     index = NameIndex(names)
 
     def find(name: str, file: _File, remarks: Any) -> Path:
@@ -205,20 +205,20 @@ def _match(
     taken = set(matched.values())
     for name, text in stale:
         try:
-            picture = find(PurePosixPath(name).name, files[name], source.remarks)
+            image_file = find(PurePosixPath(name).name, files[name], source.remarks)
         except UserError:
             source.problems.append(f"{files[name].path}: {text}")
             continue
-        if picture in taken:
-            source.problems.append(f"{files[name].path}: {text}, and another file annotates {picture}")
+        if image_file in taken:
+            source.problems.append(f"{files[name].path}: {text}, and another file annotates {image_file}")
             continue
-        matched[name] = picture
+        matched[name] = image_file
         source.remarks["images named as their XML, whose <filename> is not there (taken by the XML's name)"] += 1
-    for name, picture in list(matched.items()):
-        if picture in claimed:
-            source.problems.append(f"{files[name].path}: annotates {picture}, as {claimed[picture]} does")
+    for name, image_file in list(matched.items()):
+        if image_file in claimed:
+            source.problems.append(f"{files[name].path}: annotates {image_file}, as {claimed[image_file]} does")
             del matched[name]
-        claimed.setdefault(picture, files[name].path)
+        claimed.setdefault(image_file, files[name].path)
     return {name: matched[name] for name in wanted if name in matched}
 
 
