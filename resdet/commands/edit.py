@@ -143,11 +143,15 @@ def sample(args: argparse.Namespace) -> None:
     """Some images of one source."""
     from resdet.data.edit import sample as sampled
 
+    if args.count < 1:
+        raise UserError(f"--count {args.count}: must be at least 1")
     write(sampled(open_source(args.source, args.format, args.part, args.images), args.count, args.seed), args.target)
 
 
 def remap(args: argparse.Namespace) -> None:
     """One source with other classes."""
+    import yaml
+
     from resdet.config import load_yaml
     from resdet.data.edit import remap as remapped
     from resdet.data.formats.common import read_text
@@ -155,12 +159,14 @@ def remap(args: argparse.Namespace) -> None:
     try:
         names = load_yaml(text := read_text(args.classes))
         written = load_yaml(text, as_text=True)
-    except ValueError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{args.classes}: cannot be read as YAML ({error})") from None
     if not isinstance(names, dict) or any(isinstance(v, dict | list) for v in names.values()):
         raise UserError(f"{args.classes}: must hold `old: new` pairs, new null to drop a class")
     if len(names) != len(written):
         raise UserError(f"{args.classes}: two of the old names are the same number: quote them")
+    if nameless := [old for old, new in names.items() if new is not None and not str(new).strip()]:
+        raise UserError(f"{args.classes}: {nameless[0]!r} gets no name: write null to drop the class")
     dropped = [new is None for new in names.values()]
     changes = {old: None if drop else str(new) for (old, new), drop in zip(written.items(), dropped, strict=True)}
     write(remapped(open_source(args.source, args.format, args.part, args.images), changes), args.target)
@@ -174,6 +180,8 @@ def dedupe(args: argparse.Namespace) -> None:
     from resdet.data.edit import image_ids, subset
     from resdet.runtime.console import console
 
+    if not 0 <= args.bits <= 256:
+        raise UserError(f"--bits {args.bits}: must be 0 to 256")
     source = open_source(args.source, args.format, args.part, args.images)
     other = open_source(args.other, args.format, None) if args.other else None
     hashes = []
@@ -208,6 +216,8 @@ def open_source(place: Path, kind: str, part: str | None, images: Path | None = 
     """
     from resdet.data.sources import detected, read_source, read_whole
 
+    if not place.exists():
+        raise UserError(f"{place}: no such file or folder")
     given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place, images=images)
     data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
     found = detected(data, given)

@@ -135,9 +135,13 @@ def held_out(source: Source, share: float, pattern: str | None, seed: int) -> se
         groups.setdefault(match[1] if match and match.groups() else match[0] if match else name, []).append(entry["id"])
     images = sum(map(len, groups.values()))
     if pattern and unmatched and len(unmatched) == images:
-        raise UserError(f"the group {pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}")
+        raise UserError(
+            f"data.group (--group) {pattern!r} matches none of the {images} file names, such as {unmatched[0]!r}"
+        )
     if pattern and len(groups) == 1 and images > 1:
-        raise UserError(f"the group {pattern!r} puts all {images} images into one group ({next(iter(groups))!r})")
+        raise UserError(
+            f"data.group (--group) {pattern!r} puts all {images} images into one group ({next(iter(groups))!r})"
+        )
     if unmatched:
         source.remarks["images whose names the group's pattern does not match (each counts as a group of its own)"] = (
             len(unmatched)

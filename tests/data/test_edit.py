@@ -252,6 +252,31 @@ def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
     assert "classes: cat, 2" in "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "SET", "out.json", "--count", "-1"], "--count -1: must be at least 1"),
+        (["dedupe", "SET", "--bits", "-1"], "--bits -1: must be 0 to 256"),
+        (["convert", "absent", "out.json"], "absent: no such file or folder"),
+        (["remap", "SET", "out.json", "--classes", "cat: a\ncat: b"], "cannot be read as YAML (cat"),
+        (["remap", "SET", "out.json", "--classes", "cat: [a"], "cannot be read as YAML"),
+        (["remap", "SET", "out.json", "--classes", "cat: ''"], "'cat' gets no name: write null to drop the class"),
+    ],
+)
+def test_arguments_without_a_meaning_are_errors(
+    arguments: list[str], message: str, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = dataset(tmp_path, ["cat"], "ab")
+    (tmp_path / "img/all.json").write_text(json.dumps(source.content))
+    if arguments[0] == "remap":
+        (tmp_path / "map.yaml").write_text(arguments.pop())
+        arguments = [*arguments, "map.yaml"]
+    assert main(["img/all.json" if word == "SET" else word for word in arguments]) == 2
+    assert message in "".join(capsys.readouterr())
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_supervisely_projects_are_converted_whole(tmp_path, capsys) -> None:
     (tmp_path / "meta.json").write_text(json.dumps({"classes": [{"title": "cat"}]}))
     for name in ("one", "two"):
