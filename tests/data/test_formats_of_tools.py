@@ -338,6 +338,17 @@ def test_supervisely(tmp_path) -> None:
 # ---- Open Images, KITTI, MOT, Cityscapes -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("holes", [[], [[[1, 1], [5, 1], [5, 5]]]])
+def test_supervisely_outlines_without_points_are_problems(holes: list, tmp_path) -> None:
+    save_image(tmp_path / "ds/img/a.jpg")
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": [{"title": "cat"}]}))
+    shape = {"classTitle": "cat", "geometryType": "polygon", "points": {"exterior": [], "interior": holes}}
+    (tmp_path / "ds/ann").mkdir()
+    (tmp_path / "ds/ann/a.jpg.json").write_text(json.dumps({"objects": [shape]}))
+    (problem,) = read_supervisely(tmp_path).problems
+    assert problem.endswith("object 1: its outline has no points")
+
+
 def test_open_images(tmp_path) -> None:
     save_image(tmp_path / "validation/00a1.jpg")
     (tmp_path / "class-descriptions-boxable.csv").write_text('/m/01,Cat\n/m/02,"Dog, big"\n')

@@ -100,6 +100,8 @@ def _add(builder: Builder, image_id: int, entry: Any, origin: str, size: tuple[i
     elif kind == "rectangle":
         (x1, x2), (y1, y2) = (sorted(axis) for axis in zip(*rings[0], strict=True))
         builder.object(image_id, name, [x1, y1, x2 - x1 + 1, y2 - y1 + 1], origin)
+    elif not rings[0]:
+        problems.append(f"{origin}: its outline has no points")
     elif len(rings) == 1:
         builder.polygons(image_id, name, [[float(v) for point in rings[0] for v in point]], origin)
     else:
