@@ -1,7 +1,7 @@
-"""Class names of two lists -> which label of one is which of the other: the one rule, wherever two lists meet.
+"""Matches the class names of two lists -> the label of each name in the other list. Used wherever two lists meet.
 
 In order: equal lists by position; a name that both write the same; a name spelled differently (case, spaces, "_", "-",
-Unicode form), where it is the only such name on either side. What could be several classes is refused, never guessed.
+Unicode form), where it is the only such name on either side. Ambiguous names are refused, never guessed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def find_matches(names: Sequence[str], others: Sequence[str]) -> Matches:
             labels[label] = same[0]
             continue
         fold = folded_name(name)
-        # A name that another one equals to the letter is that one's.
+        # A name that has an exact match is not available to others.
         left = same or [k for k in other_folded.get(fold, []) if k not in taken]
         if left and len(folded[fold]) == len(other_folded[fold]) == 1:
             labels[label] = left[0]
@@ -68,7 +68,7 @@ def folded_name(name: str) -> str:
 
 
 def few(names: Sequence[str], count: int = 10) -> str:
-    """The first names, and how many there are."""
+    """The first names, and how many there are in all."""
     return ", ".join(names[:count]) + (f", … {len(names)} in all" if len(names) > count else "")
 
 

@@ -1,4 +1,4 @@
-"""The binary index of a large annotation file, kept so that the next start maps it instead of parsing gigabytes of JSON."""
+"""The binary index of a large annotation file, cached so that the next start maps it instead of parsing gigabytes of JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSION = 3  # of the arrays' layout
 
 
 def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
-    """Where the index of a split belongs; None for one that is not kept: a small file, another format, part of a file.
+    """Where the index of a split is cached; None if it is not: a small file, another format, part of a file.
 
     The name changes with the file's content (by size and time of change) and place.
     """
@@ -53,7 +53,7 @@ def load_index(path: Path | None) -> Annotations | None:
             Path(note["source"]), images, note["class_names"], note["category_ids"], Counter(note["skipped"]),
             skeleton=skeleton,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError):  # torn or of another make: it is only a cache
+    except (OSError, ValueError, KeyError):  # damaged, or of another version: it is only a cache
         return None
 
 
@@ -71,6 +71,6 @@ def keep_index(annotations: Annotations, path: Path | None) -> Annotations:
     }
     try:
         annotations.images.save(path, note)
-    except OSError:  # a full or read-only home: training goes on from memory
+    except OSError:  # a full or read-only home: continue from memory
         return annotations
     return load_index(path) or annotations

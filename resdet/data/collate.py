@@ -13,7 +13,7 @@ from torch import Tensor
 from resdet.fields import chunk, map_tensors
 from resdet.structures import Batch, Targets
 
-# Padded object counts: few, so that few graphs are compiled.
+# Padded object counts; few, so that few graphs are compiled.
 OBJECT_LADDER = (8, 32, 128, 512, 2048, 8192)
 PADDING = {"labels": -1}  # of `Targets`' fields; 0 in all others
 OF_IMAGE = ("known",)  # its fields that have a row for each image, not for each object
@@ -23,8 +23,8 @@ class Sample(NamedTuple):
     """One image in the network's input frame, as the dataset gives it.
 
     image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
-    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's place in its dataset,
-    problems: why other images could not be read, in whose place this one came,
+    masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's index in its dataset,
+    problems: why other images, which this one replaces, could not be read,
     keypoints (G, K, 3) float32: x, y, visibility, or None, known (K,) bool: classes that are fully annotated, or None for all.
     """
 
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 
 class LoadedBatch(NamedTuple):
-    """A batch, and what stays on the host: the dataset indices of its images, and why an image stands for another or, in
+    """A batch, and what stays on the host: the dataset indices of its images, and why an image replaces another or, in
     evaluation, is blank."""
 
     batch: Batch
@@ -90,7 +90,7 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on `device`. To a GPU it travels on a stream of its own: from pinned memory, while the step before computes."""
+    """The batch on `device`. A GPU copies from pinned memory on a separate stream, while the previous step computes."""
     if device.type != "cuda" or batch.images.is_cuda:
         return map_tensors(lambda t: t.to(device), batch)
     computing, copying = torch.cuda.current_stream(device), _copying(device)
@@ -99,7 +99,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     computing.wait_stream(copying)
 
     def used(t: Tensor) -> Tensor:
-        t.record_stream(computing)  # or its memory would be another batch's before it is read
+        t.record_stream(computing)  # or its memory could be reused for another batch before it is read
         return t
 
     return map_tensors(used, moved)

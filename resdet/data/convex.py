@@ -1,4 +1,4 @@
-"""Polygons cut by a convex window: what stays of an outline when an image is cropped or turned."""
+"""Polygons clipped by a convex window: what stays of an outline when an image is cropped or rotated."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _clip_at(polygon: np.ndarray, window: np.ndarray, edge: int) -> np.ndarray:
 
 
 def clipped_box(polygons: Sequence[np.ndarray], window: np.ndarray) -> np.ndarray | None:
-    """The tight box (4,) XYXY of what of the polygons lies in the convex `window`; None if nothing does.
+    """The tight box (4,) XYXY of the part of the polygons inside the convex `window`; None if there is none.
 
     Not simply around `clip_polygon`, whose connecting edges may reach further than the polygon.
     """

@@ -1,7 +1,7 @@
 """Near-duplicate images, found by a perceptual hash: resized, brightened or recompressed copies of one image.
 
-The hash (dHash, Krawetz 2013) says of 16 x 16 places whether the image gets brighter to the right: 256 bits, of which copies
-differ in a few and other images in about half.
+The hash (dHash, Krawetz 2013) tells at 16 x 16 places whether the image gets brighter to the right: 256 bits, of which copies
+differ in a few, unrelated images in about half.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datasets made from datasets: sampled, divided, with other classes. `Source` in, `Source` out; no file is touched."""
+"""Subsets, splits and class changes of datasets. `Source` in, `Source` out; no file is touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resdet.errors import UserError, listed
 
 
 def sample(source: Source, count: int, seed: int) -> Source:
-    """`count` images drawn at random, in their order. Raises `UserError` if there are fewer."""
+    """`count` images drawn at random, in their original order. Raises `UserError` if there are fewer."""
     images = source.content["images"]
     if count > len(images):
         raise UserError(f"{source.path}: has {len(images)} images, fewer than the {count} asked for")
@@ -107,7 +107,7 @@ def _id(value: Any) -> Id | None:
 
 
 def subset(source: Source, images: set[Id]) -> Source:
-    """Some of a source's images, with their objects, all categories, and what belongs to no image: its error is not lost."""
+    """Some of a source's images, with their objects, all categories, and annotations of no image, so that they are still reported."""
     left_out = image_ids(source) - images
     content = {
         **source.content,
@@ -128,7 +128,7 @@ def held_out(source: Source, share: float, pattern: str | None, seed: int) -> se
     kind_of_id = id_kind(source.content["images"])
     for entry in source.content["images"]:
         if not is_id(entry.get("id"), kind_of_id):
-            continue  # an error of every split
+            continue  # reported in every split
         name = str(entry.get("file_name"))
         match = re.search(pattern, name) if pattern else None
         unmatched += [name] if pattern and not match else []
@@ -158,7 +158,7 @@ def held_out(source: Source, share: float, pattern: str | None, seed: int) -> se
     waiting = dict.fromkeys(order)
     for kind in sorted(totals, key=lambda k: (k is None, totals[k])):  # rarest class first, then what has no object
         for group in [g for g in waiting if kind in contents[g]]:
-            # Half of what a group brings may overshoot: it goes where the count ends up nearer to its aim.
+            # A group may overshoot by half its size, so that the count ends up nearest to the target.
             if held[kind] + contents[group][kind] / 2 <= share * totals[kind]:
                 held += contents[group]
                 result.update(groups[group])

@@ -1,7 +1,7 @@
-"""Where an augmentation's geometric transforms moved the pixels of an image, whatever is annotated in it.
+"""Where an augmentation's geometric transforms moved the pixels of an image, independent of its annotations.
 
-In: the transforms that ran, with the parameters they drew. Out: a `Geometry`, by which each kind of annotation moves
-itself (see `move.py`). Coordinates are continuous: (0, 0) is the image's corner, a pixel's centre lies at + 0.5.
+In: the transforms that ran, with the parameters they drew. Out: a `Geometry`, which transforms each
+kind of annotation (see `move.py`). Coordinates are continuous: (0, 0) is the image's corner, a pixel's centre lies at + 0.5.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Geometry:
 
     @property
     def keeps_axes(self) -> bool:
-        """Whether boxes parallel to the axes stay so."""
+        """Whether axis-aligned boxes stay axis-aligned."""
         (a, b), (c, d) = self.matrix[:2, :2]
         return bool((b == c == 0 or a == d == 0) and not self.matrix[2, :2].any())
 
     @property
     def mirrors(self) -> bool:
-        """Whether left and right change places."""
+        """Whether left and right are swapped."""
         if self.source is None:
             middle = self.window.mean(0) if len(self.window) else np.zeros(2)
             depth = np.linalg.inv(self.matrix)[2] @ [*middle, 1]  # of a homography, below zero behind the camera
@@ -135,7 +135,7 @@ def _matrix(step: Step, new: tuple[int, int]) -> np.ndarray | None:
     border = getattr(step.transform, "border_mode", cv2.BORDER_CONSTANT)
     if matrix is None or border == cv2.BORDER_CONSTANT:
         return matrix
-    # Other borders repeat or mirror the image, objects included, wherever it does not reach.
+    # Other borders repeat or mirror the image, objects included, outside of its area.
     covered = contains(oriented(_project(matrix, rectangle(step.size))), rectangle(new))
     return matrix if covered else None
 

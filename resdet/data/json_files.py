@@ -1,4 +1,4 @@
-"""JSON files -> Python's values, quickly also where they have millions."""
+"""JSON files -> Python values, fast also for millions of entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from resdet.errors import UserError
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Without Python's search for cycles: it would double the time to read millions of entries, none of them garbage."""
+    """Without Python's garbage collector, which would double the time to read millions of entries, none of them garbage."""
     was = gc.isenabled()
     gc.disable()
     try:

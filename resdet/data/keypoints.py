@@ -1,6 +1,6 @@
 """COCO's keypoints in: `categories[].keypoints` and `skeleton`, and `annotations[].keypoints`, checked.
 
-COCO's numbers name pixels: a keypoint on the first one is at 0. Ours are continuous, where that pixel's centre is at 0.5.
+COCO's coordinates are pixel indices: a keypoint on the first pixel is at 0. Ours are continuous: its centre is at 0.5.
 """
 
 from __future__ import annotations

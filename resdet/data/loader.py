@@ -1,4 +1,4 @@
-"""Datasets -> streams of `LoadedBatch`es: which images, in which order, through which workers."""
+"""Datasets -> streams of `LoadedBatch`es: sampling order, sharding over processes, worker processes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def training_order(
 ) -> Iterator[list[Item]]:
     """Endless batches of (index, epoch), each of one group; every epoch is a permutation drawn from (seed, epoch).
 
-    An incomplete batch waits for the next epoch, so no image is left out. repeats (N,): how often an image comes in an
-    epoch, on average: 2.3 is twice, and a third time in three epochs of ten.
+    An incomplete batch waits for the next epoch, so no image is left out. repeats (N,): how often an image occurs in
+    an epoch, on average: 2.3 is twice, and a third time in three epochs of ten.
     """
     waiting: dict[bool, list[Item]] = {False: [], True: []}
     for epoch in itertools.count():
@@ -89,7 +89,7 @@ def batches(
         worker_init_fn=start_worker,
         multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or each loader would draw from the global one, which a head may use
+        generator=torch.Generator(),  # or each loader would advance the global one, which a head may use
     )
 
     def held_by(pids: Collection[int | None]) -> list[str]:
@@ -103,7 +103,7 @@ def batches(
 
 
 class _Watched(Dataset[Sample | UserError]):
-    """The dataset, noting which image each worker (a row: its pid, the index) has in hand."""
+    """The dataset, recording which image each worker is loading (a row: its pid, the index)."""
 
     def __init__(self, dataset: DetectionDataset, held: Tensor) -> None:
         self.dataset, self.held = dataset, held

@@ -22,11 +22,11 @@ Moved = tuple[np.ndarray, Segmentation | Patch]  # box (4,) and mask
 
 
 def move_objects(objects: Objects, geometry: Geometry, swap: np.ndarray | None = None) -> Objects:
-    """Objects of which less than a pixel's width or height stays in view are gone, others are cut to the view.
+    """Objects of which less than a pixel in width or height stays in view are dropped, others are clipped.
 
     A box without a mask becomes the box around its moved corners; one with a mask stays tight around the mask, or as it
     was annotated where it is in view as a whole and its sides stay parallel to the axes. Keypoints out of view become
-    unlabelled; swap (K,): for each keypoint the one that takes its place where the image is mirrored.
+    unlabelled; swap (K,): for each keypoint the one it becomes where the image is mirrored.
     """
     keypoints = objects.keypoints
     if geometry.source is None:

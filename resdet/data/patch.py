@@ -1,4 +1,4 @@
-"""A bitmap that ends where its object ends: memory and time follow the object's size, not the image's."""
+"""A bitmap cropped to its object: memory and time depend on the object's size, not the image's."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ NOTE = "synthetic.json"  # in the root of what was generated: the spec
 
 
 def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
-    """Write the dataset into `root`, unless it is there or `root` holds anything of another origin. True if written.
+    """Write the dataset into `root`, unless it is there or `root` holds anything else. True if written.
 
-    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing half done. Images of
+    It is generated beside `root` and moved into place whole, so an interrupted generation leaves nothing incomplete. Images of
     another spec are replaced. Raises `UserError` if other files lie among those, or if nothing can be written there.
     """
     root = root.resolve()
@@ -39,7 +39,7 @@ def ensure_shapes(root: Path, spec: SyntheticConfig) -> bool:
     files = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
     if there and (others := sorted(files - _files(there))):
         raise UserError(
-            f"{root}: was generated with other settings of data.synthetic, and {len(others)} other file(s) lie there now "
+            f"{root}: was generated with other settings of data.synthetic, and now holds {len(others)} other file(s) "
             f"({others[0]}): move them away, or choose another data.root"
         )
     partial = root.with_name(f".{root.name}.{os.getpid()}")
@@ -108,7 +108,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[di
         outline = np.round(shape_outline(CLASSES[label], rng) * radius + center, 2)  # as the JSON will have it
         bitmap = _rasterise([outline], height, width)
         if any((old & ~bitmap).sum() < 0.4 * old.sum() for _, _, old, _ in placed):
-            continue  # nothing may be hidden almost wholly
+            continue  # nothing may be hidden almost entirely
         placed = [(k, o, old & ~bitmap, crowd) for k, o, old, crowd in placed]
         placed.append((label, outline, bitmap, False))
         _paint(image, [outline], rng)

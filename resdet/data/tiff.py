@@ -1,4 +1,4 @@
-"""TIFF: the tags of its pages -> `Layout`, and pixels of the layouts that OpenCV refuses or silently gets wrong.
+"""TIFF: the tags of its pages -> `Layout`, and the pixels of layouts that OpenCV refuses or decodes wrongly.
 
 TIFF 6.0 (Adobe 1992) and BigTIFF.
 """
@@ -88,7 +88,7 @@ def read_layout(data: bytes) -> Layout:
 
 
 def without_orientation(data: bytes) -> bytes:
-    """The same file, said to be upright: OpenCV turns some TIFFs of its own accord, even where it is told not to."""
+    """The same file, marked as upright: OpenCV rotates some TIFFs even when asked not to."""
     patched = bytearray(data)
     for _ in _pages(data, patched):
         pass

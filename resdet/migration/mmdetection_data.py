@@ -108,7 +108,7 @@ def set_batch_size(_: Any, all_: Leaves) -> dict[str, Any]:
 
 
 def images(all_: Leaves) -> int:
-    """How many images an epoch has: told, known, or counted in the annotation file. Raises `NotTaken`."""
+    """Images per epoch: given by --images, known, or counted in the annotation file. Raises `NotTaken`."""
     times = _get(all_, TRAIN, "times", default=1)
     if IMAGES in all_:
         return int(times) * int(all_[IMAGES])

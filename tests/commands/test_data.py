@@ -26,7 +26,7 @@ def test_bccd_is_checked_straight_from_its_xml(bccd, tmp_path, capsys) -> None:
     assert sum(f["count"] for f in boxes) == 2  # one in train, one in val, which this config does not use
     said = capsys.readouterr().out
     assert "boxes without area" in said
-    assert "anchors reach" in said
+    assert "anchors match" in said
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_who_looks_at_the_data_sees_them_at_the_size_of_training(shapes_root, ca
         data = {"root": str(shapes_root), **given}
         config = parse_config({"auto": auto, "data": data, "model": {"anchors": anchors}})
         check(config, None, None, "train")
-        recalls.append(re.findall(r"anchors reach .*", capsys.readouterr().out))
+        recalls.append(re.findall(r"anchors match .*", capsys.readouterr().out))
         sizes.append(as_trained(config, read_split(config, "train")).data.max_size)
     assert recalls[0] == recalls[1] != recalls[2]
     assert sizes == [534, 534, 1333]
@@ -124,5 +124,5 @@ def test_the_config_that_was_given_is_left_alone_and_the_choices_are_written(sha
     told = capsys.readouterr().out
     assert "auto: train.lr = 0.0025 (linear in the batch size: 0.02 at 16 (sgd))" in told
     assert "auto: model.num_classes = 4 (as in the dataset: disk, box, triangle, star)" in told
-    assert re.search(r"auto: anchors reach \d+\.\d% of the objects", told)
+    assert re.search(r"auto: anchors match \d+\.\d% of the objects", told)
     assert json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])["iteration"] == 1

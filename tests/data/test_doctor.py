@@ -248,8 +248,8 @@ def test_sizes_against_anchors_and_input(shapes) -> None:
     data = DataConfig(min_size=96, max_size=200)
     usual, advice = examine_sizes(shapes, data, ModelConfig())
     assert "anchors" in {f.code for f in usual}  # shapes of 20 pixels, anchors from 32 on
-    assert re.match(r"model.anchors.sizes=\[[\d,]+\] model.anchors.ratios=\[[\d.,]+\] would reach \d", advice[1])
-    assert "a pretrained RPN would have to learn them anew" in advice[1]
+    assert re.match(r"model.anchors.sizes=\[[\d,]+\] model.anchors.ratios=\[[\d.,]+\] would match \d", advice[1])
+    assert "a pretrained RPN would have to relearn them" in advice[1]
     found, _ = examine_sizes(shapes, DataConfig(min_size=24, max_size=50), ModelConfig())
     assert {f.code for f in found} >= {"too-small"}
     found, _ = examine_sizes(shapes, DataConfig(min_size=5000, max_size=9000), ModelConfig())

@@ -204,7 +204,7 @@ def _bits(bits: np.ndarray) -> Iterator[int]:
 
 
 def _take(bits: Iterator[int], count: int) -> int:
-    """The next so many bits as a number. Raises `StopIteration` where they end."""
+    """The next `count` bits as a number. Raises `StopIteration` where they end."""
     value = 0
     for _ in range(count):
         value = value << 1 | next(bits)

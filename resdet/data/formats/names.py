@@ -16,8 +16,8 @@ class NameIndex:
     """Image files by name, relative to the data set's folder and with forward slashes.
 
     A name finds a file where one is the end of the other, whole folders at a time: "C:\\data\\train\\a.jpg" finds
-    "train/a.jpg" and "a.jpg" finds "train/a.jpg", but "train/a.jpg" does not find "val/a.jpg". What differs in case, in
-    Unicode form (NFC or NFD) or in the suffix is taken where a single file comes near.
+    "train/a.jpg" and "a.jpg" finds "train/a.jpg", but "train/a.jpg" does not find "val/a.jpg". A name that differs in
+    case, Unicode form (NFC or NFD) or suffix is accepted if a single file matches.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -72,8 +72,8 @@ _TIERS: list[tuple[Callable[[str], str], str]] = [
     (lambda name: name, ""),
     (
         folded,
-        "images whose file name differs in case or Unicode form from the annotated one (the only one that comes near)",
+        "images whose file name differs in case or Unicode form from the annotated one (the only match)",
     ),
-    (without_suffix, "images whose suffix differs from the annotated one (the only one of that name)"),
-    (_folded_stem, "images whose case and suffix differ from the annotated name (the only one that comes near)"),
+    (without_suffix, "images whose suffix differs from the annotated one (the only match)"),
+    (_folded_stem, "images whose case and suffix differ from the annotated name (the only match)"),
 ]

@@ -155,7 +155,7 @@ def _folders(root: Path) -> dict[str, list[str]]:
 
 
 class Images(NamedTuple):
-    """files: of a split. folders: those that were taken whole, so that labels without an image can be told."""
+    """files: of a split. folders: those taken as a whole, in which labels without an image are reported."""
 
     files: list[Path]
     folders: list[Path]

@@ -1,4 +1,4 @@
-"""How the objects of a dataset sit with anchors and input size: findings, and advice that only a person should take."""
+"""How the objects of a dataset fit the anchors and the input size: findings, and advice to be taken by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resdet.data.quality.report import Finding, Findings
 
 SMALL = 8  # pixels of a side after resizing: two cells of the finest level
 RECALLED = 0.5  # IoU
-ENOUGH = 20_000  # objects that stand for all when anchors are judged
+ENOUGH = 20_000  # objects sampled to judge anchors
 
 
 def resized_objects(annotations: Annotations, data: DataConfig) -> np.ndarray:
@@ -25,7 +25,7 @@ def resized_objects(annotations: Annotations, data: DataConfig) -> np.ndarray:
 
 
 def best_overlaps(objects: np.ndarray, sizes: Sequence[float], ratios: Sequence[float]) -> np.ndarray:
-    """(N,) IoU of each (width, height) with the anchor shape nearest to it, centres put together. ratios: height / width."""
+    """(N,) IoU of each (width, height) with the most similar anchor shape, centres aligned. ratios: height / width."""
     best = np.zeros(len(objects))
     for size in sizes:
         for ratio in ratios:
@@ -36,7 +36,7 @@ def best_overlaps(objects: np.ndarray, sizes: Sequence[float], ratios: Sequence[
 
 
 def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig) -> tuple[list[Finding], list[str]]:
-    """Objects that input size and anchors do not suit, as findings, and `advise_anchors`."""
+    """Findings on objects that the input size or the anchors do not fit, and `advise_anchors`."""
     found = Findings("train")
     objects = resized_objects(annotations, data)
     if not len(objects):
@@ -56,23 +56,23 @@ def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig
 
 
 def advise_anchors(objects: np.ndarray, model: ModelConfig) -> list[str]:
-    """(N, 2) sizes in the network's input -> how many of them the anchors reach, and which others would reach more."""
+    """(N, 2) sizes in the network's input -> what fraction of them the anchors match, and which anchors would match more."""
     objects = objects[:: 1 + len(objects) // ENOUGH]
     recall = float((best_overlaps(objects, model.anchors.sizes, model.anchors.ratios) >= RECALLED).mean())
     other = best_anchors(objects)
     reached = float((best_overlaps(objects, *other) >= RECALLED).mean())
-    lines = [f"anchors reach {recall:.1%} of the objects (IoU of the nearest shape at least {RECALLED:g})"]
+    lines = [f"anchors match {recall:.1%} of the objects (IoU with the most similar shape at least {RECALLED:g})"]
     if reached > recall + 0.02:
         sizes, ratios = (f"[{','.join(f'{value:g}' for value in values)}]" for values in other)
         lines.append(
-            f"model.anchors.sizes={sizes} model.anchors.ratios={ratios} would reach {reached:.1%}; a pretrained RPN would "
-            "have to learn them anew"
+            f"model.anchors.sizes={sizes} model.anchors.ratios={ratios} would match {reached:.1%}; a pretrained RPN would "
+            "have to relearn them"
         )
     return lines
 
 
 def best_anchors(objects: np.ndarray) -> tuple[list[float], list[float]]:
-    """Of a few scales and sets of ratios the ones that reach most objects; five sizes, each twice the one before."""
+    """Those of a few scales and sets of ratios that match most objects; five sizes, each twice the one before."""
     choices = [
         ([first * 2**k for k in range(5)], ratios)
         for first in (8.0, 12.0, 16.0, 24.0, 32.0, 48.0)

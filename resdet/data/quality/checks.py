@@ -1,6 +1,6 @@
-"""What is wrong with annotations: COCO's structure of each split -> `Finding`s, each with its number, examples and fix.
+"""COCO's structure of each split -> `Finding`s: what is wrong with the annotations, counted, with examples and fixes.
 
-Nothing raises here: a file with a hundred mistakes gets a list of them. The image files are checked by `files.py`.
+Nothing raises here, so that all mistakes are listed. The image files are checked by `files.py`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from resdet.data.rules import (
 # Neighbours among the ids of COCO's 80 categories (cocodataset.org, instances_val2017.json) that are not consecutive.
 COCO_GAPS = {(11, 13), (25, 27), (28, 31), (44, 46), (65, 67), (67, 70), (70, 72), (82, 84)}
 
-MISSING = 0.05  # of a split's objects may lack the mask that others have before it is told
+MISSING = 0.05  # fraction of a split's objects that may lack a mask before it is reported
 
 
 @no_collection()
 def examine(split: str, source: Source, *, outlines: bool = True) -> list[Finding]:
-    """Everything that the annotations of one split tell by themselves.
+    """Everything that can be found in the annotations of one split by themselves.
 
-    outlines: also look for polygons that cross themselves, most of the time that this takes.
+    outlines: also look for self-intersecting polygons, which takes most of the time.
     """
     found = Findings(split)
     found.add_readings(source.readings)
@@ -71,21 +71,21 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
 
 
 def unusable(sources: dict[str, Source]) -> list[Finding]:
-    """What the readers could not read, by split; what several splits share is the first one's."""
-    told: set[str] = set()
+    """What the readers could not read; a problem that several splits share is reported for the first."""
+    reported: set[str] = set()
     findings: list[Finding] = []
     for split, source in sources.items():
         found = Findings(split)
         for problem in source.problems:
-            if problem not in told:
+            if problem not in reported:
                 found.add("unusable", problem)
-        told |= set(source.problems)
+        reported |= set(source.problems)
         findings += found.by_code.values()
     return findings
 
 
 def compare(train: Source, val: Source) -> list[Finding]:
-    """What only shows between two splits, whose categories go together by name (`class_names`)."""
+    """What only shows in comparing two splits, whose categories are matched by name (`class_names`)."""
     found = Findings("both")
     categories = [read_categories(source.content["categories"], []) for source in (train, val)]
     names = [list(by_id.values()) for by_id in categories]

@@ -1,4 +1,4 @@
-"""Bit depth, channels and used range of a split's images -> one line, and `Finding`s."""
+"""Bit depth, channels and value range of a split's images -> one line, and `Finding`s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image files of a split: there, whole, of the annotated size, and each only once -> `Finding`s."""
+"""The image files of a split: present, intact, of the annotated size, and each only once -> `Finding`s."""
 
 from __future__ import annotations
 

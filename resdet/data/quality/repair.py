@@ -1,4 +1,4 @@
-"""Findings -> annotations without what can be mended, and how much of it was."""
+"""Annotations and their findings -> repaired annotations, and what was changed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from resdet.data.rules import is_size
 BY_NUMBER = ("image-unknown", "category-unknown")
 DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate", "crowd-flag")
 LOST_FILES = ("image-name", "file-missing", "file-empty", "file-unreadable", "file-truncated")
-MAY_BE_LOST = 0.1  # of the objects or images, unless the user says that they are to go
+MAY_BE_LOST = 0.1  # of the images, objects or masks, without --drop
 
 
 @dataclass
 class Repair:
-    """COCO's structure without what can be mended, and how many of each code were. `lost`: entries that are gone, by kind;
+    """COCO's structure after repair, and how many findings of each code were repaired. `lost`: dropped entries, by kind;
     `masks` counts objects that lost only their mask."""
 
     content: dict[str, Any]
@@ -29,7 +29,7 @@ class Repair:
     of: dict[str, int]
 
     def costs(self) -> list[str]:
-        """What more than `MAY_BE_LOST` of is gone, in words."""
+        """The kinds of which more than `MAY_BE_LOST` would be dropped, in words."""
         return [
             f"{count} of {self.of[kind]} {kind}"
             for kind, count in self.lost.items()
@@ -38,12 +38,12 @@ class Repair:
 
 
 def repair(source: Source, findings: list[Finding]) -> Repair:
-    """The annotations of a source without what can be mended; the source is left alone."""
+    """The repaired annotations of a source, which is not modified."""
     by_code = {finding.code: finding for finding in findings}
     marked = {code: set(by_code[code].items) if code in by_code else set() for code in KINDS}
     done: Counter[str] = Counter({code: reading.count for code, reading in source.readings.items()})
     if "unusable" in by_code:
-        done["unusable"] = by_code["unusable"].count  # the content is without them already
+        done["unusable"] = by_code["unusable"].count  # already missing from the content
     sizes = dict(_sizes(by_code.get("file-size")))
     images = []
     for entry in source.content["images"]:

@@ -52,7 +52,7 @@ class Findings:
             self.by_code[code] = Finding(self.split, code, severity, what, fix, reading.count, reading.examples)
 
 
-# code: (severity, what it is, how it is mended; "--fix" where `repair` can)
+# code: (severity, what it is, how to fix it; "--fix" where `repair` can)
 KINDS: dict[str, tuple[Severity, str, str]] = {
     "unusable": ("error", "files, lines or objects that cannot be read", "correct them, or --fix leaves them out"),
     **{code: ("warning", what, "--fix writes COCO's form") for code, what in READINGS.items()},
