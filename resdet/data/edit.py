@@ -107,7 +107,7 @@ def _id(value: Any) -> Id | None:
 
 
 def subset(source: Source, images: set[Id]) -> Source:
-    """Some of a source's images, with their objects, all categories, and annotations of no image, so that they are still reported."""
+    """Some of a source's images, their objects, all categories, and annotations of no image, which are still reported."""
     left_out = image_ids(source) - images
     content = {
         **source.content,
