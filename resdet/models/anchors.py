@@ -36,7 +36,8 @@ class Anchors(nn.Module):
         root = torch.tensor(ratios, dtype=torch.float32).sqrt()
         for k, of_level in enumerate(sizes):
             side = torch.tensor(of_level, dtype=torch.float32)[:, None]
-            heights, widths = (side * root).flatten(), (side / root).flatten()
+            # By the reciprocal, as torchvision has it: a quotient differs in the last bit.
+            heights, widths = (side * root).flatten(), (side * (1 / root)).flatten()
             shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
             self.register_buffer(f"shapes{k}", shapes.round() if rounded else shapes, persistent=False)
 

@@ -33,6 +33,16 @@ def test_our_anchors_are_centred_on_their_cells() -> None:
     assert [len(level) for level in levels] == [40 * 56 * 3, 20 * 28 * 3, 10 * 14 * 3, 5 * 7 * 3, 3 * 4 * 3]
 
 
+def test_widths_are_torchvisions_to_the_last_bit() -> None:
+    sizes, ratios = (24.0, 96.0, 100.0), (0.3, 0.5, 1.0, 2.0)
+    theirs = AnchorGenerator().generate_anchors(sizes, ratios)  # rounded to whole pixels
+    root = torch.tensor(ratios).sqrt()
+    expected = torch.stack([size * (1 / root) for size in sizes])
+    ours = Anchors([list(sizes)], ratios, strides=(4,)).shapes0
+    assert torch.equal(ours[:, 2] - ours[:, 0], expected.flatten())
+    assert torch.equal(ours.round().view(3, 4, 4).transpose(0, 1).flatten(0, 1), theirs)
+
+
 def test_pyramid_keeps_its_declaration() -> None:
     for norm in ("none", "bn", "gn"):
         fpn = FPN([8, 16, 24, 32], channels=32, norm=norm)
