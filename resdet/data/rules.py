@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, TypeGuard
 
+from resdet.class_names import few
 from resdet.data.images import MAX_PIXELS
 from resdet.data.index import Polygons
 from resdet.masks import Rle, rle_covers
@@ -51,7 +52,9 @@ def check_ids(
         problems.append(f'image_id {image_id!r} is not among the "images"')
         image_id = None
     if not isinstance(category, int | str) or type(category) is bool or category not in categories:
-        problems.append(f'category_id {category!r} is not among the "categories" ({_few(categories)})')
+        problems.append(
+            f'category_id {category!r} is not among the "categories" ({few(list(map(str, categories)), 8)})'
+        )
         category = None
     return image_id, category
 
@@ -167,11 +170,6 @@ def size_of(image: dict[str, Any]) -> tuple[int, int] | None:
     """(H, W) of an entry of "images"; None for one without a valid size."""
     height, width = image.get("height"), image.get("width")
     return (height, width) if is_size(height, width) else None  # type: ignore[return-value]
-
-
-def _few(items: Any, count: int = 8) -> str:
-    items = list(items)
-    return ", ".join(map(str, items[:count])) + (f", … {len(items)} in all" if len(items) > count else "")
 
 
 def plain_number(value: Any) -> int | float | None:

@@ -8,6 +8,7 @@ decides for all of it. A box whose corners coincide keeps no area and is reporte
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -89,7 +90,7 @@ def read_voc(root: Path, images: Path | None, split: str | None, origin: Origin 
         size = files[name].size or measured[name]
         if size is not None:
             _add(builder, builder.image(image_file, size), files[name], root, image_file, origin)
-    source.remarks += type(source.remarks)()  # without zero counts
+    source.remarks += Counter()  # drops zero counts
     return source
 
 
@@ -163,7 +164,7 @@ def _listed(listing: Path, folder: Path, files: dict[str, _File], problems: list
     """The files that a list names; a line may end in VOC's -1, 0 or 1 for a class."""
     found: dict[str, None] = {}
     index = NameIndex(files)
-    remarks = type(Source(listing, folder, {}).remarks)()
+    remarks = Counter[str]()
     for line in read_list(listing):
         words = line.rsplit(maxsplit=1)
         name = words[0] if len(words) == 2 and words[1] in ("-1", "0", "1") and line not in files else line
