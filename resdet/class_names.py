@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from resdet.errors import listed
 
+OBJECT = "object"  # the one class of a model of proposals
+
 
 class Matches(NamedTuple):
     """labels: for each name its label in the other list, None where that has no such class. ambiguous: names of the first

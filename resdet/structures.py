@@ -31,7 +31,7 @@ from torch import Tensor
 from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
 
-Output = Literal["boxes", "masks", "keypoints"]  # kinds of results
+Output = Literal["boxes", "masks", "keypoints", "proposals"]  # kinds of results
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
 
 

@@ -20,6 +20,8 @@ from resdet.migration.python_config import parse_python
 # Proposals of a detector without FPN, in detectron2 and in mmdetection.
 SINGLE_LEVEL = {"pre_nms_train": 12000, "pre_nms_predict": 6000, "post_nms_train": 2000, "post_nms_predict": 1000}
 
+OF_HEADS = ("box", "pool")  # sections that mean nothing to the RPN alone
+
 
 def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:
     """Complete the `model` section of an architecture in place. -> what was decided by what, for people.
@@ -27,13 +29,15 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
     raw: the tensors by their names in the file. meta: the file's other content.
     """
     backbone, box = values["backbone"], values["box"]
+    alone = box is None
     if source == "torchvision":
         v2 = values["fpn"]["norm"] == "bn"  # there is always an FPN
         values["input"] = {"resize": "torch", "rounding": "floor"}
         values["anchors"] = {"offset": 0.0, "rounded": True, "grid_stride": True}
         values["rpn"] |= {"min_size": 1e-3, "post_nms_train": 2000, "loss_beta": 1 / 9}
         values["pool"] = {"aligned": False, "sampling_ratio": 2}
-        box |= {"min_size": 1e-2, "loss_beta": 1 / 9}
+        if not alone:
+            box |= {"min_size": 1e-2, "loss_beta": 1 / 9}
         # V1's COCO weights have a frozen batch norm with an epsilon of zero; V2, other depths and models that were built
         # without any weights have not.
         trained = "backbone.body.bn1.num_batches_tracked" in raw
@@ -45,7 +49,8 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["keypoint"]["decode"] = "torchvision"
         return [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid"]
     for key, shared in (DETECTRON2 if source == "detectron2" else MMDETECTION).items():
-        values[key] = {**values.get(key, {}), **shared} if isinstance(shared, dict) else shared
+        if not (alone and key in OF_HEADS):
+            values[key] = {**values.get(key, {}), **shared} if isinstance(shared, dict) else shared
     if source == "detectron2":
         grouped = backbone["name"].startswith("resnext")
         values["input"] |= pixels(caffe=True, grouped=grouped)
@@ -56,6 +61,8 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["rpn"] |= SINGLE_LEVEL
         if "cascade" in values:
             values["rpn"]["post_nms_train"] = 2000
+        if alone:  # as its model zoo trains it
+            values["rpn"] |= {"post_nms_predict": 2000, "pre_nms_predict": 1000 if "fpn" in values else 12000}
         notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
         # Only where norms were trained: a frozen stem's statistics are those of the weights that training started from.
         if not grouped and values.get("fpn", {}).get("norm") == "bn" and divided_by_std(raw):
@@ -79,7 +86,13 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
     }  # fmt: skip
     backbone["stride_in_1x1"] = caffe
-    values["box"]["low_quality"] = "mask" in values and "cascade" not in values
+    if alone:
+        tested = _section(_section(model, "test_cfg"), "rpn")
+        values["rpn"] |= {
+            "pre_nms_predict": tested.get("nms_pre", 2000), "post_nms_predict": tested.get("max_per_img", 1000)
+        }  # fmt: skip
+    else:
+        values["box"]["low_quality"] = "mask" in values and "cascade" not in values
     heads = {
         k: v[0] if isinstance(v, list) and v else v for k, v in _section(model, "roi_head").items()
     }  # of a cascade
@@ -88,7 +101,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         "box": _section(heads, "bbox_head"), "mask": _section(heads, "mask_head"),
     }  # fmt: skip
     for key, section in of_section.items():
-        if key in values and _section(section, "conv_cfg").get("type") == "ConvWS":
+        if values.get(key) and _section(section, "conv_cfg").get("type") == "ConvWS":
             values[key]["weight_standardization"] = True
     if "cascade" in values:
         values["cascade"] |= cascade.of_mmdetection(model)

@@ -19,6 +19,7 @@ from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names, mmdetection_config
 from resdet.checkpoints.stem import input_channels, input_section
 from resdet.checkpoints.unsupported import known_but_unsupported
+from resdet.class_names import OBJECT
 from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError, listed
 from resdet.keypoints import COCO_EDGES, COCO_NAMES
@@ -61,8 +62,9 @@ class Recognised:
         kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
         kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
         kind += " with PointRend" if m.mask and m.mask.point_rend else ""
+        kind = kind if m.box else "RPN alone"
         kind = kind if self.whole else "a backbone"
-        classes = f", {m.num_classes} classes" if self.whole else ""
+        classes = f", {m.num_classes} classes" if self.whole and m.box else ""
         depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
         lines = [
             f"{self.path}: {self.source}, {kind}, {depth}{classes}, {len(self.weights)} tensors",
@@ -72,9 +74,13 @@ class Recognised:
         ]
         if self.whole:
             lines.append(
-                f"  anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}; "
-                f"RoIAlign: {'' if m.pool.aligned else 'not '}aligned, "
-                f"{m.pool.sampling_ratio or 'adaptive'} samples a bin side"
+                f"  anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}"
+                + (
+                    f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, "
+                    f"{m.pool.sampling_ratio or 'adaptive'} samples a bin side"
+                    if m.box
+                    else ""
+                )
                 + (f"; masks pasted as {m.mask.paste}" if m.mask else "")
                 + (f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else "")
             )
@@ -141,12 +147,15 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
         if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and ours.get(key) != value:
             changes.append(f"model.{key}={value}")
     changes += [
-        f"model.{part}=null" for part in ("mask", "keypoint", "cascade") if getattr(config, part) and part not in wanted
+        f"model.{part}=null"
+        for part in ("box", "mask", "keypoint", "cascade")
+        if getattr(config, part) and not wanted.get(part)
     ]
     name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
     name += {"fpn": "", "c4": "_c4", "c5": "_dc5"}[wanted.get("neck", "fpn")]
     kind = "keypointrcnn" if "keypoint" in wanted else "maskrcnn" if "mask" in wanted else "fasterrcnn"
     kind = f"cascade_{kind}" if "cascade" in wanted else kind
+    kind = kind if wanted["box"] else "rpn"
     shipped = f"configs/{kind}_{name}.yaml"
     try:
         find_config(shipped)
@@ -209,6 +218,10 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         stages = cascade.stages_in(mmdetection_config(meta).get("model") or {})
         if problems := cascade.missing(weights, stages):
             raise listed(f"{path}: a Cascade R-CNN of {source}'s, but not a whole one:", problems)
+    if not _has_heads(weights) and (others := [n for n in left_over if re.search("(roi|bbox|mask)_head", n)]):
+        raise UserError(
+            f"{path}: looks like {source}'s, but its heads are of a kind that resdet does not have ({others[0]})"
+        )
     try:
         found.values = _architecture(weights)
     except (KeyError, IndexError, StopIteration) as error:
@@ -227,6 +240,8 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             found.values["backbone"]["norm_eps"] = 1e-5
         found.class_names, ids = class_names(source, found.values["num_classes"], meta, coco_keypoints=coco_keypoints)
         found.category_ids = list(ids)
+        if found.values["box"] is None:
+            found.class_names, found.category_ids = [OBJECT], [1]
     return found
 
 
@@ -262,14 +277,17 @@ def _architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
     if in_stages:
         weights = cascade.first_stage(weights)
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    classes = len(weights["heads.box.classifier.bias"]) - 1
+    alone = not _has_heads(weights) and "rpn.objectness.weight" in weights
+    classes = 1 if alone else len(weights["heads.box.classifier.bias"]) - 1
     four_conv = "heads.box.trunk.convs.0.conv.weight" in weights
     values: dict[str, Any] = {
         "num_classes": classes,
         # The weights are "in the checkpoint", which is not "none": nothing here is random.
         "backbone": {**architecture(backbone), "weights": "in the checkpoint", "frozen_stages": 2},
         "rpn": {"num_convs": count(r"rpn\.convs\.(\d)\.")},
-        "box": {
+        "box": None
+        if alone
+        else {
             "trunk": "4conv1fc" if four_conv else "2fc",
             "width": weights["heads.box.classifier.weight"].shape[1],
             "norm": norm("heads.box.trunk.convs.0.norm"),
@@ -321,9 +339,17 @@ def _single_level(weights: dict[str, Tensor], values: dict[str, Any]) -> dict[st
     found: dict[str, Any] = {"neck": neck}
     if neck == "c5":  # every detector without FPN that is known here dilates it
         found["backbone"] = {**values["backbone"], "c5_dilation": 2}
-    elif "heads.box.trunk.fc1.weight" not in weights and "heads.box.trunk.convs.0.conv.weight" not in weights:
+    elif (
+        values["box"]
+        and "heads.box.trunk.fc1.weight" not in weights
+        and "heads.box.trunk.convs.0.conv.weight" not in weights
+    ):
         found["box"] = {"trunk": "res5", "class_agnostic": values["box"]["class_agnostic"]}
     return found
+
+
+def _has_heads(weights: dict[str, Tensor]) -> bool:
+    return any(name.startswith("heads.") for name in weights)
 
 
 def _worth_telling(names: list[str]) -> list[str]:

@@ -95,7 +95,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
             continue
         layer = name.rpartition(".")[0]
         rows = PREDICTORS.get(single(layer + ".").removesuffix(".")) if found.whole else None
-        if layer.endswith(".regressor") and (config.box.class_agnostic or config.cascade):
+        if layer.endswith(".regressor") and ((config.box and config.box.class_agnostic) or config.cascade):
             rows = None
         if layer == "heads.mask.logits" and config.mask and config.mask.class_agnostic:
             rows = None

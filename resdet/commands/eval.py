@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """COCO numbers of a model on a dataset, or of a results file."""
     parser = parser_of(
-        "eval", "COCO box, mask and keypoint AP, of a model on its validation data or of any COCO results file."
+        "eval",
+        "COCO box, mask and keypoint AP, or AR of proposals, of a model on its validation data, or of any COCO results file.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
@@ -107,10 +108,13 @@ def refuse_other_keypoints(names: Sequence[str], annotations: Annotations, check
 def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annotations, list[str]]:
     """The annotations in the predictor's label space (`for_classes`).
 
+    To a model of proposals all objects are of one class.
     A checkpoint without class names is taken to have the dataset's if it has as many.
     """
-    from resdet.data.relabel import for_classes
+    from resdet.data.relabel import as_objects, for_classes
 
+    if "proposals" in predictor.model.outputs:
+        return as_objects(annotations), []
     if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
         return annotations, []
     return for_classes(annotations, predictor.class_names, str(predictor.source.path), "the checkpoint")

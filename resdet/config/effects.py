@@ -31,6 +31,10 @@ def _without_fpn(config: Config) -> bool:
     return config.model.neck != "fpn"
 
 
+def _rpn_alone(config: Config) -> bool:
+    return config.model.box is None
+
+
 def _pretrained(config: Config) -> bool:
     return config.model.weights is not None or config.model.backbone.weights != "none"
 
@@ -42,6 +46,7 @@ def _named_elsewhere(config: Config) -> bool:
 
 
 NO_DEFORMABLE = "model.backbone.deformable={model.backbone.deformable}"
+RPN_ALONE = "model.box=null"
 NAMED = "data.train and data.val, which name their own images and annotations"
 NO_EVALUATION = "train.eval_every={train.eval_every}, which disables evaluation"
 RULES = (
@@ -70,12 +75,16 @@ RULES = (
     Rule("model.fpn.norm", _without_fpn, "model.neck={model.neck}"),
     Rule(
         "model.box.norm",
-        lambda c: c.model.box.trunk != "4conv1fc",
+        lambda c: c.model.box and c.model.box.trunk != "4conv1fc",
         "model.box.trunk={model.box.trunk}, which has no convolutions of its own",
     ),
-    Rule("model.box.width", lambda c: c.model.box.trunk == "res5", "model.box.trunk=res5"),
-    Rule("model.box.nms_threshold", lambda c: c.model.box.soft_sigma, "model.box.soft_sigma={model.box.soft_sigma}"),
-    Rule("model.box.min_size", lambda c: c.model.box.empty == "keep", "model.box.empty=keep"),
+    Rule("model.box.width", lambda c: c.model.box and c.model.box.trunk == "res5", "model.box.trunk=res5"),
+    Rule(
+        "model.box.nms_threshold",
+        lambda c: c.model.box and c.model.box.soft_sigma,
+        "model.box.soft_sigma={model.box.soft_sigma}",
+    ),
+    Rule("model.box.min_size", lambda c: c.model.box and c.model.box.empty == "keep", "model.box.empty=keep"),
     *(Rule(f"model.box.{key}", lambda c: c.model.cascade, "model.cascade")
       for key in ("iou_threshold", "delta_weights", "class_agnostic")),
     Rule(
@@ -85,9 +94,18 @@ RULES = (
     ),
     Rule(
         "model.box.weight_standardization",
-        lambda c: c.model.box.trunk != "4conv1fc",
+        lambda c: c.model.box and c.model.box.trunk != "4conv1fc",
         "model.box.trunk={model.box.trunk}, which has no convolutions of its own",
     ),
+    Rule(
+        "model.num_classes",
+        lambda c: c.model.box is None and c.model.num_classes != 1,
+        f"{RPN_ALONE}, whose proposals have no class",
+    ),
+    Rule("data.repeat_threshold", _rpn_alone, f"{RPN_ALONE}, to which all classes are one"),
+    *(Rule(key, _rpn_alone, RPN_ALONE)
+      for key in ("model.pool.sampling_ratio", "model.pool.aligned", "model.rpn.pre_nms_train", "model.rpn.post_nms_train",
+                  "train.head_lr")),
     Rule("model.fpn.weight_standardization", _without_fpn, "model.neck={model.neck}"),
     Rule("model.mask.norm", lambda c: c.model.mask and not c.model.mask.num_convs, "model.mask.num_convs=0"),
     Rule(

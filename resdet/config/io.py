@@ -154,7 +154,8 @@ def _settings(section: BaseModel, implied: BaseModel) -> dict[str, Any]:
         value, other = getattr(section, name), getattr(implied, name)
         if isinstance(value, BaseModel):
             inner = _settings(value, other if isinstance(other, BaseModel) else type(value)())
-            if inner or field.get_default() is None:
+            optional = type(None) in _members(field.annotation) and name in section.model_fields_set
+            if inner or optional or field.get_default() is None:
                 found[name] = inner
         elif isinstance(value, list) and value and all(isinstance(entry, BaseModel) for entry in value):
             found[name] = [entry.model_dump(mode="json", exclude_unset=True) for entry in value]

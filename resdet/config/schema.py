@@ -235,7 +235,7 @@ class ModelConfig(Section):
     anchors: AnchorConfig = AnchorConfig()
     rpn: RPNConfig = RPNConfig()
     pool: PoolConfig = PoolConfig()
-    box: BoxConfig = BoxConfig()
+    box: BoxConfig | None = BoxConfig()  # null: the RPN alone, whose proposals have no class
     cascade: CascadeConfig | None = None  # None: one box head; {} : Cascade R-CNN
     mask: MaskConfig | None = None  # None: Faster R-CNN
     keypoint: KeypointConfig | None = None  # {}: Keypoint R-CNN
@@ -247,14 +247,20 @@ class ModelConfig(Section):
             problems.append(
                 f"anchors.sizes has {len(self.anchors.sizes)} numbers: an FPN needs 5, one for each of p2..p6"
             )
-        if self.box.trunk == "res5" and self.neck != "c4":
+        if self.box and self.box.trunk == "res5" and self.neck != "c4":
             problems.append(f"box.trunk=res5 computes c5 on RoIs of c4, but neck={self.neck}: set model.neck=c4")
-        if self.box.trunk == "res5" and self.cascade:
+        if self.box and self.box.trunk == "res5" and self.cascade:
             problems.append("cascade needs box heads of their own at each stage: set box.trunk=2fc or 4conv1fc")
         if self.neck != "fpn" and self.mask and self.mask.point_rend:
             problems.append(f"mask.point_rend needs the fine maps of an FPN, but neck={self.neck}")
         if self.neck == "c4" and self.backbone.c5_dilation != 1:
             problems.append("backbone.c5_dilation=2 has no effect with neck=c4: DC5 is model.neck=c5")
+        without = [name for name in ("cascade", "mask", "keypoint") if self.box is None and getattr(self, name)]
+        if without:
+            fix = ", ".join(f"model.{name}=null" for name in without)
+            problems.append(
+                f"box=null is the RPN alone, whose proposals no other head completes: set {fix}, or give model.box a section"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self

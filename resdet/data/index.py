@@ -125,6 +125,13 @@ class ImageList(Sequence[ImageInfo]):
             **_known_arrays(None),
         })  # fmt: skip
 
+    def as_one_class(self) -> ImageList:
+        """The same images with label 0 for every object; complete for it are those that are complete for all classes."""
+        changed = {"labels": np.zeros_like(self.labels)}
+        if len(self.arrays["known_rows"]):
+            changed["known"] = np.asarray(self.arrays["known"].all(axis=1, keepdims=True))
+        return ImageList(self.folder, self.arrays | changed)
+
     def __getstate__(self) -> dict[str, Any]:
         """A memory-mapped list is pickled as the name of its folder, not as its content."""
         return {"folder": self.folder, "saved": self._saved, "arrays": None if self._saved else self.arrays}

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from resdet.class_names import few, match_classes
+from resdet.class_names import OBJECT, few, match_classes
 from resdet.data.coco import Annotations
 from resdet.errors import UserError
+
+
+def as_objects(annotations: Annotations) -> Annotations:
+    """The annotations with all classes as one, `OBJECT`, as a model of proposals sees them; `content` stays as it is."""
+    images = annotations.images.as_one_class()
+    return replace(annotations, images=images, class_names=[OBJECT], category_ids=[1])
 
 
 def for_classes(

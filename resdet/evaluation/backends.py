@@ -18,9 +18,11 @@ def accumulated(
     backend: str,
     limits: list[int],
     sigmas: Sequence[float] = (),
+    by_class: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
-    areas as in AREAS (but no small one for keypoints), `limits`; -1 where there is nothing to measure."""
+    areas as in AREAS (but no small one for keypoints), `limits`; K is 1 unless by_class; -1
+    where there is nothing to measure."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hotcoco's of sigmas that are not COCO's
         if backend == "hotcoco":
@@ -28,7 +30,7 @@ def accumulated(
 
             evaluator = hotcoco.COCOeval(hotcoco.COCO(truth), hotcoco.COCO(found), kind)
             parameters = evaluator.params
-            parameters.maxDets = limits
+            parameters.maxDets, parameters.useCats = limits, by_class
             if sigmas:
                 parameters.kpt_oks_sigmas = list(sigmas)
             evaluator.params = parameters
@@ -41,7 +43,7 @@ def accumulated(
                 coco.dataset = content
                 coco.createIndex()
             evaluator = COCOeval(*both, kind)
-            evaluator.params.maxDets = limits
+            evaluator.params.maxDets, evaluator.params.useCats = limits, int(by_class)
             if sigmas:
                 evaluator.params.kpt_oks_sigmas = np.array(sigmas)
         evaluator.evaluate()

@@ -31,9 +31,9 @@ from resdet.data.rules import (
     read_categories,
 )
 from resdet.errors import listed
-from resdet.evaluation import keypoints
+from resdet.evaluation import keypoints, proposals
 from resdet.evaluation.backends import accumulated
-from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, measured_mean, metrics_table
+from resdet.evaluation.tables import COCO_LIMIT, STANDARD_AP, measured_mean, metrics_table, numbers_table
 from resdet.structures import Output
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -43,7 +43,7 @@ AREAS = {
     "m": (32**2, 96**2),
     "l": (96**2, 1e10),
 }  # in square pixels, both ends inside
-Kind = Literal["bbox", "segm", "keypoints"]
+Kind = Literal["bbox", "segm", "keypoints", "proposals"]
 Metrics = dict[str, dict[str, float | None]]
 ANY_SIZE = (10**9, 10**9)  # of an image whose size is not given, where only boxes are scored
 
@@ -178,6 +178,8 @@ class Evaluation:
 
     def kinds(self, outputs: Collection[Output]) -> tuple[Kind, ...]:
         """What detections with these results can be scored for."""
+        if "proposals" in outputs:
+            return ("proposals",)
         kinds: list[Kind] = ["bbox"]
         kinds += ["segm"] if "masks" in outputs and self.has_masks else []
         kinds += ["keypoints"] if "keypoints" in outputs and self.skeleton else []
@@ -186,7 +188,7 @@ class Evaluation:
     def measurable(self, kind: Kind, name: str) -> bool:
         """Whether there is an object that the metric `name` of its kind could be measured on."""
         low, high = AREAS.get(name[-1], AREAS["all"])
-        possible = {"bbox": True, "segm": self.has_masks, "keypoints": self.skeleton is not None}[kind]
+        possible = {"segm": self.has_masks, "keypoints": self.skeleton is not None}.get(kind, True)
         return possible and any(
             not entry["iscrowd"] and (kind != "keypoints" or entry["num_keypoints"]) and low <= entry["area"] <= high
             for entry in self.truth["annotations"]
@@ -217,7 +219,8 @@ class Evaluation:
         """COCO results -> {"bbox": {"AP": …, 11 more}, …} in 0..1 (None: nothing to measure), and tables.
 
         limit: detections per image and class that count, the highest scores first; 100, as COCO has it, or more. With more,
-               "AR{limit}" and "AP_max100", the AP at 100, are among the metrics. For keypoints always 20, COCO's.
+               "AR{limit}" and "AP_max100", the AP at 100, are among the metrics. For keypoints always 20, COCO's, and for
+               proposals, whose classes do not matter, 100 and 1000.
         backend: None for the fastest that is installed.
         """
         assert limit >= COCO_LIMIT
@@ -227,6 +230,11 @@ class Evaluation:
         tables = []
         for kind in kinds:
             found = {**self.truth, "annotations": self._detections(results, kind)}
+            if kind == "proposals":
+                _, recall = accumulated(self.truth, found, "bbox", backend, proposals.LIMITS, by_class=False)
+                metrics[kind] = proposals.summary(recall)
+                tables.append(numbers_table("proposals: average recall, percent", metrics[kind]))
+                continue
             if kind == "keypoints":
                 precision, recall = accumulated(self.truth, found, kind, backend, [keypoints.LIMIT], self.sigmas)
                 metrics[kind] = keypoints.summary(precision, recall)
@@ -240,7 +248,9 @@ class Evaluation:
     def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
         entries = []
         for number, entry in enumerate(results, 1):
-            counted = self._counted.get(entry["image_id"])
+            if kind == "proposals":
+                entry = {**entry, "category_id": next(iter(self._class))}
+            counted = None if kind == "proposals" else self._counted.get(entry["image_id"])
             if counted is not None and entry["category_id"] not in counted:
                 continue
             plain = {**entry, "id": number, "iscrowd": 0}

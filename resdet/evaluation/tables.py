@@ -16,17 +16,22 @@ def measured_mean(values: np.ndarray) -> float | None:
     return float(measured.mean()) if measured.size else None
 
 
+def percent(value: float | None) -> str:
+    return "    -" if value is None else f"{100 * value:5.1f}"
+
+
+def numbers_table(title: str, metrics: dict[str, float | None]) -> str:
+    """A title, names, and the numbers below them in percent."""
+    names = "  ".join(f"{name:>5}" for name in metrics)
+    values = "  ".join(f"{percent(value):>{max(len(name), 5)}}" for name, value in metrics.items())
+    return "\n".join([title, names, values, ""])
+
+
 def metrics_table(
     kind: str, metrics: dict[str, float | None], classes: list[tuple[str, int, float | None, float | None]], limit: int
 ) -> str:
     """The numbers and the per-class table as plain text, in percent. limit: detections per image and class that count."""
-
-    def percent(value: float | None) -> str:
-        return "    -" if value is None else f"{100 * value:5.1f}"
-
-    shown = [name for name in metrics if name != STANDARD_AP]
-    names = "  ".join(f"{name:>5}" for name in shown)
-    values = "  ".join(f"{percent(metrics[name]):>{max(len(name), 5)}}" for name in shown)
+    shown = {name: value for name, value in metrics.items() if name != STANDARD_AP}
     seen = [row for row in classes if row[1]]
     width = max([len(name) for name, *_ in seen] + [5])
     columns = 1 if len(seen) <= 10 else 3
@@ -43,4 +48,4 @@ def metrics_table(
         head_line += f"{percent(metrics[STANDARD_AP]).strip()})"
     else:
         head_line = f"COCO {title} AP, percent, {limit} detections per image and class"
-    return "\n".join([head_line, names, values, "", head, *lines, ""])
+    return "\n".join([numbers_table(head_line, shown), head, *lines, ""])

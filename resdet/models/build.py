@@ -6,7 +6,7 @@ from typing import Literal, cast
 
 from torch import nn
 
-from resdet.config import MaskConfig, ModelConfig
+from resdet.config import BoxConfig, MaskConfig, ModelConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet, architecture
@@ -29,7 +29,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
     c = config.backbone
     c5: Literal["map", "rois", "none"] = "map"
     if config.neck == "c4":
-        c5 = "rois" if config.box.trunk == "res5" else "none"
+        c5 = "rois" if config.box and config.box.trunk == "res5" else "none"
     arch = architecture(c.name)
     if c.deformable != "none" and (arch.base_width * arch.groups) % c.deformable_groups:
         raise UserError(
@@ -58,7 +58,7 @@ def build_backbone(config: ModelConfig) -> ResNet:
 
 def build_model(config: ModelConfig) -> RCNN:
     """The detector with random weights; `pretrained.load_backbone` or a checkpoint fills it."""
-    if config.num_classes is None:
+    if config.num_classes is None and config.box:
         raise UserError("model.num_classes is not set, and there are no annotations here to count them from")
     backbone = build_backbone(config)
     fpn = build_neck(config, backbone)
@@ -85,11 +85,33 @@ def build_model(config: ModelConfig) -> RCNN:
         rank=r.rank,
         fixed_divisor=r.fixed_divisor,
     )
+    sampling = b or BoxConfig()  # of the RoIs that heads train on; without heads there are none
+    detector = RCNN(
+        backbone,
+        fpn,
+        rpn,
+        _heads(config, b, backbone, fpn) if b else {},
+        num_classes=config.num_classes or 1,
+        pixel_mean=config.input.mean,
+        pixel_std=config.input.std,
+        bgr=config.input.bgr,
+        samples=sampling.samples,
+        positive_fraction=sampling.positive_fraction,
+        iou_threshold=config.cascade.ious[0] if config.cascade else sampling.iou_threshold,
+        low_quality=sampling.low_quality,
+    )
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):
+            module.fold = config.fold_norm
+    return detector
+
+
+def _heads(config: ModelConfig, b: BoxConfig, backbone: ResNet, fpn: FPN | SingleLevel) -> dict[str, RoIHead]:
     stage = RoIStage(cast(nn.Sequential, backbone.layer4), 2 * fpn.channels) if b.trunk == "res5" else None
-    box_head = _cascade_head(config, fpn) if config.cascade else _box_head(config, fpn, stage)
+    box_head = _cascade_head(config, b, fpn) if config.cascade else _box_head(config, b, fpn, stage)
     heads: dict[str, RoIHead] = {"box": box_head}
     if config.mask and not (config.cascade and config.cascade.mask_heads == "each"):
-        heads["mask"] = _mask_head(config, config.mask, fpn, stage)
+        heads["mask"] = _mask_head(config, config.mask, b, fpn, stage)
     if config.keypoint:
         k = config.keypoint
         if k.num_keypoints is None:
@@ -106,24 +128,7 @@ def build_model(config: ModelConfig) -> RCNN:
             max_rois=int(b.samples * b.positive_fraction),
             decode=k.decode,
         )
-    detector = RCNN(
-        backbone,
-        fpn,
-        rpn,
-        heads,
-        num_classes=config.num_classes,
-        pixel_mean=config.input.mean,
-        pixel_std=config.input.std,
-        bgr=config.input.bgr,
-        samples=b.samples,
-        positive_fraction=b.positive_fraction,
-        iou_threshold=config.cascade.ious[0] if config.cascade else b.iou_threshold,
-        low_quality=b.low_quality,
-    )
-    for module in detector.modules():
-        if isinstance(module, FrozenBatchNorm2d | BatchNorm2d):
-            module.fold = config.fold_norm
-    return detector
+    return heads
 
 
 def build_neck(config: ModelConfig, backbone: ResNet) -> FPN | SingleLevel:
@@ -135,9 +140,8 @@ def build_neck(config: ModelConfig, backbone: ResNet) -> FPN | SingleLevel:
     return SingleLevel(config.neck, backbone.channels[config.neck], backbone.strides[config.neck])
 
 
-def _box_head(config: ModelConfig, fpn: FPN | SingleLevel, stage: RoIStage | None) -> BoxHead:
+def _box_head(config: ModelConfig, b: BoxConfig, fpn: FPN | SingleLevel, stage: RoIStage | None) -> BoxHead:
     assert config.num_classes is not None
-    b = config.box
     if b.class_weights is not None and len(b.class_weights) != config.num_classes + 1:
         raise UserError(
             f"model.box.class_weights has {len(b.class_weights)} numbers, but there are {config.num_classes} classes "
@@ -161,19 +165,19 @@ def _box_head(config: ModelConfig, fpn: FPN | SingleLevel, stage: RoIStage | Non
         loss_beta=b.loss_beta,
         clamp_shrink=b.clamp_shrink,
         objectness=b.objectness,
-        selection=_selection(config),
+        selection=_selection(b),
     )
 
 
-def _cascade_head(config: ModelConfig, fpn: FPN | SingleLevel) -> CascadeHead:
-    c, b = config.cascade, config.box
+def _cascade_head(config: ModelConfig, b: BoxConfig, fpn: FPN | SingleLevel) -> CascadeHead:
+    c = config.cascade
     assert c is not None
     stages = []
     for weights in c.delta_weights:
         box = b.model_copy(update={"delta_weights": weights, "class_agnostic": True})
-        stages.append(_box_head(config.model_copy(update={"box": box}), fpn, None))
+        stages.append(_box_head(config, box, fpn, None))
     each = config.mask if c.mask_heads == "each" else None
-    masks = [_mask_head(config, each, fpn, None) for _ in stages] if each else []
+    masks = [_mask_head(config, each, b, fpn, None) for _ in stages] if each else []
     return CascadeHead(
         stages,
         masks,
@@ -182,12 +186,11 @@ def _cascade_head(config: ModelConfig, fpn: FPN | SingleLevel) -> CascadeHead:
         resample=b.positive_fraction if c.resample else None,
         scale_gradients=c.scale_gradients,
         average=c.average,
-        selection=_selection(config),
+        selection=_selection(b),
     )
 
 
-def _selection(config: ModelConfig) -> Selection:
-    b = config.box
+def _selection(b: BoxConfig) -> Selection:
     return Selection(
         score_threshold=b.score_threshold,
         nms_threshold=b.nms_threshold,
@@ -199,10 +202,10 @@ def _selection(config: ModelConfig) -> Selection:
 
 
 def _mask_head(
-    config: ModelConfig, c: MaskConfig, fpn: FPN | SingleLevel, stage: RoIStage | None
+    config: ModelConfig, c: MaskConfig, b: BoxConfig, fpn: FPN | SingleLevel, stage: RoIStage | None
 ) -> MaskHead | PointRendHead:
     assert config.num_classes is not None
-    max_rois = int(config.box.samples * config.box.positive_fraction)
+    max_rois = int(b.samples * b.positive_fraction)
     if (p := c.point_rend) is not None:
         return PointRendHead(
             fpn.channels,

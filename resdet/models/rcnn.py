@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN: the architecture, in one file that reads like the papers."""
+"""Faster R-CNN and Mask R-CNN, and their RPN alone: the architecture, in one file that reads like the papers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RoIHead(Protocol):
 class RCNN(Detector):
     """Two-stage detector: backbone, neck, proposals, heads.
 
-    heads: name -> `RoIHead`, run in order.
+    heads: name -> `RoIHead`, run in order. Without any, proposals are the detections: label 0, scored by objectness.
     samples, positive_fraction, iou_threshold, low_quality: the RoIs that train the heads (`matching.sample_rois`).
     """
 
@@ -59,14 +59,17 @@ class RCNN(Detector):
         self.rpn, self.heads = rpn, nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
         self.samples, self.positive_fraction = samples, positive_fraction
         self.iou_threshold, self.low_quality = iou_threshold, low_quality
+        self._proposals = Selection(score_threshold=0.0, max_detections=rpn.predict_limits.post_nms)
 
     @property
     def outputs(self) -> frozenset[Output]:
+        if not self.heads:
+            return frozenset({"proposals"})
         return frozenset(output for head in self.roi_heads() for output in getattr(head, "outputs", ()))
 
     @property
     def selection(self) -> Selection:
-        selection = self.heads["box"].selection
+        selection = self.heads["box"].selection if self.heads else self._proposals
         assert isinstance(selection, Selection)
         return selection
 
@@ -74,6 +77,9 @@ class RCNN(Detector):
         """rpn_objectness, rpn_box, box_class, box_reg, mask, and those of other heads."""
         assert batch.targets is not None, "losses need targets"
         features = self.features(batch)
+        if not self.heads:
+            anchors = self.rpn.anchors(features, _size(batch.images))
+            return self.rpn.loss(features, torch.cat(anchors), batch.targets, batch.keys)
         with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
             scores = self.rpn(features, _size(batch.images))
         losses: dict[str, Loss] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
@@ -92,7 +98,12 @@ class RCNN(Detector):
         """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
         features = self.features(batch)
         scores = self.rpn(features, _size(batch.images))
-        boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.predict_limits)
+        limits = self.rpn.predict_limits
+        if not self.heads:
+            limits = limits._replace(post_nms=self.selection.max_detections)
+        boxes, objectness, valid = self.rpn.propose(scores, batch.image_sizes, limits)
+        if not self.heads:
+            valid = valid & (objectness > self.selection.score_threshold)
         labels = torch.zeros_like(valid, dtype=torch.int64)
         detections = Detections(boxes, objectness, labels, valid, batch.image_sizes)
         for head in self.roi_heads():

@@ -10,17 +10,19 @@ from resdet.evaluation.coco import Evaluation
 from resdet.runtime.console import console
 from resdet.structures import Output
 
-KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints"}
+KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "proposals": "proposals"}
+MAIN = {"proposals": "AR1000"}  # of each kind the number that is told first, where it is not AP
 
 
 def best_metric(config: TrainConfig, evaluation: Evaluation, outputs: Collection[Output]) -> str | None:
-    """`train.best_metric`, or the AP of keypoints or masks where these are evaluated, else box AP; None, told in one line,
-    where the validation set has no object to measure it on.
+    """`train.best_metric`, or the AP of keypoints or masks where these are evaluated, else box AP, or AR1000 of proposals;
+    None, told in one line, where the validation set has no object to measure it on.
 
     outputs: the kinds of results that are evaluated. Raises `UserError` if `train.best_metric` itself cannot be measured.
     """
     kinds = evaluation.kinds(outputs)
-    name = config.best_metric or f"{kinds[-1]}_AP"
+    main = MAIN.get(kinds[-1], "AP")
+    name = config.best_metric or f"{kinds[-1]}_{main}"
     kind = name.partition("_")[0]
     if kind in kinds and evaluation.measurable(kind, name.partition("_")[2]):
         return name
@@ -30,5 +32,5 @@ def best_metric(config: TrainConfig, evaluation: Evaluation, outputs: Collection
         )
         raise UserError(f"train.best_metric={name} cannot be measured on {evaluation.source}: {reason}")
     off = "best.pt and train.patience are off" if config.patience else "best.pt is off"
-    console.print(f"warning: val has no objects: AP cannot be measured, {off} ({evaluation.source})", markup=False)
+    console.print(f"warning: val has no objects: {main} cannot be measured, {off} ({evaluation.source})", markup=False)
     return None

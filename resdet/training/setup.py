@@ -20,7 +20,7 @@ from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
 from resdet.data.quality.checks import compare
 from resdet.data.quality.summary import check_annotations, check_before_training
-from resdet.data.relabel import for_classes
+from resdet.data.relabel import as_objects, for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
 from resdet.data.sources import coco_paths, find_format, given_sources, join_parts, open_parts
 from resdet.errors import UserError
@@ -71,12 +71,16 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
     config = with_pixel_range(config, train, found, resumed=earlier is not None)
     val = parse_split("val", sources["val"]) if "val" in sources else None
     del sources  # what a training needs of them is in `train` and `val`
+    box, rpn = config.model.box, config.model.rpn
+    if not box:
+        train, val = as_objects(train), as_objects(val) if val else None
     if val:
         val, notes = for_classes(val, train.class_names, str(train.source), "the training set")
         for note in notes:
             console.print(note, markup=False)
+    key, limit = ("box.max_detections", box.max_detections) if box else ("rpn.post_nms_predict", rpn.post_nms_predict)
     for split in (train, val) if val else (train,):
-        if note := crowded(split, config.model.box.max_detections):
+        if note := crowded(split, f"model.{key}", limit):
             console.print(note, markup=False)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
@@ -149,16 +153,16 @@ def read_checked(config: Config, splits: list[Literal["train", "val"]], *, check
     return sources
 
 
-def crowded(annotations: Annotations, max_detections: int) -> str:
-    """A warning if images have more objects than a model detects; else ""."""
+def crowded(annotations: Annotations, key: str, limit: int) -> str:
+    """A warning if images have more objects than a model detects; else "". key: of the config, that sets the limit."""
     counts = annotations.images.counts
-    more = int((counts > max_detections).sum())
+    more = int((counts > limit).sum())
     if not more:
         return ""
     most = counts.max()
     return (
         f"warning: {annotations.source}: {more} of {len(counts)} images have more objects, up to {most}, than the "
-        f"{max_detections} detections of an image that model.box.max_detections keeps: set model.box.max_detections={most}"
+        f"{limit} detections of an image that {key} keeps: set {key}={most}"
     )
 
 
@@ -226,7 +230,7 @@ def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
 def with_num_classes(config: Config, annotations: Annotations) -> Config:
     """The config with `model.num_classes` as the annotations have it; raises `UserError` if it says otherwise."""
     count = len(annotations.class_names)
-    if config.model.num_classes not in (None, count):
+    if config.model.box and config.model.num_classes not in (None, count):
         raise UserError(
             f"model.num_classes is {config.model.num_classes}, but {annotations.source} has {count} categories "
             f"({', '.join(annotations.class_names[:8])}{', …' if count > 8 else ''}): "

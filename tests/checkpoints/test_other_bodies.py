@@ -280,6 +280,33 @@ model = dict(
 """
 
 
+@pytest.mark.parametrize("c4", [False, True])
+def test_detectron2s_rpn_alone(c4: bool, tmp_path: Path) -> None:
+    """rpn_R_50_FPN_1x.yaml and rpn_R_50_C4_1x.yaml: no RoI heads, and no res5 without the FPN."""
+    body = detectron2_resnet("backbone" if c4 else "backbone.bottom_up", R50[:3] if c4 else R50)
+    weights = body | (detectron2_rpn(1024, 15) if c4 else fpn() | detectron2_rpn(256, 3))
+    found = opened(weights, tmp_path / "model.pth")
+    m = found.model
+    assert (m.box, m.neck, m.mask, found.class_names) == (None, "c4" if c4 else "fpn", None, ["object"])
+    assert (m.rpn.pre_nms_predict, m.rpn.post_nms_predict) == (12000 if c4 else 1000, 2000)
+    assert (m.rpn.fixed_divisor, m.backbone.stride_in_1x1, m.input.bgr) == (True, True, True)
+    assert "detectron2, RPN alone, resnet50, " in found.report()
+    torch.save({"model": weights | {"roi_heads.other_head.weight": zeros(3)}}, tmp_path / "other.pth")
+    with pytest.raises(
+        UserError, match=r"heads are of a kind that resdet does not have \(roi_heads\.other_head\.weight\)"
+    ):
+        open_checkpoint(tmp_path / "other.pth")
+
+
+def test_mmdetections_rpn_alone(tmp_path: Path) -> None:
+    weights = {name: value for name, value in mmdetection().items() if not name.startswith("roi_head.")}
+    config = "model = dict(type='RPN', test_cfg=dict(rpn=dict(nms_pre=1500, max_per_img=800)))"
+    for content, limits in ((None, (2000, 1000)), ({"state_dict": weights, "meta": {"cfg": config}}, (1500, 800))):
+        m = opened(weights, tmp_path / "model.pth", content).model
+        assert (m.box, m.rpn.rank, m.rpn.clamp_shrink, m.num_classes) == (None, "sigmoid", True, 1)
+        assert (m.rpn.pre_nms_predict, m.rpn.post_nms_predict) == limits
+
+
 @pytest.mark.parametrize("standardized", [False, True])
 def test_mmdetections_group_norm_with_and_without_weight_standardization(standardized: bool, tmp_path: Path) -> None:
     """configs/gn and gn+ws: the tensors are the same, the config in the file tells."""

@@ -97,7 +97,8 @@ def test_patience_waits_for_nothing_where_there_is_no_ap(shapes_root, tmp_path, 
 
 def test_images_of_more_objects_than_are_kept_are_told(shapes) -> None:
     most = int(shapes.images.counts.max())
-    assert crowded(shapes, most) == ""
+    key = "model.box.max_detections"
+    assert crowded(shapes, key, most) == ""
     more = int(np.sum(shapes.images.counts > most - 1))
-    assert f"{more} of {len(shapes.images)} images have more objects, up to {most}" in crowded(shapes, most - 1)
-    assert f"set model.box.max_detections={most}" in crowded(shapes, most - 1)
+    assert f"{more} of {len(shapes.images)} images have more objects, up to {most}" in crowded(shapes, key, most - 1)
+    assert f"set model.box.max_detections={most}" in crowded(shapes, key, most - 1)
