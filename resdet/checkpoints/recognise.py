@@ -149,7 +149,7 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
     changes += [
         f"model.{part}=null"
         for part in ("box", "mask", "keypoint", "cascade")
-        if getattr(config, part) and not wanted.get(part)
+        if getattr(config, part) and wanted.get(part) is None
     ]
     name = wanted["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")
     name += {"fpn": "", "c4": "_c4", "c5": "_dc5"}[wanted.get("neck", "fpn")]
