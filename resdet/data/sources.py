@@ -191,7 +191,8 @@ def coco_paths(config: DataConfig, given: SplitConfig, name: str) -> tuple[Path,
         annotations = named_annotations(root, given.split, f"data.{name}")
     else:
         annotations = find_annotations(root, name.partition("[")[0])
-    return given.images or image_folder(annotations, root), annotations
+    usual = root / f"{name.partition('[')[0]}2017" if config.root else None
+    return given.images or image_folder(annotations, root, usual), annotations
 
 
 def _listed(source: Source, listing: Path) -> Source:

@@ -171,7 +171,8 @@ def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) 
     for name, loss in losses.items():
         torch.testing.assert_close(loss, their_losses[name], rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
-        if gradient is not None:
+        # A keypoint's bias moves its whole heatmap, to which the softmax is blind: rounding is all of that gradient.
+        if gradient is not None and name != "heads.keypoint.logits.bias":
             error = (gradient - their_gradients[name]).norm() / gradient.norm().clamp(min=1e-8)
             assert error < 1e-2, name
     torch.testing.assert_close(found.scores, theirs.scores, rtol=1e-3, atol=1e-4)

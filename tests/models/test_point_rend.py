@@ -96,7 +96,7 @@ def test_losses_against_a_plain_reference() -> None:
     positive = torch.tensor([[True, False], [True, False]])
     samples = Samples(
         boxes, torch.tensor([[2, 3], [0, 3]]), positive, torch.ones_like(positive), torch.zeros(2, 2, dtype=torch.int64),
-        gt_boxes.expand(-1, 2, -1), targets,
+        gt_boxes.expand(-1, 2, -1), targets, torch.tensor([0, 1]), torch.tensor([[128, 160]] * 2),
     )  # fmt: skip
     losses = model.loss({"p2": maps}, samples)
     assert [int(loss.count) for loss in losses.values()] == [2, 2]

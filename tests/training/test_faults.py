@@ -11,6 +11,7 @@ import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.errors import UserError
 from resdet.models.heads.box import BoxHead
+from resdet.structures import Loss
 from resdet.training.loggers import RunLog
 from resdet.training.loop import train
 from resdet.training.step import TrainingStep
@@ -26,7 +27,8 @@ def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
         losses = original(head, features, samples)
         if now["iteration"] in when:
             value = losses["box_reg"]
-            losses["box_reg"] = value * float("nan") if how == "loss" else torch.sqrt(value * 0)  # slope 0 * infinity
+            spoiled = value.sum * float("nan") if how == "loss" else torch.sqrt(value.sum * 0)  # slope 0 * infinity
+            losses["box_reg"] = Loss(spoiled, value.count)
         return losses
 
     def watched(this, loaded):

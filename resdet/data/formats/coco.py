@@ -86,8 +86,11 @@ def find_annotations(root: Path, split: str) -> Path:
     return ours[0] if ours else usual
 
 
-def image_folder(annotations: Path, root: Path) -> Path:
-    """Where the images of a JSON file lie: a folder near it, by name, or the one that has the first image it lists."""
+def image_folder(annotations: Path, root: Path, usual: Path | None = None) -> Path:
+    """Where the images of a JSON file lie: a folder near it, by name, or the one that has the first image it lists.
+
+    usual: the data set's own folder for such images, where it has one.
+    """
     match = re.fullmatch(r"(?:instances|person_keypoints)_(\w+)", annotations.stem)
     if match and (annotations.parent.parent / match[1]).is_dir():
         return annotations.parent.parent / match[1]
@@ -98,10 +101,13 @@ def image_folder(annotations: Path, root: Path) -> Path:
     folders += [
         folder / name for folder in near for word in _words(annotations.stem) for name in (word, f"images/{word}")
     ]
+    folders = [usual, *folders] if usual and usual.is_dir() else folders
     names = _first_names(annotations)
     found = next((folder for folder in folders if any(_is_file(folder, name) for name in names)), None)
     if found:
         return found
+    if usual and usual.is_dir():
+        return usual
     return (
         annotations.parent.parent / match[1]
         if match and annotations.parent.name == "annotations"
