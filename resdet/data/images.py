@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from resdet.data.tiff import PHOTOMETRIC_RGB, decode_with_tifffile, is_tiff, read_layout, without_orientation
 from resdet.errors import UserError
@@ -213,7 +213,9 @@ def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -
     wanted = (*header.size, header.pages if stack else header.channels)
     layout = read_layout(data) if is_tiff(data) else None
     image: np.ndarray | None = None
-    if stack and header.dtype.itemsize > 1:
+    if stack and header.dtype == np.uint8:
+        image = _grey_pages(data, name)
+    elif stack:
         ok, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
         image = np.dstack([page for page in pages if page.shape == header.size]) if ok else None
     elif not stack and not (layout and (layout.planar or header.channels > 4)):
@@ -224,6 +226,16 @@ def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -
     if layout and (image is None or image.shape != wanted or image.dtype != header.dtype):
         return decode_with_tifffile(data, name, layout, stack)
     return image
+
+
+def _grey_pages(data: bytes, name: str | Path) -> np.ndarray:
+    """The pages of an 8-bit TIFF as channels, by Pillow, since OpenCV turns them into BGR. Raises `UserError`."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pages = [np.asarray(page.convert("L")) for page in ImageSequence.Iterator(image)]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name}: cannot be decoded as an image ({error})") from None
+    return np.dstack([page for page in pages if page.shape == pages[0].shape])
 
 
 def _with_channels(image: np.ndarray, channels: int, bands: bool, name: str | Path) -> np.ndarray:

@@ -58,13 +58,13 @@ def test_from_training_to_drawing(tmp_path, capsys, kind: str) -> None:
         values["model"]["input"] = {"channels": 5}
     train(parse_config({**values, "output": str(output)}))
     assert capsys.readouterr().out.count("becomes 0..255 in all images") == 1
-    low, high = kept = yaml.safe_load((output / "config.yaml").read_text())["data"]["pixel_range"]
+    low, high = kept = yaml.safe_load((output / "resolved.yaml").read_text())["data"]["pixel_range"]
     assert 295 < low < 305
     assert 3600 < high < 3700
 
     longer = {**values, "output": str(output), "train": {**values["train"], "max_iters": 3}}
     train(parse_config(longer), resume=True)
-    assert yaml.safe_load((output / "config.yaml").read_text())["data"]["pixel_range"] == kept
+    assert yaml.safe_load((output / "resolved.yaml").read_text())["data"]["pixel_range"] == kept
     other = {**longer, "data": {**values["data"], "pixel_range": [0, 4095]}}
     with pytest.raises(UserError, match=r"data\.pixel_range=\[0\.0, 4095\.0\]: the run was trained with \["):
         train(parse_config(other), resume=True)

@@ -461,7 +461,7 @@ def test_inputs_that_do_not_fit_are_named(shapes_root, tmp_path) -> None:
     [
         ({"annotations": []}, r"none of its 12 images has an object"),
         ({"segmentation": None}, r"no object has a segmentation.*set model\.mask=null"),
-        ({"categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}, {"id": 7, "name": "c"}, {"id": 10, "name": "d"}]},
+        ({"categories": [{"id": k, "name": name} for k, name in zip((10, 11, 13, 14), "abcd", strict=True)]},
          "train and val have no category name in common"),
     ],
 )  # fmt: skip
