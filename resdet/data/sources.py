@@ -101,7 +101,8 @@ def read_source(config: DataConfig, given: SplitConfig, name: str) -> Source:
     refuse_what_has_no_effect(found.format, given, key)
     if found.format == "coco":
         images, annotations = coco_paths(config, given, name)
-        found = found._replace(path=annotations)
+        reason = found.reason if config.format != "auto" else f"{annotations.name} has COCO's structure"
+        found = found._replace(path=annotations, reason=reason)
     # A held-out split is taken from all of a VOC folder, or from YOLO's "train".
     named = None if config.val_fraction or found.format in WITHOUT_SPLITS else split
     source = read_whole(config, found, images, given.split or named)

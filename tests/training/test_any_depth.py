@@ -90,4 +90,4 @@ def test_from_training_to_drawing(tmp_path, capsys, kind: str) -> None:
         drawn = cv2.imread(str(next((tmp_path / folder).glob("[0-9]*.jpg"))))
         assert drawn.max() > 150  # not nearly black
         assert np.median(drawn) < 90
-    assert load_config(output / "config.yaml").data.pixel_range == (low, high)
+    assert load_config(output / "resolved.yaml").data.pixel_range == (low, high)
