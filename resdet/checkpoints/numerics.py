@@ -13,14 +13,12 @@ from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import pixels
 from resdet.checkpoints.names import Source
 from resdet.errors import UserError
-from resdet.migration.conventions import DETECTRON2, MMDETECTION
+from resdet.migration.conventions import DETECTRON2, MMDETECTION, OF_HEADS
 from resdet.migration.expressions import known
 from resdet.migration.python_config import parse_python
 
 # Proposals of a detector without FPN, in detectron2 and in mmdetection.
 SINGLE_LEVEL = {"pre_nms_train": 12000, "pre_nms_predict": 6000, "post_nms_train": 2000, "post_nms_predict": 1000}
-
-OF_HEADS = ("box", "pool")  # sections that mean nothing to the RPN alone
 
 
 def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:

@@ -9,6 +9,7 @@ _COMMON: dict[str, Any] = {
     "pool": {"aligned": True, "sampling_ratio": 0},
     "fold_norm": False,  # masks whose edge lies on their box's, and scores that tie, show the last bit
 }
+OF_HEADS = ("box", "pool")  # sections that mean nothing to the RPN alone
 DETECTRON2: dict[str, Any] = {
     **_COMMON,
     "input": {"resize": "pillow"},

@@ -14,7 +14,7 @@ import yaml
 
 from resdet.config import load_yaml
 from resdet.errors import UserError
-from resdet.migration.conventions import DETECTRON2
+from resdet.migration.conventions import DETECTRON2, OF_HEADS
 from resdet.migration.detectron2_defaults import DEFAULTS
 from resdet.migration.detectron2_keys import TABLE
 from resdet.migration.expressions import Unknown
@@ -37,7 +37,10 @@ def migrate_yaml(path: Path) -> Migration:
 
 def migrate(given: Leaves, defaults: Leaves, origin: str, names: Mapping[str, str] = MappingProxyType({})) -> Migration:
     """given, defaults: by the YAML's keys. names: of keys that the file calls something else."""
-    return Migration(origin, *account(given, defaults, TABLE, origin, {"model": DETECTRON2}, names))
+    architecture = given.get("MODEL.META_ARCHITECTURE", defaults.get("MODEL.META_ARCHITECTURE"))
+    without = OF_HEADS if architecture == "ProposalNetwork" else ()
+    always = {key: value for key, value in DETECTRON2.items() if key not in without}
+    return Migration(origin, *account(given, defaults, TABLE, origin, {"model": always}, names))
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:

@@ -205,6 +205,8 @@ def _settled(rows: list[Row], source: str, always: dict[str, Any]) -> tuple[list
     """Rows whose values are our defaults anyway become `SAME`; the rest is the config to write."""
     set_by_rows = {ours: value for row in rows for ours, value in row.ours.items()}
     taken = always | set_by_rows
+    absent = tuple(f"{key}." for key, value in taken.items() if value is None)
+    taken = {key: value for key, value in taken.items() if not key.startswith(absent)}
     config = parse_config(nested(taken), source)
     theirs, default = flat(config.model_dump(mode="json")), flat(Config().model_dump(mode="json"))
     for name in type(config.model).model_fields:  # sections that are not there by default
@@ -215,7 +217,7 @@ def _settled(rows: list[Row], source: str, always: dict[str, Any]) -> tuple[list
     kept = {
         key: _plain(taken[key])
         for key in sorted(taken, key=lambda k: order.get(k, len(order)))
-        if theirs.get(key, {}) != default.get(key)
+        if theirs.get(key, {}) != default.get(key, {})
     }
     result = []
     for row in rows:
