@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from resdet.migration import mmdetection_data as steps
-from resdet.migration.conventions import MMDETECTION
+from resdet.migration.conventions import MMDETECTION, OF_HEADS
 from resdet.migration.keys import (
     Kind,
     Leaves,
@@ -14,7 +14,7 @@ from resdet.migration.keys import (
     leaves,
 )
 from resdet.migration.mmdetection_data import TRAIN
-from resdet.migration.mmdetection_model import MODEL
+from resdet.migration.mmdetection_model import MODEL, has_heads
 from resdet.migration.mmdetection_training import TRAINING
 from resdet.migration.python_config import PythonConfig
 from resdet.migration.report import Migration
@@ -45,7 +45,8 @@ def migrate(config: PythonConfig, origin: str, images: int | None = None) -> Mig
         raise NotAConfig(origin)
     given = leaves(values, origin)
     defaults = {**DEFAULTS, **_absent(given), **steps.require_images(images)}
-    rows, ours, always = account(given, defaults, {**MODEL, **TRAINING}, origin, {"model": MMDETECTION}, {})
+    numerics = {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
+    rows, ours, always = account(given, defaults, {**MODEL, **TRAINING}, origin, {"model": numerics}, {})
     variables = [key for key in config.values if key not in RUNNER]
     rows += [Row(Kind.SAME, key, config.values[key], {}, "a variable, taken where it is used") for key in variables]
     rows += [Row(Kind.WARNING, text, "", {}, "a statement that is not run") for text in config.skipped]

@@ -17,6 +17,28 @@ RCNN_TRAIN, RPN_TRAIN = "*train_cfg.rcnn.", "*train_cfg.rpn."
 # ---- what the values mean --------------------------------------------------------------------------------------------
 
 
+def has_heads(all_: Leaves) -> bool:
+    return all_.get("model.type") != "RPN"
+
+
+def _detector(value: Any, all_: Leaves) -> dict[str, Any]:
+    """The sections that a detector has, and those that it has not."""
+    known = {"FasterRCNN": None, "MaskRCNN": {}, "RPN": None}
+    found = {"model.mask": shared.choice(value, known, 0)}
+    return found if has_heads(all_) else {**found, "model.box": None}
+
+
+def _roi_head(value: Any, all_: Leaves) -> dict[str, Any]:
+    return dict(shared.choice(value, {"StandardRoIHead": {}} if has_heads(all_) else {None: {}}, 1))
+
+
+def _nms_threshold(value: Any, all_: Leaves) -> dict[str, Any]:
+    """Of prediction, as in training; the RPN alone proposes in prediction only."""
+    if not has_heads(all_):
+        return {"model.rpn.nms_threshold": value}
+    return shared.equal(value, find(all_, "*train_cfg.rpn_proposal.nms*thr*"), "as in training")
+
+
 def _backbone(_: Any, all_: Leaves) -> dict[str, Any]:
     kind, depth = all_.get("model.backbone.type"), all_.get("model.backbone.depth", 50)
     grouped = kind == "ResNeXt"
@@ -112,9 +134,13 @@ def _norm(ours: str) -> Rule:
     return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
 
 
+def _standardized(section: str) -> Rule:
+    return take(f"{section}.weight_standardization", lambda v, _: shared.choice(v, {"ConvWS": True, None: False}, 1))
+
+
 MODEL: Mapping[str, Rule] = {
     # architecture
-    "model.type": take("model.mask", lambda v, _: shared.choice(v, {"FasterRCNN": None, "MaskRCNN": {}}, 0)),
+    "model.type": sets(_detector),
     "model.backbone.type": sets(_kind_of_backbone),
     "model.backbone.depth model.backbone.groups model.backbone.base_width": sets(_backbone),
     "model.backbone.num_stages": builds(4, level=2),
@@ -128,9 +154,10 @@ MODEL: Mapping[str, Rule] = {
     "*norm_cfg.requires_grad": only(True),
     "*norm_cfg.num_groups": builds(32),
     "model.backbone.style": take("model.backbone.stride_in_1x1", lambda v, _: {"caffe": True, "pytorch": False}[v]),
-    "model.backbone.conv_cfg.type": take(
-        "model.backbone.weight_standardization", lambda v, _: shared.choice(v, {"ConvWS": True, None: False}, 1)
-    ),
+    "model.backbone.conv_cfg.type": _standardized("model.backbone"),
+    "model.neck.conv_cfg.type": _standardized("model.fpn"),
+    f"{HEAD}conv_cfg.type": _standardized("model.box"),
+    f"{MASK}conv_cfg.type": _standardized("model.mask"),
     "model.backbone.dcn.fallback_on_stride": builds(False),
     "model.backbone.dcn.* model.backbone.stage_with_dcn": sets(_deformable),
     "model.backbone.deep_stem": take("model.backbone.deep_stem"),
@@ -193,14 +220,12 @@ MODEL: Mapping[str, Rule] = {
     "*train_cfg.rpn_proposal.nms.iou_threshold *train_cfg.rpn_proposal.nms_thr": take("model.rpn.nms_threshold"),
     "*test_cfg.rpn.nms_pre": take("model.rpn.pre_nms_predict"),
     "*test_cfg.rpn.max_per_img *test_cfg.rpn.max_num": take("model.rpn.post_nms_predict"),
-    "*test_cfg.rpn.nms.iou_threshold *test_cfg.rpn.nms_thr": sets(
-        lambda v, all_: shared.equal(v, find(all_, "*train_cfg.rpn_proposal.nms*thr*"), "as in training")
-    ),
+    "*test_cfg.rpn.nms.iou_threshold *test_cfg.rpn.nms_thr": sets(_nms_threshold),
     "*rpn*.nms.type": only("nms"),
     "*rpn*.min_bbox_size": take("model.rpn.min_size"),
     "*rpn*.nms_post *rpn*.nms_across_levels": no_effect("suppression is by level"),
     # boxes
-    "model.roi_head.type": builds("StandardRoIHead"),
+    "model.roi_head.type": sets(_roi_head),
     "*roi_extractor.type": builds("SingleRoIExtractor"),
     "*roi_layer.type": builds("RoIAlign"),
     "model.roi_head.bbox_roi_extractor.roi_layer.output_size": builds(7, level=2),
@@ -244,7 +269,7 @@ MODEL: Mapping[str, Rule] = {
     f"{MASK}num_classes": sets(
         lambda v, all_: shared.equal(v, all_.get(f"{HEAD}num_classes"), "as many as the boxes'")
     ),
-    f"{MASK}class_agnostic": builds(False),
+    f"{MASK}class_agnostic": take("model.mask.class_agnostic"),
     "model.roi_head.mask_roi_extractor.roi_layer.output_size": take("model.mask.pool_size"),
     "model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio": sets(
         lambda v, all_: shared.equal(

@@ -126,6 +126,28 @@ GN = "norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)\nmodel = dic
     "norm_cfg=norm_cfg), mask_head=dict(norm_cfg=norm_cfg)))"  # fmt: skip
 
 
+WS = "conv_cfg = dict(type='ConvWS')\nmodel = dict(backbone=dict(conv_cfg=conv_cfg), neck=dict(conv_cfg=conv_cfg), " \
+    "roi_head=dict(bbox_head=dict(type='Shared4Conv1FCBBoxHead', conv_cfg=conv_cfg), " \
+    "mask_head=dict(conv_cfg=conv_cfg, class_agnostic=True)))"  # fmt: skip
+
+
+def test_the_rpn_alone(tmp_path) -> None:
+    text = MODEL.replace("type='MaskRCNN'", "type='RPN'").replace(
+        "nms_pre=1000, max_per_img=1000", "nms_pre=1500, max_per_img=900"
+    )
+    text = text[: text.index("    roi_head=")] + text[text.index("    train_cfg=") :]
+    text = text[: text.index("        rpn_proposal=")] + "        ),\n" + text[text.index("    test_cfg=") :]
+    text = text[: text.index("        rcnn=dict(score_thr")] + "        ))\n"
+    (tmp_path / "rpn.py").write_text(text.replace("iou_threshold=0.7", "iou_threshold=0.6") + DATA + SCHEDULE)
+    found = migrate_file(tmp_path / "rpn.py")
+    model = config_of(found, tmp_path).model
+    assert (model.box, model.mask, model.num_classes, model.pool.sampling_ratio) == (None, None, None, 2)
+    assert (model.rpn.pre_nms_predict, model.rpn.post_nms_predict, model.rpn.nms_threshold) == (1500, 900, 0.6)
+    assert (model.rpn.rank, model.rpn.clamp_shrink) == ("sigmoid", True)
+    assert lost(found) == ALWAYS
+    assert not any(row.kind is Kind.UNKNOWN for row in found.rows)
+
+
 @pytest.mark.parametrize(
     ("text", "expected", "not_taken"),
     [
@@ -134,6 +156,8 @@ GN = "norm_cfg = dict(type='GN', num_groups=32, requires_grad=True)\nmodel = dic
          {"model.backbone.init_cfg.checkpoint"}),
         (GN, {"model.backbone.norm": "gn", "model.fpn.norm": "gn", "model.box.norm": "gn", "model.mask.norm": "gn",
               "model.box.trunk": "4conv1fc"}, {"optim_wrapper.paramwise_cfg.norm_decay_mult"}),
+        (WS, {f"model.{key}.weight_standardization": True for key in ("backbone", "fpn", "box", "mask")}
+         | {"model.mask.class_agnostic": True}, set()),
         ("model = dict(backbone=dict(dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False), "
          "stage_with_dcn=(False, True, True, True)))",
          {"model.backbone.deformable": "v2", "model.backbone.deformable_stages": ["c3", "c4", "c5"]}, set()),
