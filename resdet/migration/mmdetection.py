@@ -13,6 +13,7 @@ from resdet.migration.keys import (
     account,
     leaves,
 )
+from resdet.migration.mmdetection_cascade import one_head
 from resdet.migration.mmdetection_data import TRAIN
 from resdet.migration.mmdetection_model import MODEL, has_heads
 from resdet.migration.mmdetection_training import TRAINING
@@ -43,10 +44,12 @@ def migrate(config: PythonConfig, origin: str, images: int | None = None) -> Mig
             values["model"] = {**values["model"], name: values.pop(name)}
     if not isinstance(values.get("model"), dict):
         raise NotAConfig(origin)
-    given = leaves(values, origin)
+    stages = one_head(leaves(values, origin))
+    given = stages.given
     defaults = {**DEFAULTS, **_absent(given), **steps.require_images(images)}
     numerics = {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
-    rows, ours, always = account(given, defaults, {**MODEL, **TRAINING}, origin, {"model": numerics}, {})
+    rows, ours, always = account(given, defaults, {**MODEL, **TRAINING}, origin, {"model": numerics}, stages.names)
+    rows += stages.rows
     variables = [key for key in config.values if key not in RUNNER]
     rows += [Row(Kind.SAME, key, config.values[key], {}, "a variable, taken where it is used") for key in variables]
     rows += [Row(Kind.WARNING, text, "", {}, "a statement that is not run") for text in config.skipped]

@@ -21,15 +21,35 @@ def has_heads(all_: Leaves) -> bool:
     return all_.get("model.type") != "RPN"
 
 
+def _cascade(all_: Leaves) -> bool:
+    return all_.get("model.type") == "CascadeRCNN"
+
+
 def _detector(value: Any, all_: Leaves) -> dict[str, Any]:
     """The sections that a detector has, and those that it has not."""
-    known = {"FasterRCNN": None, "MaskRCNN": {}, "RPN": None}
-    found = {"model.mask": shared.choice(value, known, 0)}
+    masks = {"FasterRCNN": False, "MaskRCNN": True, "CascadeRCNN": f"{MASK}type" in all_, "RPN": False}
+    found: dict[str, Any] = {"model.mask": {} if shared.choice(value, masks, 0) else None}
+    if _cascade(all_):
+        found |= {
+            "model.cascade.resample": True,
+            "model.cascade.scale_gradients": False,
+            "model.cascade.average": "logits",
+        }
+        found |= {"model.cascade.mask_heads": "each"} if found["model.mask"] is not None else {}
     return found if has_heads(all_) else {**found, "model.box": None}
 
 
 def _roi_head(value: Any, all_: Leaves) -> dict[str, Any]:
-    return dict(shared.choice(value, {"StandardRoIHead": {}} if has_heads(all_) else {None: {}}, 1))
+    wanted = "CascadeRoIHead" if _cascade(all_) else "StandardRoIHead" if has_heads(all_) else None
+    return dict(shared.choice(value, {wanted: {}}, 1))
+
+
+def _class_agnostic(value: Any, all_: Leaves) -> dict[str, Any]:
+    if not _cascade(all_):
+        return {"model.box.class_agnostic": value}
+    if not value:
+        raise NotBuilt("resdet's cascades have one box for all classes")
+    return {}
 
 
 def _nms_threshold(value: Any, all_: Leaves) -> dict[str, Any]:
@@ -238,7 +258,13 @@ MODEL: Mapping[str, Rule] = {
     f"{HEAD}conv_out_channels": builds(256),
     f"{HEAD}norm_cfg.type": _norm("model.box.norm"),
     f"{HEAD}bbox_coder.target_stds": take("model.box.delta_weights", lambda v, _: [round(1 / s, 6) for s in v]),
-    f"{HEAD}reg_class_agnostic": take("model.box.class_agnostic"),
+    f"{HEAD}reg_class_agnostic": sets(_class_agnostic),
+    f"{HEAD}?.bbox_coder.target_stds": take(
+        "model.cascade.delta_weights", lambda v, _: [[1 / s for s in one] for one in v]
+    ),
+    f"{RCNN_TRAIN}?.assigner.pos_iou_thr": take("model.cascade.ious"),
+    "model.roi_head.stage_loss_weights": take("model.cascade.loss_weights"),
+    "model.roi_head.num_stages": no_effect("as many as there are heads"),
     f"{HEAD}reg_decoded_bbox {HEAD}loss_cls.use_sigmoid": only(False),
     f"{HEAD}loss_cls.class_weight": take("model.box.class_weights"),
     f"{HEAD}loss_bbox.type {HEAD}loss_bbox.beta": take("model.box.loss_beta", _beta(HEAD)),

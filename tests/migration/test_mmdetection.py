@@ -131,6 +131,50 @@ WS = "conv_cfg = dict(type='ConvWS')\nmodel = dict(backbone=dict(conv_cfg=conv_c
     "mask_head=dict(conv_cfg=conv_cfg, class_agnostic=True)))"  # fmt: skip
 
 
+STAGES = """
+model = dict(type='CascadeRCNN', roi_head=dict(_delete_=True, type='CascadeRoIHead', num_stages=3,
+    stage_loss_weights=[1, 0.5, 0.25],
+    bbox_roi_extractor=dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0)),
+    bbox_head=[dict(type='Shared2FCBBoxHead', in_channels=256, fc_out_channels=1024, num_classes=15, reg_class_agnostic=True,
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=stds), loss_cls=dict(type='CrossEntropyLoss'),
+        loss_bbox=dict(type='SmoothL1Loss', beta=1.0)) for stds in 0]),
+    train_cfg=dict(rcnn=[dict(assigner=dict(pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou, match_low_quality=False),
+        sampler=dict(num=512)) for iou in 0]))
+"""
+
+
+def written_out(text: str, name: str, values: list[Any]) -> str:
+    """The comprehension over a name as a list of its entries, as a config has them."""
+    start, end = text.rindex("[dict(", 0, text.index(f" for {name} in 0]")), text.index(f" for {name} in 0]")
+    entry = text[start + 1 : end]
+    entries = ", ".join(re.sub(rf"={name}\b", f"={value}", entry) for value in values)
+    return f"{text[:start]}[{entries}]{text[end + len(f' for {name} in 0]') :]}"
+
+
+def test_cascades(tmp_path) -> None:
+    stds = [[0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]]
+    text = written_out(written_out(STAGES, "stds", stds), "iou", [0.5, 0.6, 0.75])
+    found = migrated(tmp_path, text)
+    model = config_of(found, tmp_path).model
+    assert model.cascade
+    assert model.cascade.model_dump() == {
+        "ious": [0.5, 0.6, 0.75], "loss_weights": [1, 0.5, 0.25], "resample": True, "scale_gradients": False,
+        "average": "logits", "mask_heads": "one", "delta_weights": [tuple(1 / s for s in one) for one in stds],
+    }  # fmt: skip
+    assert model.box
+    assert (model.mask, model.num_classes, model.box.loss_beta, model.box.low_quality) == (None, 15, 1.0, False)
+    assert lost(found) == ALWAYS
+    other = migrated(tmp_path, text.replace("num=512", "num=256", 2).replace("num=256", "num=512", 1))
+    assert lost(other) - ALWAYS == {"model.train_cfg.rcnn.1.sampler.num"}
+    masks = "mask_head=[" + "dict(type='FCNMaskHead', num_convs=3, num_classes=15), " * 3 + "],\n    bbox_head="
+    model = config_of(migrated(tmp_path, text.replace("bbox_head=", masks)), tmp_path).model
+    assert model.mask
+    assert model.cascade
+    assert (model.mask.num_convs, model.cascade.mask_heads) == (3, "each")
+    with pytest.raises(UserError, match="one box for all classes"):
+        migrated(tmp_path, text.replace("reg_class_agnostic=True", "reg_class_agnostic=False"))
+
+
 def test_the_rpn_alone(tmp_path) -> None:
     text = MODEL.replace("type='MaskRCNN'", "type='RPN'").replace(
         "nms_pre=1000, max_per_img=1000", "nms_pre=1500, max_per_img=900"
