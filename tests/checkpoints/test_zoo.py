@@ -102,9 +102,10 @@ def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, name: str, t
     found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"))
     assert found.total == total
     assert found.same >= 0.99 * total
-    # Random weights let every stage shrink boxes, many to less than a pixel: their masks of a few pixels are all edge.
+    # Random weights let every stage shrink boxes, most of detectron2's to less than a pixel: a mask is there what rounding of
+    # the box's place makes it.
     large = found.sides >= 4
-    assert large.mean() > 0.5
+    assert large.sum() >= 70
     assert np.mean(found.overlaps[large] > 0.99) >= 0.97
     assert found.overlaps.mean() > 0.99
 
