@@ -6,7 +6,7 @@ Format: https://cocodataset.org/#format-data. Segmentations are lists of polygon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ from resdet.keypoints import Skeleton
 class Annotations:
     """A dataset split. `category_ids[label]` is the JSON's id of a label, None where labels are a model's and the JSON does
     not list that class (`relabel.for_classes`); `skipped` counts what does not train, by reason;
-    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints; `parts` as in
-    `Source`."""
+    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints; `parts` and
+    `read_image` as in `Source`."""
 
     source: Path
     images: ImageList
@@ -52,6 +52,7 @@ class Annotations:
     content: dict[str, Any] | None = None
     skeleton: Skeleton | None = None
     parts: list[int] = field(default_factory=list)
+    read_image: Callable[[int], np.ndarray] | None = None
 
     def summary(self) -> str:
         """One line for people: the number of images, objects and classes, and what was skipped."""
@@ -91,16 +92,22 @@ def read_coco(annotations: Path, images: Path) -> Annotations:
 
 @no_collection()
 def parse_coco(
-    content: dict[str, Any], images: Path, annotations: Path, origins: dict[int, str] | None = None
+    content: dict[str, Any],
+    images: Path,
+    annotations: Path,
+    origins: dict[int, str] | None = None,
+    *,
+    are_files: bool = True,
 ) -> Annotations:
     """Check COCO's structure, in plain form (`normalise`). Raises one `UserError` that lists every problem.
 
-    annotations: what messages name; origins: annotation id -> what they call it, where it came from another format.
+    annotations: what messages name; origins: annotation id -> what they call it, where it came from another format. are_files:
+    whether the images must be there.
     Crowds, boxes without area inside the image and polygons of fewer than three points are skipped and counted.
     """
     problems: list[str] = []
     categories = read_categories(content["categories"], problems)
-    records = _images(content["images"], images, problems)
+    records = _images(content["images"], images, problems, are_files)
     kind = id_kind(content["images"])
     known = {entry["id"] for entry in content["images"] if is_id(entry.get("id"), kind)}
     number_of = {identity: number for number, identity in enumerate(records)}
@@ -163,7 +170,9 @@ def parse_coco(
     return Annotations(annotations, listing, list(categories.values()), list(categories), skipped, skeleton=skeleton)
 
 
-def _images(entries: list[dict[str, Any]], folder: Path, problems: list[str]) -> dict[Any, tuple[str, tuple[int, int]]]:
+def _images(
+    entries: list[dict[str, Any]], folder: Path, problems: list[str], are_files: bool
+) -> dict[Any, tuple[str, tuple[int, int]]]:
     """{id: (file name as it is given, (height, width))} of the images that are as they should be."""
     records: dict[Any, tuple[str, tuple[int, int]]] = {}
     kind, present = id_kind(entries), ImageFolder(folder)
@@ -186,7 +195,7 @@ def _images(entries: list[dict[str, Any]], folder: Path, problems: list[str]) ->
         if leads_out(name):
             problems.append(f"image {identity}: file_name {name!r} is outside the image folder {folder}")
             continue
-        if name not in present:
+        if are_files and name not in present:
             problems.append(f"image {identity}: {folder / name} does not exist")
             continue
         records[identity] = (name, size)

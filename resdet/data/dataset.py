@@ -120,10 +120,12 @@ class DetectionDataset(Dataset[Sample | UserError]):
 
     def read(self, index: int) -> np.ndarray:
         """The image as annotated: (H, W, C) uint8, or float32 in 0..255 (see `pixels.to_unit`)."""
-        return self._read(self.annotations.images[index])
+        return self._read(index)
 
-    def _read(self, info: ImageInfo, reduce: int = 1) -> np.ndarray:
-        return read_annotated(info, self.input.channels, self.pixel_range, reduce)
+    def _read(self, index: int, reduce: int = 1) -> np.ndarray:
+        if self.annotations.read_image:
+            return self.annotations.read_image(index)
+        return read_annotated(self.annotations.images[index], self.input.channels, self.pixel_range, reduce)
 
     def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
         """The image and its objects after the configured augmentations, before resizing and flipping."""
@@ -142,7 +144,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
     def _reduction(self, size: tuple[int, int], short: int) -> int:
         """The factor by which a JPEG may be decoded smaller, never below the size it is resized to. Only in training, where
         all images are resized at random, by our own numerics, and nothing else sees the full-size pixels."""
-        if not self.train or self.input.resize != "opencv":
+        if not self.train or self.input.resize != "opencv" or self.annotations.read_image:
             return 1
         target = resized_size(size, short, self.data.max_size, self.input.rounding)
         return max(r for r in (1, 2, 4, 8) if r == 1 or min(size) // r >= min(target))
@@ -153,7 +155,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         info = self.annotations.images[index]
         reduce = 1 if self._augmentations_of(index) else self._reduction(info.size, short)
         if reduce > 1:
-            image, objects, old = self._read(info, reduce), info.objects, info.size
+            image, objects, old = self._read(index, reduce), info.objects, info.size
         else:
             image, objects = self.augmented(index, epoch)
             old = (image.shape[0], image.shape[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from resdet.checkpoints.transfer import disagreements, fill
 from resdet.config import Config, dump_config, dump_settings
 from resdet.data.collate import LoadedBatch
 from resdet.data.loader import training_loader
+from resdet.data.sources import Split
+from resdet.data.torch_dataset import TorchDataset
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import Metrics
 from resdet.evaluation.dataset import Scores, evaluate_dataset
@@ -46,23 +48,39 @@ class Result:
     metrics: Metrics
 
 
-def train(config: Config, *, resume: bool = False, model: Detector | None = None) -> Result:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    model: Detector | None = None,
+    dataset: TorchDataset | None = None,
+    val_dataset: TorchDataset | None = None,
+) -> Result:
     """Train as `config` says, into `config.output`; under `torchrun`, together with its other processes.
 
     resume: go on from the newest whole checkpoint; on an output folder without a run, start afresh. A process that
             `torchrun --max-restarts` started anew resumes in any case.
     model:  a detector of your own, for instance `build_model(config.model)` with another head; it is filled from
             `model.weights` or `model.backbone.weights` all the same.
+    dataset, val_dataset: PyTorch datasets of your own, in the place of the files that `data.train` and `data.val` name;
+            every item is read once before training starts.
     Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
     """
     refuse_unguarded_script()
     device = choose_device(config.device)
     with joined(device, config.train.timeout) as distributed:
-        return _train(config, resume or restarted(), model, device, distributed)
+        given: dict[Split, TorchDataset | None] = {"train": dataset, "val": val_dataset}
+        datasets = {split: data for split, data in given.items() if data is not None}
+        return _train(config, resume or restarted(), model, datasets, device, distributed)
 
 
 def _train(
-    config: Config, resume: bool, model: Detector | None, device: torch.device, distributed: Distributed
+    config: Config,
+    resume: bool,
+    model: Detector | None,
+    datasets: Mapping[Split, TorchDataset],
+    device: torch.device,
+    distributed: Distributed,
 ) -> Result:
     output, checkpoints = config.output, config.output / "checkpoints"
     if not resume and (any(checkpoints.glob("*.pt")) or (output / "config.yaml").exists()):
@@ -72,7 +90,9 @@ def _train(
     earlier = read_checkpoint(source) if source else None
     given, settings = config.model, dump_settings(config)
     with distributed.main_first("the data"):
-        config, inputs = prepare_inputs(config, open_checkpoint(source) if source else None, check=distributed.main)
+        config, inputs = prepare_inputs(
+            config, open_checkpoint(source) if source else None, check=distributed.main, datasets=datasets
+        )
     if earlier and source:
         refuse_unresumable(earlier, config, source)
     torch.manual_seed(config.seed)

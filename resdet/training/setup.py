@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
@@ -22,7 +23,8 @@ from resdet.data.quality.checks import compare
 from resdet.data.quality.summary import check_annotations, check_before_training
 from resdet.data.relabel import as_objects, for_classes
 from resdet.data.shapes import NOTE, ensure_shapes
-from resdet.data.sources import coco_paths, find_format, given_sources, join_parts, open_parts
+from resdet.data.sources import Split, coco_paths, find_format, given_sources, join_parts, open_parts
+from resdet.data.torch_dataset import TorchDataset, source_of
 from resdet.errors import UserError
 from resdet.keypoints import flip_order
 from resdet.runtime.console import console
@@ -36,16 +38,27 @@ class Inputs(NamedTuple):
     start: Recognised | None
 
 
-def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: bool = True) -> tuple[Config, Inputs]:
+def prepare_inputs(
+    config: Config,
+    earlier: Recognised | None = None,
+    *,
+    check: bool = True,
+    datasets: Mapping[Split, TorchDataset] | None = None,
+) -> tuple[Config, Inputs]:
     """Find data and weights, check that they fit the config, complete its model section by what they tell.
 
     earlier: the checkpoint that a run resumes from, in the place of other weights. check: False where another process has
-    had the data checked. Raises one `UserError`.
+    had the data checked. datasets: in the place of the files that the config names. Raises one `UserError`.
     """
-    given = config
-    make_synthetic(config)
-    splits: list[Literal["train", "val"]] = ["train", "val"] if config.train.eval_every else ["train"]
-    problems = missing_data(config, splits)
+    given, datasets = config, datasets or {}
+    splits: list[Split] = ["train", "val"] if config.train.eval_every else ["train"]
+    from_files = [split for split in splits if split not in datasets]
+    if datasets and config.data.val_fraction:
+        raise UserError("data.val_fraction holds out a part of files, not of a dataset: give val_dataset as well")
+    problems: list[str] = []
+    if from_files:
+        make_synthetic(config)
+        problems += missing_data(config, from_files)
     start = None
     if earlier is None:
         try:
@@ -62,9 +75,9 @@ def prepare_inputs(config: Config, earlier: Recognised | None = None, *, check: 
         if start and "fold_norm" not in config.model.model_fields_set:
             model.fold_norm = True  # training moves the weights by more than the last bit
         config = config.model_copy(update={"model": model})
-    kept = cache_path(config.data, "train")
+    kept = cache_path(config.data, "train") if "train" not in datasets else None
     indexed = load_index(kept)
-    sources = read_checked(config, splits[indexed is not None :], check=check)
+    sources = read_checked(config, splits[indexed is not None :], datasets, check=check)
     train = indexed or keep_index(parse_split("train", sources["train"]), kept)
     if indexed:
         console.print(f"train: {train.source}: {train.summary()} (checked and indexed before, in {kept})")
@@ -142,12 +155,21 @@ def with_keypoints(config: Config, train: Annotations, val: Annotations | None) 
     return config.model_copy(update={"model": model})
 
 
-def read_checked(config: Config, splits: list[Literal["train", "val"]], *, check: bool = True) -> dict[str, Source]:
+def read_checked(
+    config: Config, splits: list[Split], datasets: Mapping[Split, TorchDataset], *, check: bool = True
+) -> dict[str, Source]:
     """The annotations of splits, each source checked on its own before they are joined. Raises `UserError`."""
-    parts = {split: open_parts(config.data, split, tolerant=True) for split in splits}
+    channels = config.model.input.channels
+    parts: dict[Split, dict[str, Source]] = {
+        split: {split: source_of(datasets[split], split, channels)} if split in datasets
+        else open_parts(config.data, split, tolerant=True)
+        for split in splits
+    }  # fmt: skip
     if check:
         check_before_training({name: source for split in splits for name, source in parts[split].items()})
-    sources: dict[str, Source] = {split: join_parts(config.data, parts[split]) for split in splits}
+    sources: dict[str, Source] = {
+        split: parts[split][split] if split in datasets else join_parts(config.data, parts[split]) for split in splits
+    }
     if check and len(splits) == 2:
         check_annotations({}, compare(sources["train"], sources["val"]))
     return sources
@@ -181,6 +203,8 @@ def with_pixel_range(
                 f"data.pixel_range={list(given)}: the run was trained with {before}; resume without setting it"
             )
         return config.model_copy(update={"data": config.data.model_copy(update={"pixel_range": known or "auto"})})
+    if annotations.read_image:  # 8-bit, always
+        return config
     images = annotations.images
     depth = measure_depth([images[k].file for k in sample_of(len(images))], config.model.input.channels)
     decided, line = decide_range(given, depth, known)
@@ -198,27 +222,27 @@ def make_synthetic(config: Config) -> None:
         console.print(f"{root} holds something else: data.synthetic generates nothing there")
 
 
-def require_data(config: Config, splits: list[Literal["train", "val"]]) -> None:
+def require_data(config: Config, splits: list[Split]) -> None:
     """See that the data of these splits are there, the generated ones made if need be. Raises `UserError`."""
     make_synthetic(config)
     if problems := missing_data(config, splits):
         raise UserError("\n\n".join(problems))
 
 
-def read_split(config: Config, split: Literal["train", "val"]) -> Annotations:
+def read_split(config: Config, split: Split) -> Annotations:
     """The checked annotations of a split, with one line about them."""
     parts = open_parts(config.data, split)
     check_annotations(parts)
     return parse_split(split, join_parts(config.data, parts))
 
 
-def parse_split(split: Literal["train", "val"], source: Source) -> Annotations:
+def parse_split(split: Split, source: Source) -> Annotations:
     """The same, of annotations that have been opened."""
     source.whole()
-    read = parse_coco(source.content, source.images, source.path, source.origins)
+    read = parse_coco(source.content, source.images, source.path, source.origins, are_files=source.read_image is None)
     read.skipped += source.remarks
     read.skipped.update(source.readings.summary())
-    read.parts = source.parts
+    read.parts, read.read_image = source.parts, source.read_image
     if split == "val":
         read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")
@@ -240,12 +264,12 @@ def with_num_classes(config: Config, annotations: Annotations) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def missing_data(config: Config, splits: list[Literal["train", "val"]]) -> list[str]:
+def missing_data(config: Config, splits: list[Split]) -> list[str]:
     """What a person needs to know when the data are not where the config says; empty if they are."""
     root = data_root(config.data)
     paths: list[Path] = []
     # A made split is a part of data.train.
-    made: list[Literal["train", "val"]] = ["train"]
+    made: list[Split] = ["train"]
     for name, given in chain(
         *(given_sources(config.data, s).items() for s in (made if config.data.val_fraction else splits))
     ):

@@ -39,6 +39,7 @@ class Source:
     notes:    how the dataset was read (the format and why, its coordinate convention), for people.
     split:    the dataset's own name for this split; None for all of it, or if it has no splits.
     readings: what in `content` was not written in COCO's form.
+    read_image: row -> (H, W, C) uint8, where images are not files (see `torch_dataset`).
     parts:    how many images came from each of several sources, in order; empty for a single one.
     """
 
@@ -52,6 +53,7 @@ class Source:
     split: str | None = None
     readings: Readings = field(default_factory=Readings)
     parts: list[int] = field(default_factory=list)
+    read_image: Callable[[int], np.ndarray] | None = None
 
     def whole(self) -> Source:
         """Return itself. Raises one `UserError` with all `problems` if there are any."""

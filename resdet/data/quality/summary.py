@@ -30,7 +30,7 @@ def check_before_training(sources: dict[str, Source]) -> None:
     """The short form: annotations, and the files of small sets, without decoding. Raises `UserError` with all errors."""
     findings: list[Finding] = []
     for name, source in sources.items():
-        if len(source.content["images"]) <= SHORT:
+        if len(source.content["images"]) <= SHORT and not source.read_image:
             findings += inspect_files(name, source, decode=False)[0]
     check_annotations(sources, findings)
 
