@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import architecture, recognise_backbone
+from resdet.checkpoints.describe import describe
 from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names, mmdetection_config
 from resdet.checkpoints.stem import input_channels, input_section
 from resdet.checkpoints.unsupported import known_but_unsupported
 from resdet.class_names import OBJECT
-from resdet.config import InputConfig, ModelConfig, find_config, frozen_but_random, load_yaml, parse_config
+from resdet.config import ModelConfig, RCNNConfig, find_config, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError, listed
 from resdet.keypoints import COCO_EDGES, COCO_NAMES
 
@@ -58,37 +59,7 @@ class Recognised:
 
     def report(self) -> str:
         """A few lines for people."""
-        m = self.model
-        kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
-        kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
-        kind += " with PointRend" if m.mask and m.mask.point_rend else ""
-        kind = kind if m.box else "RPN alone"
-        kind = kind if self.whole else "a backbone"
-        classes = f", {m.num_classes} classes" if self.whole and m.box else ""
-        depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
-        lines = [
-            f"{self.path}: {self.source}, {kind}, {depth}{classes}, {len(self.weights)} tensors",
-            f"  input: {_order(m.input)}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
-            f"resize {m.input.resize}, {m.input.rounding}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
-            f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
-        ]
-        if self.whole:
-            lines.append(
-                f"  anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}"
-                + (
-                    f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, "
-                    f"{m.pool.sampling_ratio or 'adaptive'} samples a bin side"
-                    if m.box
-                    else ""
-                )
-                + (f"; masks pasted as {m.mask.paste}" if m.mask else "")
-                + (f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else "")
-            )
-        lines += [f"  {note}" for note in self.notes]
-        if self.left_over:
-            rest = ", …" if len(self.left_over) > 4 else ""
-            lines.append(f"  left over: {len(self.left_over)} ({', '.join(self.left_over[:4])}{rest})")
-        return "\n".join(lines)
+        return describe(self)
 
 
 def recognise(path: str | Path) -> Recognised:
@@ -137,6 +108,8 @@ def open_backbone(path: str | Path) -> Recognised:
 
 def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
     """How a config would have to change to fit these weights, and the shipped config that does; "" if that is unclear."""
+    if not isinstance(config, RCNNConfig):
+        return ""
     try:
         wanted = _architecture(weights)
     except (KeyError, IndexError, StopIteration):
@@ -243,16 +216,6 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         if found.values["box"] is None:
             found.class_names, found.category_ids = [OBJECT], [1]
     return found
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return "[" + ", ".join(f"{v:g}" for v in values) + "]"
-
-
-def _order(pixels: InputConfig) -> str:
-    if pixels.channels != 3:
-        return f"{pixels.channels} channel(s)"
-    return "BGR" if pixels.bgr else "RGB"
 
 
 def _listed(value: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from resdet.config.schema import for_channels
+from resdet.config.model import for_channels
 from resdet.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
-from resdet.config import ModelConfig, parse_config, settings_of
+from resdet.config import ModelConfig, RCNNConfig, keypoint_section, parse_config, settings_of
 from resdet.errors import UserError, listed
 
 # Layers with rows for every class, and how many rows a class has in them.
@@ -46,6 +46,8 @@ def _for_input(found: Recognised, config: ModelConfig) -> Recognised:
 
 def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     """The config with the architecture and the numerics of a checkpoint, except where it sets a key itself."""
+    if found.whole and found.model.kind != config.kind:
+        refuse_keys_of_another_kind(config, found)
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
     if theirs.get("keypoint"):
         theirs["keypoint"] = {k: v for k, v in theirs["keypoint"].items() if k not in FROM_DATA}
@@ -55,6 +57,17 @@ def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     model = parse_config({"model": values}, str(found.path)).model
     model.weights = config.weights
     return model
+
+
+def refuse_keys_of_another_kind(config: ModelConfig, found: Recognised) -> None:
+    """Raises `UserError` if a config that starts from a detector sets what only another kind of detector has."""
+    settings, kind = settings_of(config), found.model.kind
+    others = [f"model.{key}" for key in settings if key not in type(found.model).model_fields or key == "kind"]
+    if others:
+        raise UserError(
+            f"{found.path}: holds a detector of model.kind={kind}, but the config sets {few(others)} for model.kind="
+            f"{config.kind}: leave them out, or start from a config of that kind"
+        )
 
 
 def disagreements(config: ModelConfig, found: Recognised) -> list[str]:
@@ -83,6 +96,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
     part of another shape. Raises `UserError`.
     """
     own = model.state_dict()
+    rcnn = config if isinstance(config, RCNNConfig) else None
     kept = rows_of(found, class_names)
     same = kept == list(range(len(class_names)))
     ready: dict[str, Tensor] = {}
@@ -95,9 +109,9 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
             continue
         layer = name.rpartition(".")[0]
         rows = PREDICTORS.get(single(layer + ".").removesuffix(".")) if found.whole else None
-        if layer.endswith(".regressor") and ((config.box and config.box.class_agnostic) or config.cascade):
+        if layer.endswith(".regressor") and rcnn and ((rcnn.box and rcnn.box.class_agnostic) or rcnn.cascade):
             rows = None
-        if layer == "heads.mask.logits" and config.mask and config.mask.class_agnostic:
+        if layer == "heads.mask.logits" and rcnn and rcnn.mask and rcnn.mask.class_agnostic:
             rows = None
         if layer == "heads.keypoint.logits" and not _same_keypoints(config, found):
             points.append(name)
@@ -145,7 +159,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
 
 def _same_keypoints(config: ModelConfig, found: Recognised) -> bool:
     """Whether a file's keypoints are the config's; one without their names is taken to have the same if it has as many."""
-    ours, theirs = config.keypoint, found.model.keypoint
+    ours, theirs = keypoint_section(config), keypoint_section(found.model)
     assert ours
     assert theirs
     return ours.num_keypoints == theirs.num_keypoints and theirs.names in ([], ours.names)

@@ -52,6 +52,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     """Predict on the validation split, score, write metrics.json and detections.json into `output`."""
     from rich.progress import Progress
 
+    from resdet.config import keypoint_section
     from resdet.data.dataset import DetectionDataset
     from resdet.evaluation.coco import evaluation_of
     from resdet.evaluation.dataset import evaluate_dataset
@@ -68,8 +69,8 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     for note in notes:
         console.print(note, markup=False)
     model = predictor.model_config
-    if model.keypoint:
-        refuse_other_keypoints(model.keypoint.names, annotations, predictor.source.path)
+    if keypoint := keypoint_section(model):
+        refuse_other_keypoints(keypoint.names, annotations, predictor.source.path)
     of_model = {
         "min_size": [predictor.min_size],
         "max_size": predictor.max_size,

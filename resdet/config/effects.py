@@ -15,7 +15,7 @@ class Rule(NamedTuple):
     """key has no effect where `idle` is true; because: the settings responsible, with the config's fields in braces."""
 
     key: str
-    idle: Callable[[Config], object]
+    idle: Callable[[Any], object]  # of a config, whose model is of a kind that has the key
     because: str
 
 
@@ -23,16 +23,16 @@ def _basic_blocks(config: Config) -> bool:
     return config.model.backbone.name in ("resnet18", "resnet34")
 
 
-def _no_keypoint_convolutions(config: Config) -> bool:
+def _no_keypoint_convolutions(config: Any) -> bool:
     return config.model.keypoint is not None and not config.model.keypoint.num_convs
 
 
-def _without_fpn(config: Config) -> bool:
-    return config.model.neck != "fpn"
+def _without_fpn(config: Any) -> bool:
+    return bool(config.model.neck != "fpn")
 
 
 def _rpn_alone(config: Config) -> bool:
-    return config.model.box is None
+    return "proposals" in config.model.outputs
 
 
 def _pretrained(config: Config) -> bool:
@@ -99,7 +99,7 @@ RULES = (
     ),
     Rule(
         "model.num_classes",
-        lambda c: c.model.box is None and c.model.num_classes != 1,
+        lambda c: _rpn_alone(c) and c.model.num_classes != 1,
         f"{RPN_ALONE}, whose proposals have no class",
     ),
     Rule("data.repeat_threshold", _rpn_alone, f"{RPN_ALONE}, to which all classes are one"),
@@ -119,9 +119,9 @@ RULES = (
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
     Rule("data.split_seed", lambda c: not c.data.val_fraction, "without data.val_fraction"),
-    Rule("data.mask_size", lambda c: c.model.mask is None, "model.mask=null"),
-    Rule("data.keypoint_flip_pairs", lambda c: c.model.keypoint is None, "model.keypoint=null"),
-    Rule("data.keypoint_sigmas", lambda c: c.model.keypoint is None, "model.keypoint=null"),
+    Rule("data.mask_size", lambda c: "masks" not in c.model.outputs, "without model.mask"),
+    Rule("data.keypoint_flip_pairs", lambda c: "keypoints" not in c.model.outputs, "without model.keypoint"),
+    Rule("data.keypoint_sigmas", lambda c: "keypoints" not in c.model.outputs, "without model.keypoint"),
     Rule("train.layer_decay", lambda c: c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5"),
     Rule("train.momentum", lambda c: c.train.optimizer != "sgd", "train.optimizer={train.optimizer}"),
     Rule("train.milestones", lambda c: c.train.schedule != "multistep", "train.schedule={train.schedule}"),
@@ -173,9 +173,11 @@ def _set_value(config: Config, key: str) -> Any:
     section: Any = config
     *parents, name = key.split(".")
     for parent in parents:
-        section = getattr(section, parent)
+        section = getattr(section, parent, None)
         if not isinstance(section, BaseModel):
             return None
+    if name not in type(section).model_fields:  # a key of another kind of model
+        return None
     value = getattr(section, name)
     default = type(section).model_fields[name].get_default(call_default_factory=True)
     return value if name in section.model_fields_set and value != default else None

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from resdet.config.schema import Config, ModelConfig
+from resdet.config.model import ModelConfig
+from resdet.config.schema import Config
 from resdet.errors import UserError, listed
 
 logger = logging.getLogger("resdet")
@@ -231,6 +232,13 @@ def _members(annotation: Any) -> set[Any]:
 def _explain(error: Any) -> str:
     parts = [part for part in error["loc"] if not str(part).startswith("<")]  # without the tags of a union
     path = re.sub(r"\.(\d+)\b", r"[\1]", ".".join(map(str, parts)))
+    if error["type"] == "union_tag_invalid":
+        kinds = re.findall(r"<(\w+)>", error["ctx"]["expected_tags"])
+        given = error["ctx"]["tag"].strip("<>")
+        near = difflib.get_close_matches(given, kinds, n=1)
+        return f"{path}.kind: must be one of {', '.join(kinds)}, got {given!r}" + (
+            f"; did you mean {near[0]!r}?" if near else ""
+        )
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_did_you_mean(path)}"
     given = error.get("input")

@@ -31,10 +31,10 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
     choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]
     stages, why = (2, "pretrained: stem and layer1 stay frozen") if pretrained else (0, "nothing is pretrained")
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
-    if config.model.mask and not train.images.any_masks:
+    if "masks" in config.model.outputs and not train.images.any_masks:
         # Set by the weights rather than by the user: a mask head has nothing to learn from here.
         choices.append(Choice("model.mask", None, "no object has a mask"))
-    if config.model.keypoint and train.skeleton is None:
+    if "keypoints" in config.model.outputs and train.skeleton is None:
         choices.append(Choice("model.keypoint", None, "no category lists keypoints"))
     taken = []
     for choice in choices:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
-from resdet.config import ModelConfig
+from resdet.config import ModelConfig, RCNNConfig
 from resdet.errors import UserError, listed
 from resdet.writing import atomic_write
 
@@ -82,7 +82,7 @@ def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str |
         if name.startswith("heads.box.classifier."):
             value = torch.cat([value[-1:], value[:-1]])
         elif name.startswith("heads.box.regressor."):
-            if model.box and model.box.class_agnostic:
+            if isinstance(model, RCNNConfig) and model.box and model.box.class_agnostic:
                 value = torch.cat([value] * (model.num_classes or 1))
             value = torch.cat([torch.zeros_like(value[:4]), value])
         elif name.startswith("heads.mask.logits."):
@@ -99,6 +99,8 @@ def _builder(found: Recognised) -> str:
     if not found.whole:
         raise UserError(f"{found.path}: a backbone alone has torchvision's names already")
     m = found.model
+    if not isinstance(m, RCNNConfig):
+        raise UserError(f"{found.path}: torchvision has no detector of this kind (model.kind={m.kind})")
     if m.box is None:
         raise UserError(f"{found.path}: torchvision cannot build the RPN alone (model.box=null)")
     v2 = m.fpn.norm == "bn"
@@ -163,6 +165,7 @@ def _builder(found: Recognised) -> str:
 
 def _differences(found: Recognised) -> list[str]:
     m = found.model
+    assert isinstance(m, RCNNConfig)
     assert m.box
     same: dict[str, tuple[Any, Any]] = {
         "input.resize": (m.input.resize, "torch"),

@@ -14,7 +14,7 @@ from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
 from resdet.checkpoints.transfer import FROM_DATA, completed
-from resdet.config import Config, ModelConfig, load_config
+from resdet.config import Config, ModelConfig, keypoint_section, load_config
 from resdet.data.collate import pad_images, to_device
 from resdet.data.images import resize_image, resized_size
 from resdet.data.pixels import to_unit
@@ -65,13 +65,14 @@ class Predictor:
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]
-        if model_config.keypoint and found.model.keypoint:
-            described = found.model.keypoint.model_dump(include=set(FROM_DATA))
-            model_config.keypoint = model_config.keypoint.model_copy(update=described)
+        keypoint, described = keypoint_section(model_config), keypoint_section(found.model)
+        if keypoint and described:
+            for key in FROM_DATA:
+                setattr(keypoint, key, getattr(described, key))
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
-        self.edges = model_config.keypoint.skeleton if model_config.keypoint else []
+        self.edges = keypoint.skeleton if keypoint else []
         self.model = model or build_model(model_config)
         self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))

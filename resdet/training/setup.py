@@ -11,7 +11,7 @@ from typing import NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.class_names import few
-from resdet.config import Config, data_root, frozen_but_random, of_source, train_sources
+from resdet.config import Config, RCNNConfig, data_root, frozen_but_random, of_source, train_sources
 from resdet.config.effects import notes_of, warnings_of
 from resdet.data.auto import choose
 from resdet.data.cache import cache_path, keep_index, load_index
@@ -84,16 +84,14 @@ def prepare_inputs(
     config = with_pixel_range(config, train, found, resumed=earlier is not None)
     val = parse_split("val", sources["val"]) if "val" in sources else None
     del sources  # what a training needs of them is in `train` and `val`
-    box, rpn = config.model.box, config.model.rpn
-    if not box:
+    if "proposals" in config.model.outputs:
         train, val = as_objects(train), as_objects(val) if val else None
     if val:
         val, notes = for_classes(val, train.class_names, str(train.source), "the training set")
         for note in notes:
             console.print(note, markup=False)
-    key, limit = ("box.max_detections", box.max_detections) if box else ("rpn.post_nms_predict", rpn.post_nms_predict)
     for split in (train, val) if val else (train,):
-        if note := crowded(split, f"model.{key}", limit):
+        if note := crowded(split, *config.model.limit):
             console.print(note, markup=False)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
@@ -104,12 +102,12 @@ def prepare_inputs(
         for line in advise_anchors(resized_objects(train, config.data), config.model):
             console.print(f"auto: {line}")
     config = with_num_classes(config, train)
-    if config.model.mask and not train.images.any_masks:
+    if "masks" in config.model.outputs and not train.images.any_masks:
         raise UserError(
             f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
             "set model.mask=null, which makes it a Faster R-CNN"
         )
-    if config.model.keypoint:
+    if "keypoints" in config.model.outputs:
         config = with_keypoints(config, train, val)
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
@@ -118,6 +116,7 @@ def prepare_inputs(
 
 def with_keypoints(config: Config, train: Annotations, val: Annotations | None) -> Config:
     """The config with `model.keypoint` as the annotations have it; raises `UserError` where there is nothing to learn."""
+    assert isinstance(config.model, RCNNConfig)
     keypoint = config.model.keypoint
     assert keypoint
     for split in (train, val) if val else (train,):
@@ -254,7 +253,7 @@ def parse_split(split: Split, source: Source) -> Annotations:
 def with_num_classes(config: Config, annotations: Annotations) -> Config:
     """The config with `model.num_classes` as the annotations have it; raises `UserError` if it says otherwise."""
     count = len(annotations.class_names)
-    if config.model.box and config.model.num_classes not in (None, count):
+    if "proposals" not in config.model.outputs and config.model.num_classes not in (None, count):
         raise UserError(
             f"model.num_classes is {config.model.num_classes}, but {annotations.source} has {count} categories "
             f"({', '.join(annotations.class_names[:8])}{', …' if count > 8 else ''}): "

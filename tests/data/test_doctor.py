@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pictures import textured
-from resdet.config import DataConfig, ModelConfig
+from resdet.config import DataConfig, RCNNConfig
 from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.normalise import READINGS
@@ -246,13 +246,13 @@ def test_crossing_is_measured_by_area(polygon: list[float], low: float, high: fl
 
 def test_sizes_against_anchors_and_input(shapes) -> None:
     data = DataConfig(min_size=96, max_size=200)
-    usual, advice = examine_sizes(shapes, data, ModelConfig())
+    usual, advice = examine_sizes(shapes, data, RCNNConfig())
     assert "anchors" in {f.code for f in usual}  # shapes of 20 pixels, anchors from 32 on
     assert re.match(r"model.anchors.sizes=\[[\d,]+\] model.anchors.ratios=\[[\d.,]+\] would match \d", advice[1])
     assert "a pretrained RPN would have to relearn them" in advice[1]
-    found, _ = examine_sizes(shapes, DataConfig(min_size=24, max_size=50), ModelConfig())
+    found, _ = examine_sizes(shapes, DataConfig(min_size=24, max_size=50), RCNNConfig())
     assert {f.code for f in found} >= {"too-small"}
-    found, _ = examine_sizes(shapes, DataConfig(min_size=5000, max_size=9000), ModelConfig())
+    found, _ = examine_sizes(shapes, DataConfig(min_size=5000, max_size=9000), RCNNConfig())
     assert {f.code for f in found} >= {"too-large"}
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from resdet.config import Config, load_config, parse_config
-from resdet.config.schema import CascadeConfig, KeypointConfig, PointRendConfig
+from resdet.config.rcnn import CascadeConfig, KeypointConfig, PointRendConfig
 from resdet.errors import UserError
 from resdet.migration.convert import migrate_file
 from resdet.migration.keys import Kind, flat

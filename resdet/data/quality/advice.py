@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resdet.config import DataConfig, ModelConfig
+from resdet.config import DataConfig, ModelConfig, RCNNConfig
 from resdet.data.coco import Annotations
 from resdet.data.quality.report import Finding, Findings
 
@@ -42,12 +42,12 @@ def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig
     if not len(objects):
         return [], []
     sides = np.sqrt(objects.prod(1))
-    sizes, ratios = model.anchors.sizes, model.anchors.ratios
-    overlaps = best_overlaps(objects, sizes, ratios)
-    # COCO itself, at its usual size, has a sixth of its objects below an overlap of one half.
-    suspects = (
-        ("too-small", sides < SMALL, 0.02), ("too-large", sides > 1.5 * sizes[-1], 0.02), ("anchors", overlaps < RECALLED, 0.2),
-    )  # fmt: skip
+    suspects = [("too-small", sides < SMALL, 0.02)]
+    if isinstance(model, RCNNConfig):
+        overlaps = best_overlaps(objects, model.anchors.sizes, model.anchors.ratios)
+        suspects.append(("too-large", sides > 1.5 * model.anchors.sizes[-1], 0.02))
+        # COCO itself, at its usual size, has a sixth of its objects below an overlap of one half.
+        suspects.append(("anchors", overlaps < RECALLED, 0.2))
     for code, where, limit in suspects:
         if where.mean() > limit:
             for k in np.nonzero(where)[0]:
@@ -57,6 +57,8 @@ def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig
 
 def advise_anchors(objects: np.ndarray, model: ModelConfig) -> list[str]:
     """(N, 2) sizes in the network's input -> what fraction of them the anchors match, and which anchors would match more."""
+    if not isinstance(model, RCNNConfig):
+        return []  # without anchors of fixed shapes
     objects = objects[:: 1 + len(objects) // ENOUGH]
     recall = float((best_overlaps(objects, model.anchors.sizes, model.anchors.ratios) >= RECALLED).mean())
     other = best_anchors(objects)

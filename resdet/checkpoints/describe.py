@@ -1,0 +1,55 @@
+"""A recognised checkpoint in a few lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from resdet.config import InputConfig, RCNNConfig
+
+if TYPE_CHECKING:
+    from resdet.checkpoints.recognise import Recognised
+
+
+def describe(found: Recognised) -> str:
+    """Source, kind of detector, numerics, notes and what was left over."""
+    m = found.model
+    name, details = _rcnn(m) if isinstance(m, RCNNConfig) else (m.kind, [])
+    classes = f", {m.num_classes} classes" if found.whole and "proposals" not in m.outputs else ""
+    depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
+    lines = [
+        f"{found.path}: {found.source}, {name if found.whole else 'a backbone'}, {depth}{classes}, "
+        f"{len(found.weights)} tensors",
+        f"  input: {_order(m.input)}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
+        f"resize {m.input.resize}, {m.input.rounding}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
+        f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
+    ]
+    lines += [f"  {line}" for line in (details if found.whole else []) + found.notes]
+    if found.left_over:
+        rest = ", …" if len(found.left_over) > 4 else ""
+        lines.append(f"  left over: {len(found.left_over)} ({', '.join(found.left_over[:4])}{rest})")
+    return "\n".join(lines)
+
+
+def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
+    """Its name, and a line on its numerics."""
+    kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
+    kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
+    kind += " with PointRend" if m.mask and m.mask.point_rend else ""
+    line = f"anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}"
+    if m.box:
+        samples = m.pool.sampling_ratio or "adaptive"
+        line += f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, {samples} samples a bin side"
+    line += f"; masks pasted as {m.mask.paste}" if m.mask else ""
+    line += f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else ""
+    return kind if m.box else "RPN alone", [line]
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return "[" + ", ".join(f"{v:g}" for v in values) + "]"
+
+
+def _order(pixels: InputConfig) -> str:
+    if pixels.channels != 3:
+        return f"{pixels.channels} channel(s)"
+    return "BGR" if pixels.bgr else "RGB"
