@@ -1,4 +1,4 @@
-"""Anchors: the grid of boxes, one set of shapes a level, that the RPN classifies and moves (Ren et al. 2015, section 3.1)."""
+"""Anchors: the grid of reference boxes that the RPN classifies and regresses (Ren et al. 2015, section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class Anchors(nn.Module):
-    """Feature maps {"p2": (B, C, h, w), …} -> one (h * w * A, 4) float32 XYXY tensor a level, A = sizes a level * ratios.
+    """Feature maps {"p2": (B, C, h, w), …} -> per level (h * w * A, 4) float32 XYXY boxes, A = sizes per level * ratios.
 
-    sizes:     sides of the square anchors in input pixels, a list a level, as many in each. The A shapes of a cell are ordered
-               by size, then by ratio (detectron2).
+    sizes:     sides of the square anchors in input pixels: one list per level, all of the same length. The A anchors of a
+               cell are ordered by size, then by ratio (detectron2).
     ratios:    height / width; the area stays size**2.
-    offset:    centre of the first anchor, in strides: 0.5 is a cell's middle, 0 its corner (detectron2, torchvision).
-    rounded:   corners of the shapes rounded to whole pixels (torchvision).
-    grid_stride: the stride is the padded input's size // the map's (torchvision) instead of 2**k; they differ on p6
-               when a side is no multiple of 64.
+    offset:    centre of the first anchor, in strides: 0.5 is the centre of a cell, 0 its corner (detectron2, torchvision).
+    rounded:   round the corners of the anchor shapes to whole pixels (torchvision).
+    grid_stride: compute the stride as padded input size // map size (torchvision) instead of 2**k; they differ on p6
+               when a side is not a multiple of 64.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Anchors(nn.Module):
         self.strides, self.offset, self.grid_stride = tuple(strides), offset, grid_stride
         self.per_location = len(sizes[0]) * len(ratios)
         root = torch.tensor(ratios, dtype=torch.float32).sqrt()
-        for k, of_level in enumerate(sizes):
-            side = torch.tensor(of_level, dtype=torch.float32)[:, None]
-            # By the reciprocal, as torchvision has it: a quotient differs in the last bit.
+        for k, level_sizes in enumerate(sizes):
+            side = torch.tensor(level_sizes, dtype=torch.float32)[:, None]
+            # Multiply by the reciprocal as torchvision does: dividing differs in the last bit.
             heights, widths = (side * root).flatten(), (side * (1 / root)).flatten()
             shapes = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
             self.register_buffer(f"shapes{k}", shapes.round() if rounded else shapes, persistent=False)

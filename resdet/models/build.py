@@ -13,7 +13,7 @@ from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
 def build_model(config: ModelConfig) -> Detector:
-    """The detector with random weights; `pretrained.load_backbone` or a checkpoint fills it."""
+    """The detector with random weights. Raises `UserError` if the number of classes or keypoints is not set."""
     if config.num_classes is None and "proposals" not in config.outputs:
         raise UserError("model.num_classes is not set, and there are no annotations here to count them from")
     detector: Detector

@@ -56,7 +56,7 @@ def build_rcnn(config: RCNNConfig, backbone: ResNet) -> RCNN:
         rank=r.rank,
         fixed_divisor=r.fixed_divisor,
     )
-    sampling = b or BoxConfig()  # of the RoIs that heads train on; without heads there are none
+    sampling = b or BoxConfig()  # unused without heads
     return RCNN(
         backbone,
         fpn,
@@ -99,7 +99,7 @@ def _heads(config: RCNNConfig, b: BoxConfig, backbone: ResNet, fpn: FPN | Single
 
 
 def build_neck(config: RCNNConfig, backbone: ResNet) -> FPN | SingleLevel:
-    """What turns the backbone's maps into those that RPN and heads see."""
+    """The feature pyramid, or the one backbone level that a C4 or DC5 detector uses."""
     if config.neck == "fpn":
         c = config.fpn
         channels = list(backbone.channels.values())
@@ -204,6 +204,6 @@ def _mask_head(
 
 
 def _pool(config: RCNNConfig, fpn: FPN | SingleLevel, size: int) -> RoIAlign:
-    """From p2 to p5, or from the single level."""
+    """RoIAlign on p2..p5, or on the single level."""
     strides = list(fpn.strides.values())[:4]
     return RoIAlign(size, strides=strides, sampling_ratio=config.pool.sampling_ratio, aligned=config.pool.aligned)

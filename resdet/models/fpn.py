@@ -1,5 +1,5 @@
-"""Feature pyramid (Lin et al. 2016, arXiv:1612.03144): {"c2": …, "c5": …} -> {"p2": (B, C, H/4, W/4), …, "p6": …/64}; and what
-stands in its place in detectors without one."""
+"""Feature pyramid (Lin et al. 2016, arXiv:1612.03144): {"c2": …, "c5": …} -> {"p2": (B, C, H/4, W/4), …, "p6": …/64}; and the
+neck of detectors without a pyramid."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from resdet.models.layers import ConvNorm, Norm
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, a top-down path by nearest neighbour, 3x3 outputs; p6 is every second pixel of p5.
+    """1x1 lateral convolutions, nearest-neighbour top-down path, 3x3 output convolutions; p6 is p5 subsampled by 2.
 
-    in_channels: of c2..c5. channels: of every output. strides: of the outputs, p2..p6. standardized: see `ConvNorm`.
+    in_channels: of c2..c5. channels: of every output. strides: of the outputs p2..p6. standardized: see `ConvNorm`.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class FPN(nn.Module):
         for i in range(len(merged) - 2, -1, -1):
             merged[i].add_(F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest"))
         levels = [output(m) for output, m in zip(self.output, merged, strict=True)]
-        levels.append(levels[-1][:, :, ::2, ::2].contiguous())  # a max-pooling with a window of 1
+        levels.append(levels[-1][:, :, ::2, ::2].contiguous())  # max pooling with kernel 1 and stride 2
         return dict(zip(self.strides, levels, strict=True))
 
 
 class SingleLevel(nn.Module):
-    """No pyramid: of the backbone's maps one, as it is ("c4" of C4 detectors, "c5" of DC5 ones).
+    """No pyramid: one of the backbone's maps, unchanged ("c4" in C4 detectors, "c5" in DC5 ones).
 
     channels, strides: of that map.
     """

@@ -1,4 +1,4 @@
-"""Normalisation layers and the convolution that carries one: the smallest parts of every model here."""
+"""Normalisation layers and convolutions: the building blocks of every model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm with fixed statistics and affine: (N, C, H, W) -> the same; no parameter, four buffers (C,).
+    """Batch norm with fixed statistics and a fixed affine: (N, C, H, W) -> the same; no parameters, four (C,) buffers.
 
-    `eps` is part of the numerics of a checkpoint: 1e-5 nearly everywhere, 0 in torchvision's first COCO weights.
+    `eps` is part of a checkpoint's numerics: 1e-5 almost everywhere, 0 in torchvision's first COCO weights.
     """
 
     fold = True  # see `conv_norm`
@@ -38,21 +38,21 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.eps:  # which torch 2.11 refuses
+        if not self.eps:  # F.batch_norm of torch 2.11 refuses eps = 0
             scale, shift = fixed_affine(self)
             return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state_dict.pop(prefix + "num_batches_tracked", None)  # a trained batch norm's weights fit a frozen one
+        state_dict.pop(prefix + "num_batches_tracked", None)  # in the state of a trainable batch norm
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose training statistics can leave padded rows out and can span processes.
+    """Batch norm whose training statistics can exclude padded rows and span processes.
 
-    forward(x (N, C, H, W), valid (N,) bool or None): the mean and variance come from the valid rows alone, since
-    padded RoIs are no data. `sync` adds the sums of all processes (differentiably, also on gloo and CPUs).
+    forward(x (N, C, H, W), valid (N,) bool or None): only valid rows enter the mean and variance, so that padded RoIs
+    do not count. `sync` sums over all processes (differentiably, on gloo and CPUs too).
     """
 
     fold = True  # see `conv_norm`
@@ -77,7 +77,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         mean = sums[:channels] / count
         variance = (sums[channels:-1] / count - mean * mean).clamp(min=0)
         with torch.no_grad():
-            # No valid row anywhere: leave the running statistics alone.
+            # Without a valid row in any process, leave the running statistics alone.
             momentum = torch.where(sums[-1] > 0, self.momentum or 0.0, 0.0)
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -90,7 +90,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def fixed_affine(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch norm with fixed statistics multiplies by and adds: (C,), (C,)."""
+    """Scale (C,) and shift (C,) of a batch norm with fixed statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -106,12 +106,13 @@ def conv_norm(
     relu: bool = False,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """`norm(conv(x))`, plus a shortcut, rectified: x (B, C, H, W), shortcut and result (B, K, H', W').
+    """`relu(norm(conv(x)) + shortcut)`, shortcut and ReLU optional: x (B, C, H, W), shortcut and result (B, K, H', W').
 
-    valid (B,) bool: rows that are data, for batch norm's statistics in training; None: all.
+    valid (B,) bool: the rows that are not padding, for batch norm's training statistics; None: all.
 
-    Fixed statistics are folded into the convolution, in training too: a pass over the activations less, forward and backward;
-    unless `norm.fold` is off, for the last bit's sake. What follows may work in place.
+    A norm with fixed statistics is folded into the convolution, in training too, which saves a pass over the activations in
+    forward and backward; `norm.fold = False` turns this off where results must match to the last bit. The result may be
+    modified in place.
     """
     if isinstance(conv, nn.Conv2d):
         if isinstance(norm, nn.Identity):
@@ -123,7 +124,7 @@ def conv_norm(
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that is `conv` and then `norm`, whose statistics are fixed."""
+    """Weight and bias of one convolution that equals `conv` followed by `norm` with fixed statistics."""
     scale, shift = fixed_affine(norm)
     if conv.bias is not None:
         shift = shift + conv.bias * scale
@@ -132,8 +133,8 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d | BatchNorm2d) -> tuple[Tens
 
 @torch.no_grad()
 def fuse_conv_bn(module: nn.Module) -> None:
-    """Each norm that stands right behind a convolution among the module's children becomes part of it, as `conv_norm` would
-    do anew in each call. For a module that will not train again."""
+    """Permanently fold each norm that directly follows a convolution among the module's children; `conv_norm` does so on
+    every call. For modules that will not be trained again."""
     for (_, conv), (name, norm) in pairwise(module.named_children()):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d | BatchNorm2d) and norm.fold:
             weight, bias = folded(conv, norm)
@@ -142,14 +143,14 @@ def fuse_conv_bn(module: nn.Module) -> None:
 
 
 class Conv2d(nn.Conv2d):
-    """torch's, computed the fastest way."""
+    """torch's, through the fastest available kernel (`kernels/convolution.py`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self, self.weight, self.bias)
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose weights have mean 0 and standard deviation 1 over each output channel (Qiao et al. 2019)."""
+    """Convolution with weight standardization: mean 0 and standard deviation 1 per output channel (Qiao et al. 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
@@ -157,8 +158,8 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class DeformableConv2d(nn.Module):
-    """3x3 convolution whose samples move by predicted offsets, and in version 2 have predicted weights: Dai et al. 2017
-    (arXiv:1703.06211), Zhu et al. 2018 (1811.11168). Starts as a plain one (version 2: halved)."""
+    """Deformable 3x3 convolution: sampling points move by predicted offsets (Dai et al. 2017, arXiv:1703.06211) and, if
+    `modulated`, have predicted weights (Zhu et al. 2018, 1811.11168). Initialised to a plain one (modulated: half of it)."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, dilation: int, groups: int, offset_groups: int, modulated: bool
@@ -171,7 +172,7 @@ class DeformableConv2d(nn.Module):
         self.start_plain()
 
     def start_plain(self) -> None:
-        """Offsets of zero."""
+        """Initialise with offsets of zero."""
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.offset.weight)
         assert self.offset.bias is not None
@@ -182,18 +183,16 @@ class DeformableConv2d(nn.Module):
         if self.modulated:
             split = offset.shape[1] // 3 * 2
             offset, mask = offset[:, :split], offset[:, split:].sigmoid()
-        with torch.autocast(x.device.type, enabled=False):  # the operator has no half precision on a CPU
+        with torch.autocast(x.device.type, enabled=False):  # the operator does not support half precision on CPUs
             dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-            given = (x, offset, self.weight) if mask is None else (x, offset, self.weight, mask)
-            x, offset, weight, *rest = (t.to(dtype).contiguous() for t in given)
-            y: Tensor = deform_conv2d(
-                x, offset, weight, None, self.stride, self.dilation, self.dilation, rest[0] if rest else None
-            )
+            x, offset, weight = (t.to(dtype).contiguous() for t in (x, offset, self.weight))
+            mask = None if mask is None else mask.to(dtype).contiguous()
+            y: Tensor = deform_conv2d(x, offset, weight, None, self.stride, self.dilation, self.dilation, mask)
         return y
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """The normalisation layer of that name over `channels`; "gn" has 32 groups (Wu & He 2018)."""
+    """The normalisation layer for `channels` channels; "gn" has 32 groups (Wu & He 2018)."""
     if norm == "none":
         return nn.Identity()
     if norm == "frozen_bn":
@@ -204,9 +203,9 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution with "same" padding and its normalisation: (N, C, H, W) -> (N, out, H, W); a bias only without norm.
+    """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H, W); it has a bias only without a norm.
 
-    standardized: its weights are (`StandardizedConv2d`).
+    standardized: use weight standardization (`StandardizedConv2d`).
     """
 
     def __init__(
@@ -218,5 +217,5 @@ class ConvNorm(nn.Module):
         self.norm = make_norm(norm, out)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`valid` (N,) bool: rows that are data, for batch norm's statistics."""
+        """`valid` (N,) bool: the rows that are not padding, for batch norm's statistics."""
         return conv_norm(self.conv, self.norm, x, valid=valid)

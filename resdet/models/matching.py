@@ -1,4 +1,4 @@
-"""Which anchors and RoIs belong to which object, and which of them train. Batched, with fixed shapes, no loops over images."""
+"""Matching of anchors and RoIs to objects, and sampling for the loss; batched, with static shapes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from resdet.boxes import iou
 from resdet.structures import Samples, Targets
 
-# Objects matched at a time: 268 thousand anchors (800 x 1333) against 16 objects are 17 MB an image.
+# Objects matched at a time: the IoU of 268 thousand anchors (800 x 1333) and 16 objects takes 17 MB per image.
 CHUNK = 16
 MULTIPLIER = 0x9E3779B1
 INVERSE = pow(MULTIPLIER, -1, 2**32)
 
 
 class Matches(NamedTuple):
-    """positive, negative (B, N) bool (neither: ignored); gt_index (B, N) int64, the object of highest IoU; best (B, N) IoU."""
+    """positive, negative (B, N) bool (neither: ignored); gt_index (B, N) int64, the object of highest IoU; best (B, N), it."""
 
     positive: Tensor
     negative: Tensor
@@ -30,14 +30,14 @@ def match(
 ) -> Matches:
     """Match boxes (N, 4) or (B, N, 4) to objects (B, G, 4) with gt_valid (B, G) by IoU.
 
-    Positive from `high` on, negative below `low`. With `low_quality`, each object's best boxes are positive whatever
-    their IoU (Ren et al. 2015, section 3.1.2, case i), and keep the object that they themselves match best.
+    Positive at IoU >= `high`, negative below `low`. With `low_quality`, the boxes of highest IoU with an object are positive
+    too (Ren et al. 2015, section 3.1.2, case i); they are still assigned the object that they themselves overlap most.
     """
     b, g = gt_valid.shape
     n = boxes.shape[-2]
     best = boxes.new_zeros(b, n)
     index = torch.zeros(b, n, dtype=torch.int64, device=boxes.device)
-    rescued = torch.zeros(b, n, dtype=torch.bool, device=boxes.device)
+    best_of_object = torch.zeros(b, n, dtype=torch.bool, device=boxes.device)
     for start in range(0, g, CHUNK):
         stop = min(start + CHUNK, g)
         overlaps = iou(boxes, gt_boxes[:, start:stop]) * gt_valid[:, None, start:stop]  # (B, N, chunk)
@@ -46,16 +46,16 @@ def match(
         index = torch.where(better, chunk_index + start, index)
         best = torch.where(better, chunk_best, best)
         if low_quality:
-            of_object = overlaps.amax(dim=1, keepdim=True)  # (B, 1, chunk)
-            rescued = rescued | ((overlaps == of_object) & (of_object > 0)).any(dim=-1)
-    return Matches((best >= high) | rescued, (best < low) & ~rescued, index, best)
+            highest = overlaps.amax(dim=1, keepdim=True)  # (B, 1, chunk)
+            best_of_object = best_of_object | ((overlaps == highest) & (highest > 0)).any(dim=-1)
+    return Matches((best >= high) | best_of_object, (best < low) & ~best_of_object, index, best)
 
 
 def _highest(overlaps: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., C) -> the highest along C, and where it is first (int64)."""
+    """(..., C) -> the maximum along C, and the index (int64) of its first occurrence."""
     if not torch.compiler.is_compiling():
         return tuple(overlaps.max(dim=-1))  # type: ignore[return-value]
-    # Twice as long, but right: for 8 or 16 columns on a CPU inductor of torch 2.11 takes another place.
+    # Twice as slow, but correct: with 8 or 16 columns on CPUs, inductor of torch 2.11 returns another index for ties.
     best = overlaps.amax(dim=-1)
     columns = torch.arange(overlaps.shape[-1], device=overlaps.device)
     return best, torch.where(overlaps == best.unsqueeze(-1), columns, overlaps.shape[-1]).amin(dim=-1)
@@ -64,10 +64,10 @@ def _highest(overlaps: Tensor) -> tuple[Tensor, Tensor]:
 def sample(
     positive: Tensor, negative: Tensor, keys: Tensor, count: int, max_positive: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw `count` of N candidates an image at random, at most `max_positive` of them positives.
+    """Draw `count` of N candidates per image at random, at most `max_positive` of them positive.
 
-    positive, negative (B, N) bool, keys (B,) int64 -> index (B, R) int64, chosen positive (B, R), valid (B, R) bool with
-    R = min(count, N): positives first, then negatives, then padding where there are too few of both.
+    positive, negative (B, N) bool, keys (B,) int64 -> index (B, R) int64, positive (B, R) bool, valid (B, R) bool with
+    R = min(count, N): positives first, then negatives, then padding if there are too few of both.
     """
     n = positive.shape[1]
     count, max_positive = min(count, n), min(max_positive, n)
@@ -83,11 +83,11 @@ def sample(
 def uniform(keys: Tensor, n: int) -> Tensor:
     """(B,) int64 keys -> (B, n) float32 in [0, 1), by hashing (key, position) with MurmurHash3's finaliser.
 
-    A pure function: the same draw for the same image on any device, in any batch, in eager mode or a graph.
+    A pure function: an image gets the same numbers on any device, in any batch, in eager mode and compiled.
     """
     mask = 0xFFFFFFFF
-    # (position * M + key) mod 2**32, with the product of constants kept out of reach of the compiler: folded, it is a number
-    # that Triton's int32 does not hold.
+    # (position * M + key) mod 2**32, written so that the compiler cannot fold the constants: their product overflows
+    # Triton's int32.
     x = ((torch.arange(n, device=keys.device) + ((keys[:, None] * INVERSE) & mask)) * MULTIPLIER) & mask
     for multiplier, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         x = ((x ^ (x >> shift)) * multiplier) & mask
@@ -99,9 +99,9 @@ def sample_rois(
     boxes: Tensor, valid: Tensor, targets: Targets, keys: Tensor, image_sizes: Tensor, *,
     count: int, positive_fraction: float, iou_threshold: float, low_quality: bool, num_classes: int,
 ) -> Samples:  # fmt: skip
-    """Label proposals (B, P, 4) with valid (B, P) against the objects and draw `count` an image for the heads.
+    """Match proposals (B, P, 4) with valid (B, P) to the objects and draw `count` per image to train the heads on.
 
-    The objects' own boxes join the proposals, so that the heads see good boxes from the first step on.
+    The ground-truth boxes are added to the proposals, so that the heads see good boxes from the first step on.
     """
     boxes = torch.cat([boxes, targets.boxes], dim=1)
     valid = torch.cat([valid, targets.valid], dim=1)
@@ -122,7 +122,7 @@ def sample_rois(
 
 
 def relabel(samples: Samples, boxes: Tensor, valid: Tensor, *, iou_threshold: float, num_classes: int) -> Samples:
-    """The same RoIs where their boxes are now, (B, R, 4) with valid (B, R), labelled against the objects once more."""
+    """The samples with new boxes (B, R, 4) and valid (B, R), matched to the objects again; positives come first."""
     targets = samples.targets
     found = match(boxes, targets.boxes, targets.valid, high=iou_threshold, low=iou_threshold)
     order = (found.positive & valid).to(torch.uint8).argsort(dim=1, descending=True, stable=True)

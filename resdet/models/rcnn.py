@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN, and their RPN alone: the architecture, in one file that reads like the papers."""
+"""The R-CNN family: Faster, Mask, Keypoint and Cascade R-CNN by their heads, and the RPN alone without heads."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from resdet.structures import Batch, Detections, Loss, Output, Samples
 
 
 class RoIHead(Protocol):
-    """What a head is. Subclass nn.Module, give it these two methods, put it into `detector.heads`.
+    """The interface of a head: an nn.Module with these two methods in `detector.heads`.
 
-    outputs: the kinds of results that it adds; a head of your own that adds none can do without.
+    outputs: the kinds of results it adds; optional in a custom head that adds none.
     """
 
     outputs: tuple[Output, ...]
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """Named losses, each a sum and a count, from the pyramid p2..p6 and the sampled RoIs."""
+        """The head's losses by name, from the pyramid p2..p6 and the sampled RoIs."""
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
-        """The detections completed. Heads run in the order of the dict; the box head, the first, is given proposals."""
+        """The detections with the head's results added. Heads run in the order of the dict; the first gets proposals."""
 
 
 class RCNN(Detector):
     """Two-stage detector: backbone, neck, proposals, heads.
 
-    heads: name -> `RoIHead`, run in order. Without any, proposals are the detections: label 0, scored by objectness.
+    heads: name -> `RoIHead`, run in order. Without heads the proposals are the detections: label 0, scored by objectness.
     samples, positive_fraction, iou_threshold, low_quality: the RoIs that train the heads (`matching.sample_rois`).
     """
 
@@ -80,7 +80,7 @@ class RCNN(Detector):
         if not self.heads:
             anchors = self.rpn.anchors(features, _size(batch.images))
             return self.rpn.loss(features, torch.cat(anchors), batch.targets, batch.keys)
-        with torch.no_grad():  # proposals teach nothing; the RPN's loss looks again at the anchors that it draws
+        with torch.no_grad():  # for proposals only: the RPN's loss recomputes the scores of the anchors that it samples
             scores = self.rpn(features, _size(batch.images))
         losses: dict[str, Loss] = self.rpn.loss(features, torch.cat(scores.anchors), batch.targets, batch.keys)
         boxes, _, valid = self.rpn.propose(scores, batch.image_sizes, self.rpn.train_limits)
@@ -95,7 +95,7 @@ class RCNN(Detector):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Detections:
-        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
+        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not used."""
         features = self.features(batch)
         scores = self.rpn(features, _size(batch.images))
         limits = self.rpn.predict_limits

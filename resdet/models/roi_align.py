@@ -13,15 +13,15 @@ from torchvision.ops import roi_align
 from resdet.boxes import area, upcast
 from resdet.kernels import FAST_CPU
 
-NOWHERE = -1e6  # a coordinate beyond every map's border
+NOWHERE = -1e6  # a coordinate outside every feature map
 
 
 class RoIAlign(nn.Module):
-    """{"p2": (B, C, H/4, W/4), …} and boxes -> (P, C, size, size), each box on the level of its size.
+    """{"p2": (B, C, H/4, W/4), …} and boxes -> (P, C, size, size), each box pooled from the level that fits its size.
 
-    size:           output side. strides: of the levels that are used, the first of those given.
-    sampling_ratio: samples a bin and axis; 0 means as many as pixels (detectron2, mmdetection), which is slower.
-    aligned:        half-pixel correct; False shifts by half a pixel and widens boxes to one (torchvision).
+    size:           output side. strides: of the levels used; further levels are ignored.
+    sampling_ratio: sampling points per bin and axis; 0: one per feature pixel (detectron2, mmdetection), which is slower.
+    aligned:        half-pixel correct; False shifts by half a pixel and widens boxes to at least one (torchvision).
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RoIAlign(nn.Module):
         self.size, self.strides, self.sampling_ratio, self.aligned = size, tuple(strides), sampling_ratio, aligned
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
-        """boxes (P, 4) XYXY in the input frame, image (P,) int64: the row of the batch each belongs to."""
+        """boxes (P, 4) XYXY in the input frame, image (P,) int64: the index in the batch of each box's image."""
         boxes = upcast(boxes)
         maps = list(features.values())[: len(self.strides)]
         level = levels_of(boxes, self.strides)
@@ -40,12 +40,12 @@ class RoIAlign(nn.Module):
         return self.by_level(maps, boxes, image, level)
 
     def by_level(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
-        """torchvision's operator on each level, of which each box keeps one answer."""
+        """torchvision's operator on every level for all boxes; each box keeps the result of its own level."""
         pooled: Tensor | None = None
         for k, (feature, stride) in enumerate(zip(maps, self.strides, strict=True)):
             here = level == k
-            # A large box on a fine level would be sampled densely only to be thrown away: shrink it to nothing, and so far
-            # outside that no pixel is read nor, backward, added to: at a corner all those additions would queue for one.
+            # Boxes of other levels are emptied and moved outside: they cost no sampling, and no atomic additions to a common
+            # pixel in backward.
             rois = torch.cat([image[:, None].to(boxes.dtype), torch.where(here[:, None], boxes, NOWHERE)], dim=1)
             values = roi_align(upcast(feature), rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
             pooled = values if pooled is None else torch.where(here[:, None, None, None], values, pooled)
@@ -53,15 +53,15 @@ class RoIAlign(nn.Module):
         return pooled
 
     def by_gather(self, maps: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor) -> Tensor:
-        """The same as one weighted gather: every pixel of every level is a row of one table, every bin a short list of
-        rows and weights. Several times faster than the operator on a CPU, above all backward, which is serial there."""
+        """The same as one weighted gather: the pixels of all levels are the rows of one table, and a bin is a weighted sum of
+        a few of them. Several times faster than the operator on CPUs, mostly in backward, which is serial there."""
         table = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps])  # (rows, C)
-        if torch.is_grad_enabled():  # in half precision the gradients of many bins would not add up in a pixel
+        if torch.is_grad_enabled():  # half precision is too coarse to sum the gradients of many bins in one pixel
             table = upcast(table)
         start, height, width = torch.zeros_like(level), torch.zeros_like(level), torch.zeros_like(level)
         scale = torch.zeros_like(boxes[:, 0])
         first = 0
-        for k, m in enumerate(maps):  # plain numbers: an exported graph's sizes are not known yet
+        for k, m in enumerate(maps):  # no tensor of sizes: in an exported graph they are symbolic
             here = level == k
             start = torch.where(here, first, start)
             height, width = torch.where(here, m.shape[2], height), torch.where(here, m.shape[3], width)
@@ -81,7 +81,7 @@ class RoIAlign(nn.Module):
         return bins.view(len(boxes), self.size, self.size, -1).permute(0, 3, 1, 2)
 
     def _axis(self, low: Tensor, high: Tensor, scale: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each bin along one axis: the two neighbours of its samples, and their weights, (P, size, 2 * ratio) each."""
+        """Along one axis, the two pixels around each sample of each bin and their weights: (P, size, 2 * ratio) each."""
         shift = 0.5 if self.aligned else 0.0
         begin, extent = low * scale - shift, (high - low) * scale
         extent = extent if self.aligned else extent.clamp(min=1)
@@ -102,23 +102,23 @@ class RoIAlign(nn.Module):
 
 
 def levels_of(boxes: Tensor, strides: Sequence[int] = (4, 8, 16, 32)) -> Tensor:
-    """(P, 4) -> (P,) int64, 0 for the first stride: a 224 x 224 box belongs to stride 16, half the side to one level finer."""
+    """(P, 4) -> index of each box's level (P,) int64: boxes of 224 x 224 belong to stride 16, of half the side to stride 8."""
     side = area(boxes).clamp(min=0).sqrt()
     level = torch.floor(math.log2(16 / strides[0]) + torch.log2(side / 224 + 1e-8) + 1e-6)
     return level.clamp(0, len(strides) - 1).to(torch.int64)
 
 
 def flatten_rois(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, R, 4) -> boxes (B * R, 4) and the image (B * R,) each belongs to."""
+    """(B, R, 4) -> boxes (B * R, 4) and the index of each box's image (B * R,) int64."""
     b, r = boxes.shape[:2]
     return boxes.flatten(0, 1), torch.arange(b, device=boxes.device)[:, None].expand(b, r).reshape(-1)
 
 
 def occupied(valid: Tensor) -> Tensor:
-    """(B, R) bool -> (P,) int64 rows of the flattened RoIs worth computing: all valid ones and a few more.
+    """(B, R) bool -> (P,) int64 rows of the flattened RoIs to compute: all valid ones, and some padding.
 
-    In a graph and on CUDA P = B * R, since a number read from the device would break the graph or stall the queue.
-    Elsewhere P is the valid ones' count, rounded up a ladder of steps of a half, so that little is computed in vain.
+    In a graph and on CUDA P = B * R, since reading the count from the device would break the graph or synchronise.
+    Elsewhere P is the number of valid RoIs, rounded up to a step of a geometric ladder of factor 1.5.
     """
     total = valid.numel()
     if torch.compiler.is_compiling() or valid.is_cuda:

@@ -1,6 +1,6 @@
-"""Scored candidate boxes -> the detections of an image: thresholds, suppression within each class, the best few.
+"""Scored candidate boxes -> detections: score threshold, non-maximum suppression (NMS) per class, the top few.
 
-Letters: N candidates an image that suppression looks at.
+Letters: N candidates per image that enter NMS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resdet.kernels.nms import nms, soft_nms
 from resdet.models.matching import gather_rows
 from resdet.structures import Detections
 
-# Suppression looks at the best so many (RoI, class) pairs. Above the score threshold there are hardly ever more.
+# (RoI, class) pairs per image that enter NMS, best first; there are hardly ever more above the score threshold.
 MAX_CANDIDATES = 8192
 
 
@@ -25,9 +25,9 @@ class Selection:
     """Which candidates become detections.
 
     score_threshold: candidates must score above it. nms_threshold: IoU within a class above which the lower score is dropped.
-    soft_sigma: of Soft-NMS (`kernels.nms.soft_nms`), which then replaces `nms_threshold`; 0 is hard suppression.
-    max_detections: kept per image. min_size: smaller boxes, in input pixels, are dropped with the empty ones.
-    empty: when boxes without area are dropped: before suppression, after it, or never; part of a checkpoint's numerics.
+    soft_sigma: of Soft-NMS (`kernels.nms.soft_nms`), which then replaces `nms_threshold`; 0 means ordinary NMS.
+    max_detections: kept per image. min_size: boxes with a side below it, in input pixels, are dropped like empty ones.
+    empty: whether empty boxes are dropped before NMS, after it, or never; part of a checkpoint's numerics.
     """
 
     score_threshold: float = 0.05
@@ -38,7 +38,7 @@ class Selection:
     empty: Literal["drop_first", "drop_last", "keep"] = "drop_first"
 
     def select(self, boxes: Tensor, scores: Tensor, valid: Tensor, image_sizes: Tensor) -> Detections:
-        """boxes (B, R, K, 4), or (B, R, 1, 4) for all classes, scores (B, R, K), valid (B, R), image_sizes (B, 2) as (H, W)."""
+        """boxes (B, R, K, 4), or (B, R, 1, 4) if class-agnostic, scores (B, R, K), valid (B, R), image_sizes (B, 2) (H, W)."""
         classes = scores.shape[2]
         scores = torch.where(valid.unsqueeze(-1) & (scores > self.score_threshold), scores, -1.0).flatten(1)
         scores, index = scores.topk(min(MAX_CANDIDATES, scores.shape[1]), dim=1)
@@ -48,7 +48,7 @@ class Selection:
     def suppress(
         self, boxes: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, image_sizes: Tensor
     ) -> Detections:
-        """Candidates of one class each, by falling score: boxes (B, N, 4), scores, labels, usable (B, N)."""
+        """NMS of candidates sorted by descending score: boxes (B, N, 4), scores, labels, usable (B, N)."""
         boxes = clip(boxes, image_sizes)
         if self.empty == "drop_first":
             usable = usable & big_enough(boxes, self.min_size)

@@ -1,4 +1,4 @@
-"""What every backbone is: normalised images (B, C, H, W) -> feature maps by name, fine to coarse."""
+"""The interface of every backbone: normalised images (B, C, H, W) -> feature maps by name, fine to coarse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from resdet.models.layers import fuse_conv_bn
 
 
 class Backbone(nn.Module):
-    """A subclass sets `channels` and `strides` of its maps ("c2", …), has `forward` and `stages`, and ends by `freeze`."""
+    """A subclass sets the `channels` and `strides` of its maps ("c2", …), defines `forward` and `stages`, and calls `freeze`
+    last in its constructor."""
 
     channels: Mapping[str, int]
     strides: Mapping[str, int]
@@ -22,15 +23,15 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
-        """Its modules from the pixels up, each parameter in one stage: first the stem, then one for each map,
-        last what heads compute on RoIs, if there is such.
+        """The modules in the order of forward, each parameter in exactly one stage: the stem, one stage per map and, in C4
+        detectors, the one that the heads run on RoIs.
 
-        Stages are frozen from the first on, and learn the slower under layer decay the closer to the pixels they are.
+        Freezing starts at the first stage; layer decay gives earlier stages smaller learning rates.
         """
         raise NotImplementedError
 
     def freeze(self, count: int) -> None:
-        """The first `count` stages do not train from now on, running statistics of their norms included."""
+        """Freeze the first `count` stages, including the running statistics of their norms."""
         self.frozen_stages = count
         for module in self._frozen():
             module.requires_grad_(False)
@@ -42,7 +43,7 @@ class Backbone(nn.Module):
         return self
 
     def fuse_norms(self) -> None:
-        """Make norms with fixed statistics part of their convolutions; for a backbone that will not train again."""
+        """Fold norms with fixed statistics into their convolutions, for a backbone that will not be trained again."""
         for module in self.modules():
             fuse_conv_bn(module)
 

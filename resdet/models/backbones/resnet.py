@@ -1,7 +1,7 @@
 """ResNet, ResNeXt and Wide ResNet: image (B, C, H, W) -> {"c2": (B, C, H/4, W/4), …, "c5": (B, C, H/32, W/32)}.
 
 He et al. 2015 (arXiv:1512.03385), Xie et al. 2016 (1611.05431), Zagoruyko & Komodakis 2016 (1605.07146).
-Parameter names are torchvision's: they are an interface, for every ImageNet checkpoint speaks them.
+Parameter names are torchvision's, since every ImageNet checkpoint uses them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RESNETS = {
 
 
 def architecture(name: str) -> Architecture:
-    """Of a name in `RESNETS`, or of resnextDEPTH_GROUPSxWIDTHd. Raises `KeyError`."""
+    """The architecture with a name in `RESNETS` or of the form resnextDEPTH_GROUPSxWIDTHd. Raises `KeyError`."""
     match = re.fullmatch(r"resnext(\d+)_(\d+)x(\d+)d", name)
     if match is None:
         return RESNETS[name]
@@ -44,18 +44,18 @@ def architecture(name: str) -> Architecture:
 
 
 def architecture_name(arch: Architecture) -> str | None:
-    """The inverse of `architecture`; None for one that has no name."""
-    plain = next((name for name, known in RESNETS.items() if known == arch), None)
-    of_depth = next(
-        (name for name in ("resnet50", "resnet101", "resnet152") if RESNETS[name].blocks == arch.blocks), None
-    )
-    if plain or not arch.bottleneck or of_depth is None:
-        return plain
-    return f"{of_depth.replace('net', 'next')}_{arch.groups}x{arch.base_width}d"
+    """The inverse of `architecture`; None if the architecture has no name."""
+    for name, known in RESNETS.items():
+        if known == arch:
+            return name
+    for name in ("resnet50", "resnet101", "resnet152"):
+        if arch.bottleneck and RESNETS[name].blocks == arch.blocks:
+            return f"{name.replace('net', 'next')}_{arch.groups}x{arch.base_width}d"
+    return None
 
 
 class Style(NamedTuple):
-    """What the blocks of a network, or of a stage of it, share."""
+    """The options shared by the blocks of a stage; see `ResNet`."""
 
     norm: Norm = "frozen_bn"
     norm_eps: float = 1e-5
@@ -68,7 +68,7 @@ class Style(NamedTuple):
     dilation: int = 1
 
     def conv3x3(self, inputs: int, channels: int, stride: int = 1, groups: int = 1) -> nn.Module:
-        """The convolution that dilation and deformation are about."""
+        """Plain, dilated, standardized or deformable."""
         if self.deformable != "none":
             return DeformableConv2d(
                 inputs, channels, stride, self.dilation, groups, self.deformable_groups, self.deformable == "v2"
@@ -130,9 +130,9 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module:
-    """The projection of a shortcut where shapes differ; the identity, without parameters, elsewhere."""
+    """A projection where shapes differ, else the identity."""
     if not style.residual or (stride == 1 and inputs == outputs):
-        return _Same()
+        return _Identity()
     norm = make_norm(style.norm, outputs, style.norm_eps)
     if not style.avg_down:
         return _Projection(style.conv1x1(inputs, outputs, stride), norm)
@@ -140,15 +140,13 @@ def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module
     return _Projection(pool, style.conv1x1(inputs, outputs), norm)
 
 
-class _Same(nn.Module):
-    """A shortcut without parameters."""
-
+class _Identity(nn.Module):
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         return x
 
 
 class _Projection(nn.Sequential):
-    """What comes first, a convolution, its norm; a `Sequential` for the sake of the parameters' names."""
+    """(pooling,) convolution, norm; a `Sequential` so that parameters have torchvision's names."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         *before, conv, norm = self.children()
@@ -158,7 +156,7 @@ class _Projection(nn.Sequential):
 
 
 def _stem(inputs: int, style: Style, deep: bool) -> nn.Module:
-    """A 7x7 convolution, or three 3x3 ones; in both cases the norm that follows is `ResNet.bn1`."""
+    """A 7x7 convolution, or three 3x3 ones (`deep`); either way the last norm is `ResNet.bn1`."""
     kind = StandardizedConv2d if style.standardized else nn.Conv2d
     if not deep:
         return kind(inputs, 64, 7, 2, padding=3, bias=False)
@@ -170,23 +168,23 @@ def _stem(inputs: int, style: Style, deep: bool) -> nn.Module:
 
 
 class ResNet(Backbone):
-    """A residual backbone without its classifier.
+    """The network without its classifier.
 
     inputs:            channels of the image.
     norm_eps:          batch norm's epsilon.
     stride_in_1x1:     bottlenecks downsample in their first 1x1 convolution.
-    frozen_stages:     how many stages do not train, from the stem on: 0 none, 1 stem, 2 stem and layer1, … 5 all.
+    frozen_stages:     how many stages are frozen, from the stem on: 0 none, 1 stem, 2 stem and layer1, … 5 all.
     zero_init_last:    the last norm of each residual branch starts at zero (Goyal et al. 2017).
-    deep_stem:         three 3x3 convolutions as the stem (ResNet-C), and
-    avg_down:          shortcuts that average before their 1x1 convolution: both together are ResNet-D (He et al. 2018,
-                       arXiv:1812.01187), with timm's parameter names.
+    deep_stem:         the stem is three 3x3 convolutions (ResNet-C).
+    avg_down:          shortcuts downsample by average pooling before their 1x1 convolution. With `deep_stem` this is
+                       ResNet-D (He et al. 2018, arXiv:1812.01187), with timm's parameter names.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
-    weight_standardization: convolutions have standardised weights (Qiao et al. 2019, arXiv:1903.10520), for group norm.
-    deformable:        3x3 convolutions that are deformable ("v1": Dai et al. 2017, arXiv:1703.06211; "v2": Zhu et al. 2018,
-                       arXiv:1811.11168) in the stages `deformable_stages` (of c2..c5), with `deformable_groups` offset groups.
+    weight_standardization: of all convolutions (Qiao et al. 2019, arXiv:1903.10520), for group norm.
+    deformable:        deformable 3x3 convolutions ("v1": Dai et al. 2017, arXiv:1703.06211; "v2": Zhu et al. 2018,
+                       arXiv:1811.11168) in `deformable_stages` (of c2..c5), with `deformable_groups` offset groups.
     c5_dilation:       2 keeps c5 at stride 16 and dilates its 3x3 convolutions ("DC5").
-    c5:                "map": one more map. "rois": layer4 is no part of `forward`; heads compute it on RoIs from c4
-                       (`heads.res5`). "none": there is no layer4.
+    c5:                "map": an output like the others. "rois": not computed by `forward`; the heads run layer4 on RoIs of
+                       c4 (`heads.res5`). "none": there is no layer4.
     """
 
     def __init__(

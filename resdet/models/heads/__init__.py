@@ -1,1 +1,1 @@
-"""Heads: the parts of a detector that carry losses."""
+"""Heads: the parts of a detector with losses."""

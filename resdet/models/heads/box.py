@@ -1,6 +1,6 @@
 """Box head (Girshick 2015, arXiv:1504.08083): pooled RoIs -> class scores and refined boxes -> detections.
 
-Letters: P = B * R pooled RoIs; K' is K, or 1 where one box serves all classes.
+Letters: P = B * R pooled RoIs; K' is K, or 1 for class-agnostic boxes.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ class FourConvOneFC(nn.Module):
 
 
 def known_logits(logits: Tensor, labels: Tensor, known: Tensor) -> Tensor:
-    """Class logits (B, R, K + 1) with -inf for each class that the RoI says nothing about: the softmax is one over the rest.
+    """Class logits (B, R, K + 1), with -inf for the classes that the softmax must leave out for a RoI.
 
-    labels (B, R) as in `Samples`; known (B, K) as in `Targets`. What remains are the image's known classes, the background
-    and the RoI's own label. So a RoI without an annotated object is no counterexample to a class that nobody annotated
-    there, and neither is an object of a known class: their gradient to the logits of unknown classes is zero. This is the
-    federated loss (Zhou et al. 2021, arXiv:2103.07461) for a softmax. The alternative for a softmax, background or any unknown
-    class as one event (Zhao et al. 2020, arXiv:2008.06614), raises the logits of unknown classes wherever there is nothing.
+    labels (B, R) as in `Samples`; known (B, K) as in `Targets`. The softmax is over the image's known classes, the background
+    and the RoI's own label. Background is therefore no negative example of a class that was not annotated in the image, and
+    neither is an object of another class: the logits of unknown classes get no gradient. This is the federated loss (Zhou et
+    al. 2021, arXiv:2103.07461) for a softmax. The alternative, to merge background and unknown classes into one event (Zhao
+    et al. 2020, arXiv:2008.06614), would raise the logits of unknown classes on all background.
     """
     own = labels.unsqueeze(-1) == torch.arange(logits.shape[-1], device=logits.device)
-    possible = F.pad(known, (0, 1), value=True).unsqueeze(1) | own
-    return upcast(logits).masked_fill(~possible, -torch.inf)
+    included = F.pad(known, (0, 1), value=True).unsqueeze(1) | own
+    return upcast(logits).masked_fill(~included, -torch.inf)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -75,13 +75,13 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class BoxHead(nn.Module):
-    """trunk: (P, C, s, s), valid (P,) -> (P, trunk.width). num_classes: K, without background, which is index K inside.
+    """trunk: (P, C, s, s), valid (P,) -> (P, trunk.width). num_classes: K, without background, which has index K here.
 
-    class_agnostic: one box for all classes instead of one for each.
-    focal_gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002), here over the softmax; 0 is cross-entropy.
+    class_agnostic: one box for all classes instead of one per class.
+    focal_gamma: of the focal loss (Lin et al. 2017, arXiv:1708.02002), applied to the softmax; 0 is cross-entropy.
     class_weights: (K + 1,) factors of the classification loss, the background's last.
     delta_weights: scale of the box deltas. loss_beta: as in `RPN`. clamp_shrink: see `boxes.decode`.
-    objectness: scores are the geometric mean of the class's and the proposal's (Zhou et al. 2021, arXiv:2103.07461).
+    objectness: a score is the geometric mean of class and proposal score (Zhou et al. 2021, arXiv:2103.07461).
     selection: which candidates become detections.
     """
 
@@ -124,12 +124,12 @@ class BoxHead(nn.Module):
         return self.classifier(x).view(b, r, -1), self.regressor(x).view(b, r, self.box_classes, 4)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """Both sums run over the sampled RoIs; the count is their number. Of unknown classes: `known_logits`."""
+        """box_class and box_reg, both over the number of sampled RoIs. For unknown classes see `known_logits`."""
         logits, deltas = self(features, samples.boxes, samples.valid)
         return self.losses_of(logits, deltas, samples)
 
     def losses_of(self, logits: Tensor, deltas: Tensor, samples: Samples) -> dict[str, Loss]:
-        """`loss` from what `forward` said of the samples' boxes."""
+        """`loss` from the output of `forward`."""
         count = samples.valid.sum()
         label = samples.labels
         if samples.targets.known is not None:
@@ -138,25 +138,25 @@ class BoxHead(nn.Module):
             upcast(logits).flatten(0, 1), label.flatten(), ignore_index=-1, reduction="none"
         )  # (B * R,), 0 where padded
         if self.focal_gamma:
-            # 1 - p of the right class; its power's slope at 0 is infinite below gamma 1, hence the bound.
+            # 1 - p of the true class, bounded below: for gamma < 1 the gradient of its power at 0 is infinite.
             entropy = entropy * (-torch.expm1(-entropy)).clamp(min=1e-6) ** self.focal_gamma
         if self.class_weights is not None:
             entropy = entropy * self.class_weights[label.flatten().clamp(min=0)]
         of_class = label.clamp(0, self.box_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
-        wanted = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
-        distance = box_distance(deltas.gather(2, of_class).squeeze(2), wanted, self.loss_beta)
+        target = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
+        distance = box_distance(deltas.gather(2, of_class).squeeze(2), target, self.loss_beta)
         return {
             "box_class": Loss(entropy.sum(), count),
             "box_reg": Loss(torch.where(samples.positive, distance, 0.0).sum(), count),
         }
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
-        """Proposals in, scored, labelled, refined and suppressed boxes out."""
+        """Proposals -> detections: classified and refined boxes after NMS."""
         scores, boxes = self.scores_and_boxes(features, detections)
         return self.selection.select(boxes, scores, detections.valid, detections.image_sizes)
 
     def scores_and_boxes(self, features: dict[str, Tensor], proposals: Detections) -> tuple[Tensor, Tensor]:
-        """Class probabilities (B, R, K) and refined boxes (B, R, K', 4), not clipped, of R proposals an image."""
+        """Class probabilities (B, R, K) and refined boxes (B, R, K', 4), not clipped, of the proposals (B, R)."""
         logits, deltas = self(features, proposals.boxes, proposals.valid)
         scores = upcast(logits).softmax(-1)[..., :-1]
         if self.objectness:
@@ -164,5 +164,5 @@ class BoxHead(nn.Module):
         return scores, self.refine(deltas, proposals.boxes)
 
     def refine(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """deltas (B, R, K', 4) of boxes (B, R, 4) -> the boxes that they lead to, (B, R, K', 4), not clipped."""
+        """Apply deltas (B, R, K', 4) to boxes (B, R, 4) -> (B, R, K', 4), not clipped."""
         return decode(deltas, boxes.unsqueeze(2), self.delta_weights, clamp_shrink=self.clamp_shrink)

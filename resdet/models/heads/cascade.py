@@ -1,4 +1,4 @@
-"""Cascade R-CNN's head (Cai & Vasconcelos 2018, arXiv:1712.00726): box heads in a row, each on the boxes of the one before."""
+"""Cascade R-CNN's head (Cai & Vasconcelos 2018, arXiv:1712.00726): box heads in sequence, each on the last one's boxes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from resdet.structures import Detections, Loss, Output, Samples
 
 
 class CascadeHead(nn.Module):
-    """stages: class-agnostic box heads. Each is trained on the boxes of the one before, labelled at an IoU of its own.
+    """stages: class-agnostic box heads, each trained on the previous stage's boxes, matched at an IoU of its own.
 
-    masks: none, or a mask head for each stage, trained on its RoIs (mmdetection); their probabilities are averaged.
-    ious: from which a box is positive, for each stage; the first stage's RoIs come labelled.
-    loss_weights: of each stage's losses.
-    resample: None, each stage labels the first one's RoIs anew (detectron2); or the share of positives with which each stage
-    draws as many RoIs again, objects' own boxes among them (mmdetection).
-    scale_gradients: all stages together move the features as much as one head would (detectron2).
-    average: of the stages' probabilities ("scores", detectron2) or of what their softmax is taken ("logits", mmdetection).
+    masks: none, or one mask head per stage, trained on its RoIs (mmdetection); their probabilities are averaged.
+    ious: per stage, the IoU from which a box is positive; the first stage's RoIs come matched.
+    loss_weights: per stage.
+    resample: None: each stage matches all RoIs of the first one again (detectron2). Otherwise each stage samples as many RoIs
+    again, ground-truth boxes included, with this fraction of positives (mmdetection).
+    scale_gradients: divide the gradients to the features by the number of stages (detectron2).
+    average: average the stages' probabilities ("scores", detectron2) or their logits (mmdetection).
     """
 
     def __init__(
@@ -55,29 +55,31 @@ class CascadeHead(nn.Module):
         self.selection = selection or Selection()
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """box_class_1, box_reg_1 and with masks of their own mask_1, then of stage 2, …, times the stage's weight."""
-        masked = features
+        """box_class_1, box_reg_1 and, with mask heads, mask_1 of stage 1, then of stage 2, …, each times its stage's weight."""
+        unscaled = features
         if self.scale_gradients:
             features = {name: _ScaleGradient.apply(f, 1 / len(self.stages)) for name, f in features.items()}
         losses: dict[str, Loss] = {}
         for k, stage in enumerate(self.stages):
             logits, deltas = stage(features, samples.boxes, samples.valid)
-            found = stage.losses_of(logits, deltas, samples)
+            of_stage = stage.losses_of(logits, deltas, samples)
             if self.masks:
-                found |= self.masks[k].loss(masked, samples)
+                of_stage |= self.masks[k].loss(unscaled, samples)
             weight = self.loss_weights[k]
-            losses |= {f"{name}_{k + 1}": Loss(loss.sum * weight, loss.count) for name, loss in found.items()}
+            losses |= {f"{name}_{k + 1}": Loss(loss.sum * weight, loss.count) for name, loss in of_stage.items()}
             if k + 1 < len(self.stages):
-                boxes = _inside(stage.refine(deltas, samples.boxes), samples.image_sizes)
+                boxes = _next_boxes(stage.refine(deltas, samples.boxes), samples.image_sizes)
                 samples = self._next(samples, boxes, k + 1)
         return losses
 
     def _next(self, samples: Samples, boxes: Tensor, k: int) -> Samples:
-        """What stage k trains on: the boxes (B, R, 4) of the stage before, but for those that shrank to nothing."""
+        """The samples of stage k from the boxes (B, R, 4) of the previous one, without those that became empty."""
         valid = samples.valid & big_enough(boxes, 0)
         if self.resample is None:
             return relabel(samples, boxes, valid, iou_threshold=self.ious[k], num_classes=self.num_classes)
-        own = samples.positive & (samples.boxes == samples.gt_boxes).all(-1)  # objects' own boxes join anew
+        own = samples.positive & (samples.boxes == samples.gt_boxes).all(
+            -1
+        )  # `sample_rois` adds ground-truth boxes again
         return sample_rois(
             boxes, valid & ~own, samples.targets, samples.keys + 1, samples.image_sizes,
             count=boxes.shape[1], positive_fraction=self.resample, iou_threshold=self.ious[k], low_quality=False,
@@ -85,23 +87,26 @@ class CascadeHead(nn.Module):
         )  # fmt: skip
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
-        """Proposals in; the last stage's boxes with the average scores of all stages, suppressed, out."""
+        """Proposals -> detections: the last stage's boxes with the average scores of all stages, after NMS."""
         scores, boxes = self.scores_and_boxes(features, detections)
         found = self.selection.select(boxes, scores, detections.valid, detections.image_sizes)
         if not self.masks:
             return found
-        masked = [mask.predict(features, found) for mask in self.masks]
-        return replace(masked[0], mask_probs=_mean([one.mask_probs for one in masked if one.mask_probs is not None]))
+        with_masks = [mask.predict(features, found) for mask in self.masks]
+        return replace(with_masks[0], mask_probs=_mean([d.mask_probs for d in with_masks if d.mask_probs is not None]))
 
     def scores_and_boxes(self, features: dict[str, Tensor], proposals: Detections) -> tuple[Tensor, Tensor]:
-        """Class probabilities (B, R, K) and refined boxes (B, R, 1, 4), not clipped, of R proposals an image."""
-        boxes, said = proposals.boxes, []
+        """Class probabilities (B, R, K) and refined boxes (B, R, 1, 4), not clipped, of the proposals (B, R)."""
+        boxes, all_logits = proposals.boxes, []
         for stage in self.stages:
             logits, deltas = stage(features, boxes, proposals.valid)
-            said.append(upcast(logits))
+            all_logits.append(upcast(logits))
             refined = stage.refine(deltas, boxes)
-            boxes = _inside(refined, proposals.image_sizes)
-        scores = _mean(said).softmax(-1) if self.average == "logits" else _mean([one.softmax(-1) for one in said])
+            boxes = _next_boxes(refined, proposals.image_sizes)
+        if self.average == "logits":
+            scores = _mean(all_logits).softmax(-1)
+        else:
+            scores = _mean([logits.softmax(-1) for logits in all_logits])
         scores = scores[..., :-1]
         if self.stages[-1].objectness:
             scores = (scores * proposals.scores.unsqueeze(-1)).sqrt()
@@ -109,7 +114,7 @@ class CascadeHead(nn.Module):
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """x itself; its gradient times a factor."""
+    """The identity; its gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -121,8 +126,8 @@ class _ScaleGradient(torch.autograd.Function):
         return gradients[0] * ctx.factor, None
 
 
-def _inside(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """A stage's refined boxes (B, R, 1, 4) -> the next one's (B, R, 4), clipped, without nan and gradients."""
+def _next_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    """A stage's refined boxes (B, R, 1, 4) -> input boxes of the next one (B, R, 4): clipped, detached, without nan."""
     return torch.nan_to_num(clip(boxes.detach().squeeze(2), image_sizes))
 
 

@@ -1,7 +1,7 @@
-"""Keypoint head (He et al. 2017, arXiv:1703.06870, section 5): pooled RoIs -> one heatmap a keypoint.
+"""Keypoint head (He et al. 2017, arXiv:1703.06870, section 5): pooled RoIs -> one heatmap per keypoint.
 
-3x3 convolutions, a transposed one and a bilinear enlargement: RoIs of s x s become heatmaps of 4 s x 4 s.
-Letters: P RoIs, K keypoints of an object, S = 4 s.
+3x3 convolutions, a transposed convolution and bilinear upsampling turn s x s RoIs into 4 s x 4 s heatmaps.
+Letters: P RoIs, K keypoints per object, S = 4 s.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.keypoints import Decode, heatmap_targets
+from resdet.models.heads.rois import positive_rois, scatter_rows
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import Detections, Loss, Output, Samples
@@ -21,8 +22,8 @@ from resdet.structures import Detections, Loss, Output, Samples
 class KeypointHead(nn.Module):
     """num_keypoints: K, the same for every class. num_convs 3x3 convolutions of `width` channels.
 
-    max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
-    decode: how the heatmaps are to become points, see `Detections`.
+    max_rois: positives per image in the loss; at least as many as the sampler draws.
+    decode: how heatmaps become points, see `Detections`.
     """
 
     outputs: tuple[Output, ...] = ("keypoints",)
@@ -57,33 +58,26 @@ class KeypointHead(nn.Module):
         return F.interpolate(upcast(self.logits(x)), scale_factor=2.0, mode="bilinear", align_corners=False)
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """Cross-entropy over the places of a heatmap; the count is the number of labelled keypoints in their positive RoI."""
+        """keypoint: `keypoint_loss` on the positive RoIs."""
         keypoints = samples.targets.keypoints
         assert keypoints is not None, "a keypoint head needs keypoints in its targets"
-        limit = min(self.max_rois, samples.boxes.shape[1])
-        first = [t[:, :limit] for t in (samples.boxes, samples.positive, samples.gt_index)]
-        rows = occupied(first[1])
-        boxes, image = (t[rows] for t in flatten_rois(first[0]))
-        positive, gt_index = (t.flatten()[rows] for t in first[1:])
-        logits = self(features, boxes, image, positive)
-        return {"keypoint": keypoint_loss(logits, keypoints[image, gt_index], boxes, positive)}
+        rois = positive_rois(samples, self.max_rois)
+        logits = self(features, rois.boxes, rois.image, rois.positive)
+        return {"keypoint": keypoint_loss(logits, keypoints[rois.image, rois.gt_index], rois.boxes, rois.positive)}
 
     def predict(self, features: dict[str, Tensor], detections: Detections) -> Detections:
         """Adds `keypoint_logits` (B, D, K, S, S)."""
-        valid = detections.valid
-        rows = occupied(valid)
+        b, d = detections.valid.shape
+        rows = occupied(detections.valid)
         boxes, image = flatten_rois(detections.boxes)
-        found = self(features, boxes[rows], image[rows], valid.flatten()[rows])
-        logits = found.new_zeros(len(boxes), *found.shape[1:])
-        logits[rows] = found
-        logits = logits.view(*valid.shape, *found.shape[1:])
-        return replace(detections, keypoint_logits=logits, keypoint_decode=self.decode)
+        logits = self(features, boxes[rows], image[rows], detections.valid.flatten()[rows])
+        return replace(detections, keypoint_logits=scatter_rows(logits, rows, (b, d)), keypoint_decode=self.decode)
 
 
 def keypoint_loss(logits: Tensor, keypoints: Tensor, boxes: Tensor, positive: Tensor) -> Loss:
     """logits (P, K, S, S), keypoints (P, K, 3) of the matched objects, boxes (P, 4), positive (P,) bool -> cross-entropy over
-    the S * S places of each labelled keypoint that lies in its box."""
-    with torch.autocast(boxes.device.type, enabled=False):  # coordinates do not fit bfloat16
+    the S * S cells of a heatmap; the count is the number of labelled keypoints inside their positive RoIs."""
+    with torch.autocast(boxes.device.type, enabled=False):  # bfloat16 is too coarse for coordinates
         place, inside = heatmap_targets(keypoints, boxes, logits.shape[-1])
     inside = (inside & positive[:, None]).flatten()
     entropy = F.cross_entropy(logits.flatten(2).flatten(0, 1), place.flatten(), reduction="none")

@@ -1,11 +1,10 @@
 """PointRend mask head (Kirillov et al. 2020, arXiv:1912.08193): a coarse mask, refined point by point where it is uncertain.
 
-The coarse head predicts 7 x 7 logits of every class from 14 x 14 points of the finest level. The point head classifies
-single points from the finest level's feature and the coarse logits there. Training draws points where the coarse mask is
-uncertain; prediction doubles the mask's side five times and recomputes its most uncertain points each time.
+The coarse head predicts 7 x 7 logits per class from 14 x 14 points of the finest level. The point head classifies single
+points from the finest level's features and the coarse logits. Training samples points where the coarse mask is uncertain;
+prediction doubles the side of the mask five times and recomputes the most uncertain points each time.
 
-Letters: P RoIs, N points, C channels, K classes, S side of the coarse mask. Points are (x, y) as shares
-of the RoI's sides.
+Letters: P RoIs, N points, C channels, K classes, S side of the coarse mask. Points are (x, y) in 0..1 of the RoI's sides.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 
 from resdet.boxes import upcast
 from resdet.fields import replace
-from resdet.masks import targets_in_rois
-from resdet.models.heads.mask import mask_loss
+from resdet.models.heads.mask import mask_loss, mask_targets, masked_rois
+from resdet.models.heads.rois import scatter_rows
 from resdet.models.matching import uniform
 from resdet.models.roi_align import flatten_rois, occupied
-from resdet.structures import MASK_UNKNOWN, Detections, Loss, Output, Samples
+from resdet.structures import Detections, Loss, Output, Samples
 
 
 class CoarseHead(nn.Module):
@@ -51,9 +50,9 @@ class CoarseHead(nn.Module):
 
 
 class PointHead(nn.Module):
-    """Point features (P, N, C) and coarse logits (P, N, K) -> the logit of each point's own class (P, N).
+    """Point features (P, N, C) and coarse logits (P, N, K) -> a logit per point (P, N), of its RoI's class.
 
-    Fully connected layers shared by all points, each of which is given the coarse logits again.
+    A per-point MLP; every layer takes the coarse logits as additional input.
     """
 
     def __init__(self, channels: int, num_classes: int, width: int, num_fc: int) -> None:
@@ -68,7 +67,7 @@ class PointHead(nn.Module):
         nn.init.zeros_(self.logits.bias)
 
     def forward(self, features: Tensor, coarse: Tensor, labels: Tensor) -> Tensor:
-        """labels (P,) int64: the class whose mask is wanted."""
+        """labels (P,) int64: the class of each RoI."""
         x = features
         for fc in self.fcs:
             x = F.relu(fc(torch.cat([x, coarse.to(x.dtype)], dim=-1)))
@@ -78,10 +77,10 @@ class PointHead(nn.Module):
 
 
 class PointRendHead(nn.Module):
-    """side: S of the coarse mask. points: N of the loss, `importance` of them the most uncertain of oversample * N random ones.
+    """side: S. points: N in the loss; a fraction `importance` of them are the most uncertain of oversample * N random ones.
 
     steps, subdivision_points: how often the mask's side doubles in prediction, and how many points are recomputed each time.
-    max_rois: positives an image in the loss; the sampler puts positives first and draws no more than these.
+    max_rois, paste: as in `MaskHead`.
     """
 
     outputs: tuple[Output, ...] = ("masks",)
@@ -119,38 +118,26 @@ class PointRendHead(nn.Module):
         return logits
 
     def loss(self, features: dict[str, Tensor], samples: Samples) -> dict[str, Loss]:
-        """mask: of the coarse masks; mask_point: of the points; both summed over the positive RoIs whose object has a mask."""
-        gt_masks = samples.targets.masks
-        assert gt_masks is not None, "a mask head needs masks in its targets"
-        limit = min(self.max_rois, samples.boxes.shape[1])
-        first = [t[:, :limit] for t in (samples.boxes, samples.positive, samples.labels, samples.gt_index)]
-        rows = occupied(first[1])
-        boxes, image = (t[rows] for t in flatten_rois(first[0]))
-        positive, labels, gt_index = (t.flatten()[rows] for t in first[1:])  # rows that are not positive weigh nothing
-        crops = gt_masks[image, gt_index]  # (P, M, M)
-        positive = positive & (crops[:, 0, 0] != MASK_UNKNOWN)
-        labels = labels.clamp(0, self.coarse.num_classes - 1)
-        gt_boxes = samples.gt_boxes[:, :limit].flatten(0, 1)[rows]
+        """mask, of the coarse masks, and mask_point, of the points; both over the positive RoIs whose object has a mask."""
+        rois, crops = masked_rois(samples, self.max_rois)
+        labels = rois.labels.clamp(0, self.coarse.num_classes - 1)
         feature = next(iter(features.values()))
-        coarse = self.coarse_logits(feature, boxes, image)
+        coarse = self.coarse_logits(feature, rois.boxes, rois.image)
         own = own_class(coarse, labels)
-        with torch.no_grad(), torch.autocast(boxes.device.type, enabled=False):
-            wanted = (targets_in_rois(crops, gt_boxes, boxes, self.side) >= 0.5).float()
-            points = self.uncertain_points(own, boxes)
-            covered = sample_crops(crops, gt_boxes, points, boxes)
-        logits = self.point(
-            sample_feature(feature, points, boxes, image), sample_maps(coarse, points), labels
-        )  # (P, N)
-        each = F.binary_cross_entropy_with_logits(logits, covered, reduction="none").mean(dim=1)
+        with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
+            points = self.uncertain_points(own, rois.boxes)
+            covered = sample_crops(crops, rois.gt_boxes, points, rois.boxes)
+        point_features = sample_feature(feature, points, rois.boxes, rois.image)
+        point_logits = self.point(point_features, sample_maps(coarse, points), labels)  # (P, N)
         return {
-            "mask": mask_loss(own, wanted, positive),
-            "mask_point": Loss(torch.where(positive, each, 0.0).sum(), positive.sum()),
+            "mask": mask_loss(own, mask_targets(rois, crops, self.side), rois.positive),
+            "mask_point": mask_loss(point_logits, covered, rois.positive),
         }
 
     def uncertain_points(self, own: Tensor, boxes: Tensor) -> Tensor:
         """(P, S, S) logits, boxes (P, 4) -> (P, N, 2): the most uncertain of many random points, and some random ones.
 
-        The randomness is a hash of the boxes: the same draw wherever and however often the step is computed.
+        The random numbers are a hash of the boxes, so that a step is reproducible.
         """
         many, some = self.points * self.oversample, int(self.points * self.importance)
         primes = torch.tensor([1, 7919, 104729, 1299709], device=boxes.device)
@@ -173,21 +160,19 @@ class PointRendHead(nn.Module):
             own = F.interpolate(own[:, None], scale_factor=2.0, mode="bilinear", align_corners=False)[:, 0]
             size = own.shape[-1]
             if self.subdivision_points >= 4 * size * size and step < self.steps - 1:
-                continue  # the next step computes every point anew
+                continue  # the next step recomputes every point
             count = min(self.subdivision_points, size * size)
             place = own.flatten(1).abs().topk(count, dim=1, largest=False).indices  # (P, N)
             points = (torch.stack([place % size, place // size], dim=-1) + 0.5) / size
             logits = self.point(sample_feature(feature, points, boxes, image), sample_maps(coarse, points), labels)
             own = own.flatten(1).scatter(1, place, logits).view_as(own)
-        valid = detections.valid.flatten()[rows]
-        probs = own.new_zeros(len(all_boxes), *own.shape[1:])
-        probs[rows] = own.sigmoid() * valid[:, None, None]
-        mask_probs = probs.view(*detections.valid.shape, *own.shape[1:])
-        return replace(detections, mask_probs=mask_probs, paste=self.paste)
+        b, d = detections.valid.shape
+        probs = own.sigmoid() * detections.valid.flatten()[rows][:, None, None]
+        return replace(detections, mask_probs=scatter_rows(probs, rows, (b, d)), paste=self.paste)
 
 
 def regular_grid(side: int, boxes: Tensor) -> Tensor:
-    """The middles of side x side cells, row by row: (P, side * side, 2)."""
+    """The centres of side x side cells, row by row: (P, side * side, 2)."""
     steps = (torch.arange(side, device=boxes.device, dtype=boxes.dtype) + 0.5) / side
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     return torch.stack([x, y], dim=-1).view(1, -1, 2).expand(len(boxes), -1, -1)
@@ -205,12 +190,11 @@ def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_crops(crops: Tensor, gt_boxes: Tensor, points: Tensor, boxes: Tensor) -> Tensor:
-    """The objects' crops (P, M, M), each filling its `gt_boxes`, at the points (P, N, 2) of `boxes` -> (P, N) in 0..1."""
+    """The masks (P, M, M) of the objects in `gt_boxes`, at points (P, N, 2) of `boxes` -> (P, N) in 0..1."""
     pixels = boxes[:, None, :2] + points * (boxes[:, 2:] - boxes[:, :2])[:, None]
     extent = (gt_boxes[:, 2:] - gt_boxes[:, :2]).clamp(min=1e-6)
-    return (
-        sample_maps(crops[:, None].float(), (pixels - gt_boxes[:, None, :2]) / extent[:, None]).squeeze(-1).clamp(0, 1)
-    )
+    in_crop = (pixels - gt_boxes[:, None, :2]) / extent[:, None]
+    return sample_maps(crops[:, None].float(), in_crop).squeeze(-1).clamp(0, 1)
 
 
 def sample_feature(feature: Tensor, points: Tensor, boxes: Tensor, image: Tensor) -> Tensor:
@@ -221,7 +205,7 @@ def sample_feature(feature: Tensor, points: Tensor, boxes: Tensor, image: Tensor
     low = at.floor()
     share = at - low
     table = feature.permute(0, 2, 3, 1).reshape(-1, c)
-    if torch.is_grad_enabled():  # in half precision the gradients of many points would not add up in a pixel
+    if torch.is_grad_enabled():  # half precision is too coarse to sum the gradients of many points in one pixel
         table = upcast(table)
     rows, weights = [], []
     for dy in (0, 1):

@@ -1,6 +1,6 @@
-"""The heads of a C4 detector (He et al. 2015, appendix A): RoIs of c4 -> the backbone's last stage, on each RoI.
+"""C4 detectors (He et al. 2015, appendix A): the heads run the backbone's last stage, res5, on RoIs pooled from c4.
 
-Letters: P pooled RoIs, s side of the pooled RoI (14), C4 and C5 channels of c4 and c5.
+Letters: P pooled RoIs of s x s (14 x 14), C4 and C5 channels of c4 and c5.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class RoIStage:
     """The backbone's layer4 on RoIs: (P, C4, s, s), valid (P,) bool -> (P, C5, s/2, s/2).
 
-    Box and mask head share it, and it belongs to the backbone, with whose weights it starts. So this is no module: a
-    parameter has one owner and one name.
+    The box head and the mask head share it, and it belongs to the backbone. This class is not a module, so that its
+    parameters are registered once.
     """
 
     def __init__(self, blocks: nn.Sequential, channels: int) -> None:
@@ -25,7 +25,7 @@ class RoIStage:
 
 
 class Res5(nn.Module):
-    """Trunk of a box head: (P, C4, s, s) -> (P, C5), the mean of the stage's map."""
+    """Trunk of a box head: (P, C4, s, s) -> (P, C5), the average of layer4's output."""
 
     def __init__(self, stage: RoIStage) -> None:
         super().__init__()

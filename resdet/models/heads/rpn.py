@@ -1,6 +1,6 @@
 """Region proposal network (Ren et al. 2015, arXiv:1506.01497): pyramid -> objectness and box deltas -> proposals.
 
-Letters: L levels, A anchors of all levels, K candidates a level, R proposals an image.
+Letters: L levels, A anchors of all levels, k candidates per level, R proposals per image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Scores(NamedTuple):
-    """What the RPN says of every anchor, a list entry a level: logits (B, A_l), deltas (B, A_l, 4), anchors (A_l, 4)."""
+    """The RPN's output for every anchor, one list entry per level: logits (B, A_l), deltas (B, A_l, 4), anchors (A_l, 4)."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -30,20 +30,19 @@ class Scores(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """How many proposals an image: `pre_nms` a level before suppression, `post_nms` in all after it."""
+    """Proposals per image: `pre_nms` per level before NMS, `post_nms` over all levels after it."""
 
     pre_nms: int
     post_nms: int
 
 
 class RPN(nn.Module):
-    """num_convs: 3x3 convolutions before the predictors (1, or 2 in the "new baselines").
-    train_limits, predict_limits: see `Limits`.
-    nms_threshold: IoU within a level. min_size: smaller proposals, in input pixels, are dropped.
-    samples: anchors an image in the loss, at most positive_fraction of them positive; positive from IoU `high` on,
-    negative below `low`. loss_beta: where the box loss turns from squared to absolute (0: L1).
-    clamp_shrink: see `boxes.decode`. rank: by what proposals are ordered; mmdetection's sigmoids tie where they saturate.
-    fixed_divisor: losses are divided by samples * images (detectron2), not by how many anchors were sampled.
+    """num_convs: 3x3 convolutions before the predictors (1, or 2 in detectron2's "new baselines").
+    nms_threshold: IoU within a level. min_size: proposals with a side below it, in input pixels, are dropped.
+    samples: anchors per image in the loss, at most positive_fraction of them positive. high, low: positive at IoU >= high,
+    negative below low. loss_beta: of the smooth L1 box loss (0: L1). clamp_shrink: see `boxes.decode`.
+    rank: order proposals by logit, or by sigmoid (mmdetection), which has ties where it saturates.
+    fixed_divisor: divide the losses by samples * images (detectron2) instead of the number of anchors sampled.
     """
 
     def __init__(
@@ -91,9 +90,9 @@ class RPN(nn.Module):
             deltas.append(self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
         return Scores(logits, deltas, self.anchors(features, input_size))
 
-    @torch.no_grad()  # Faster R-CNN does not learn through its proposals' coordinates
+    @torch.no_grad()  # proposals are constants to the heads
     def propose(self, scores: Scores, image_sizes: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
-        """-> boxes (B, R, 4), scores (B, R) in 0..1, valid (B, R), by falling score; R = limits.post_nms."""
+        """-> boxes (B, R, 4), scores (B, R) in 0..1, valid (B, R), by descending score; R = limits.post_nms."""
         all_ranks, all_deltas, all_anchors = [], [], []
         k = limits.pre_nms
         for logits, deltas, anchors in zip(*scores, strict=True):
@@ -116,83 +115,81 @@ class RPN(nn.Module):
         return torch.where(valid.unsqueeze(-1), gather_rows(boxes, index), 0.0), objectness, valid
 
     def _best(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k best anchors of a level: ranks, falling (B, k), -inf where there are fewer, and indices (B, k).
+        """The k best anchors of a level: ranks (B, k), descending, -inf where there are fewer, and indices (B, k).
 
-        Padded by k, so that the number of candidates is k however small the map: an exported model's H and W stay free,
-        and every level looks the same.
+        Padded, so that there are k candidates however small the map: an exported model's H and W stay dynamic.
         """
         if self.rank == "logit":
             rank, index = F.pad(logits, (0, k), value=-torch.inf).topk(k, dim=1)
             return rank, index
         rank, index = logits.sigmoid(), torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
         if logits.shape[1] > k:
-            rank, index = torch.sort(rank, dim=1, descending=True)  # unstable, as `boxes.place`
+            rank, index = torch.sort(rank, dim=1, descending=True)  # unstable, as in `kernels.nms.place`
         return F.pad(rank, (0, k), value=-torch.inf)[:, :k], F.pad(index, (0, k))[:, :k]
 
     def at(self, features: dict[str, Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` says of the anchors at index (B, S) in the order of all levels: logits (B, S), deltas (B, S, 4).
+        """The output of `forward` for the anchors `index` (B, S) into all levels: logits (B, S), deltas (B, S, 4).
 
-        Computed from the few pixels that each of them sees: gradients of a few hundred anchors through convolutions over
-        whole maps would be zeros, nearly all, and take a fifth of a training step.
+        Computed on the receptive field of each anchor alone. The loss samples a few hundred anchors; backpropagation through
+        the convolutions on whole maps, with nearly all gradients zero, would take a fifth of a training step.
         """
         maps, a = list(features.values()), self.anchors.per_location
         pixel = (index // a).flatten()
         start, height, width = torch.zeros_like(pixel), torch.zeros_like(pixel), torch.zeros_like(pixel)
         first = 0
-        for m in maps:  # plain numbers: a tensor of them would have to travel to the device
+        for m in maps:  # no tensor of sizes: it would have to be copied to the device
             here = pixel >= first
             start = torch.where(here, first, start)
             height, width = torch.where(here, m.shape[2], height), torch.where(here, m.shape[3], width)
             first += m.shape[2] * m.shape[3]
         reach = torch.arange(-len(self.convs), len(self.convs) + 1, device=index.device)
-        y = (pixel - start).div(width, rounding_mode="floor")[:, None] + reach  # (B * S, k)
+        y = (pixel - start).div(width, rounding_mode="floor")[:, None] + reach  # (B * S, side of the receptive field f)
         x = ((pixel - start) % width)[:, None] + reach
         rows_in = (y >= 0) & (y < height[:, None])
         columns_in = (x >= 0) & (x < width[:, None])
-        inside = (rows_in[:, :, None] & columns_in[:, None, :])[:, None]  # (B * S, 1, k, k)
+        inside = (rows_in[:, :, None] & columns_in[:, None, :])[:, None]  # (B * S, 1, f, f)
         table = torch.cat([m.permute(0, 2, 3, 1).flatten(1, 2) for m in maps], dim=1)  # (B, pixels, C)
         image = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1]) * table.shape[1]
         y, x = y.clamp(min=0).minimum(height[:, None] - 1), x.clamp(min=0).minimum(width[:, None] - 1)
         rows = (image + start)[:, None, None] + y[:, :, None] * width[:, None, None] + x[:, None, :]
-        seen = F.embedding(rows, table.flatten(0, 1)).permute(0, 3, 1, 2) * inside  # (B * S, C, k, k)
+        patch = F.embedding(rows, table.flatten(0, 1)).permute(0, 3, 1, 2) * inside  # (B * S, C, f, f)
         for conv in self.convs:
             assert isinstance(conv, nn.Conv2d)
             inside = inside[:, :, 1:-1, 1:-1]
-            seen = F.relu(F.conv2d(seen, conv.weight, conv.bias)) * inside  # beyond the map, padding stays zero
+            patch = F.relu(F.conv2d(patch, conv.weight, conv.bias)) * inside  # zero padding outside the map
         shape = (index % a).view(-1, 1)
-        logits = self.objectness(seen).flatten(1).gather(1, shape)
-        deltas = gather_rows(self.deltas(seen).view(len(shape), a, 4), shape)
+        logits = self.objectness(patch).flatten(1).gather(1, shape)
+        deltas = gather_rows(self.deltas(patch).view(len(shape), a, 4), shape)
         return logits.view(index.shape), deltas.view(*index.shape, 4)
 
     def loss(self, features: dict[str, Tensor], anchors: Tensor, targets: Targets, keys: Tensor) -> dict[str, Loss]:
-        """anchors (A, 4) of all levels. Both sums run over the sampled ones; the count is theirs (see `fixed_divisor`).
+        """rpn_objectness and rpn_box of the sampled anchors, both over their number (but see `fixed_divisor`).
 
-        In an image with unknown classes, a sampled negative that the network itself takes for an object, at a probability
-        above 0.5, may be one that was not annotated: it is left out. The other negatives of the image stay, for an anchor
-        drawn at random is hardly ever an object, and without them there would be none where every image has unknown
-        classes. (Wu et al. 2019, arXiv:1806.06986, weight doubtful negatives instead.)
+        anchors: (A, 4) of all levels. In an image with unknown classes, a sampled negative that the network scores above 0.5
+        may be an object that was not annotated, so it is left out. The image's other negatives are kept: a random anchor is
+        hardly ever on an object, and if every image had unknown classes there would be no negatives at all. (Wu et al. 2019,
+        arXiv:1806.06986, down-weight doubtful negatives instead.)
         """
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         index, positive, valid = sample(found.positive, found.negative, keys, self.samples, self.max_positive)
         logits, deltas = self.at(features, index)
         if targets.known is not None:
-            partly = ~targets.known.all(dim=1, keepdim=True)
-            valid = valid & ~(partly & ~positive & (logits.detach() > 0))
+            incomplete = ~targets.known.all(dim=1, keepdim=True)
+            valid = valid & ~(incomplete & ~positive & (logits.detach() > 0))
         count = valid.sum()
         if self.fixed_divisor:
             count = torch.full_like(count, self.samples * len(valid))
         objectness = F.binary_cross_entropy_with_logits(
-            upcast(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype),
-            reduction="sum",
-        )  # fmt: skip
-        wanted = encode(gather_rows(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
-        distance = box_distance(deltas, wanted, self.loss_beta)
+            upcast(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype), reduction="sum"
+        )
+        target = encode(gather_rows(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
+        distance = box_distance(deltas, target, self.loss_beta)
         return {
             "rpn_objectness": Loss(objectness, count),
             "rpn_box": Loss(torch.where(positive, distance, 0.0).sum(), count),
         }
 
 
-def box_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """Smooth L1 over the four deltas: (..., 4), (..., 4) -> (...)."""
-    return F.smooth_l1_loss(upcast(deltas), wanted, beta=beta, reduction="none").sum(-1)
+def box_distance(deltas: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Smooth L1 summed over the four deltas: (..., 4), (..., 4) -> (...)."""
+    return F.smooth_l1_loss(upcast(deltas), target, beta=beta, reduction="none").sum(-1)
