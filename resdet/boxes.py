@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
@@ -19,6 +20,21 @@ def upcast(x: Tensor) -> Tensor:
 def area(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def center(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 2) as (x, y)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def sides(points: Tensor, boxes: Tensor) -> Tensor:
+    """Points (..., 2), boxes (..., 4) -> distances to the left, top, right and bottom side (..., 4), negative outside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def box_around(points: Tensor, distances: Tensor) -> Tensor:
+    """Inverse of `sides`: points (..., 2), distances (..., 4) -> boxes (..., 4)."""
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -36,7 +52,19 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of corresponding boxes: (..., 4), (..., 4) -> (...)."""
     size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     inter = size[..., 0] * size[..., 1]
-    return torch.where(inter > 0, inter / (area(a) + area(b) - inter), 0.0)
+    return inter / (area(a) + area(b) - inter).clamp(min=1e-7)
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU of corresponding boxes (Rezatofighi et al. 2019, arXiv:1902.09630): (..., 4), (..., 4) -> (...) in -1..1.
+
+    The IoU, less the share of the smallest box around both that neither covers.
+    """
+    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    union = area(a) + area(b) - shared
+    # Padded rows are masked out of every loss, but 0 / 0 would still be nan.
+    return shared / union.clamp(min=1e-7) - (around - union) / around.clamp(min=1e-7)
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
@@ -57,21 +85,35 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
 
 
 def decode(
-    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float], *, clamp_shrink: bool = False
+    deltas: Tensor,
+    anchors: Tensor,
+    weights: tuple[float, float, float, float],
+    *,
+    clamp_shrink: bool = False,
+    max_shift: float | None = None,
 ) -> Tensor:
     """Inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4).
 
     clamp_shrink: bound shrinking as growth is (mmdetection), not growth alone (detectron2, torchvision).
+    max_shift: pixels that the centre moves at most, along each axis.
     """
     deltas, anchors = upcast(deltas), upcast(anchors)
     wx, wy, ww, wh = weights
     aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah
-    cx, cy = deltas[..., 0] / wx * aw + ax, deltas[..., 1] / wy * ah + ay
+    dx, dy = deltas[..., 0] / wx * aw, deltas[..., 1] / wy * ah
+    if max_shift is not None:
+        dx, dy = dx.clamp(-max_shift, max_shift), dy.clamp(-max_shift, max_shift)
+    cx, cy = dx + ax, dy + ay
     lowest = -MAX_LOG_SCALE if clamp_shrink else None
     w = torch.exp((deltas[..., 2] / ww).clamp(lowest, MAX_LOG_SCALE)) * aw
     h = torch.exp((deltas[..., 3] / wh).clamp(lowest, MAX_LOG_SCALE)) * ah
     return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+
+
+def delta_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
+    """Smooth L1 over the four deltas: (..., 4), (..., 4) -> (...). beta: where it turns from squared to absolute (0: L1)."""
+    return F.smooth_l1_loss(upcast(deltas), wanted, beta=beta, reduction="none").sum(-1)
 
 
 def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resdet.checkpoints import dense_names
+
 Source = Literal["torchvision", "detectron2", "mmdetection", "resdet"]
 
 _COARSE = r"roi_heads\.mask_(?:head\.coarse|coarse)_head\."  # of PointRend, in new and old files
@@ -43,6 +45,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"backbone\.fpn\.layer_blocks\.(\d)\.0\.", r"fpn.output.\1.conv."),
         (r"backbone\.fpn\.layer_blocks\.(\d)\.1\.", r"fpn.output.\1.norm."),
         (r"backbone\.fpn\.layer_blocks\.(\d)\.(?=weight|bias)", r"fpn.output.\1.conv."),
+        (r"backbone\.fpn\.extra_blocks\.", "fpn.top."),
         (r"rpn\.head\.conv\.(\d)\.0\.", r"rpn.convs.\1."),
         (r"rpn\.head\.conv\.(?=weight|bias)", "rpn.convs.0."),
         (r"rpn\.head\.cls_logits\.", "rpn.objectness."),
@@ -70,6 +73,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         *((rf"backbone\.fpn_lateral{k + 2}\.", f"fpn.lateral.{k}.conv.") for k in range(4)),
         *((rf"backbone\.fpn_output{k + 2}\.norm\.", f"fpn.output.{k}.norm.") for k in range(4)),
         *((rf"backbone\.fpn_output{k + 2}\.", f"fpn.output.{k}.conv.") for k in range(4)),
+        (r"backbone\.top_block\.", "fpn.top."),
         (r"proposal_generator\.rpn_head\.conv\.conv(\d)\.", r"rpn.convs.\1."),
         (r"proposal_generator\.rpn_head\.conv\.", "rpn.convs.0."),
         (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.objectness."),
@@ -142,7 +146,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
 SIGNS: dict[Source, str] = {
     "detectron2": r"(?:backbone\.bottom_up|proposal_generator\.rpn_head)\.",
     "torchvision": r"backbone\.body\.",
-    "mmdetection": r"neck\.lateral_convs\.",
+    "mmdetection": r"neck\.lateral_convs?\.",
     "resdet": r"(?:fpn\.lateral|rpn\.objectness)\.",
 }
 
@@ -165,8 +169,10 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
     """Weights by our names and in our class layout, and the names that no rule knows."""
     converted: dict[str, Tensor] = {}
     unknown: list[str] = []
+    kind = dense_names.kind_of(weights)
+    table = TABLES[source] + (dense_names.rows_of(source, kind) if kind else [])
     for name, value in weights.items():
-        ours = _translate(name, source)
+        ours = name if source == "resdet" else _translate(name, table)
         if ours is None:
             unknown.append(name)
         else:
@@ -177,13 +183,13 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
     one_fc = any(k.endswith("trunk.convs.0.conv.weight") for k in converted)
     if one_fc:  # 4conv1fc's single layer is called like the first of two elsewhere
         converted = {k.replace(".trunk.fc1.", ".trunk.fc."): v for k, v in converted.items()}
+    if kind and source != "resdet":
+        converted = dense_names.to_our_layout(dense_names.from_first_level(converted), kind, source)
     return converted, unknown
 
 
-def _translate(name: str, source: Source) -> str | None:
-    if source == "resdet":
-        return name
-    for pattern, ours in TABLES[source]:
+def _translate(name: str, table: list[tuple[str, str]]) -> str | None:
+    for pattern, ours in table:
         translated, hits = re.subn(f"^{pattern}", ours, name)
         if hits:
             # "-1" to "-4": layers that are counted from one.
@@ -191,9 +197,10 @@ def _translate(name: str, source: Source) -> str | None:
     return None
 
 
-def from_ours(name: str, source: Source) -> str | None:
-    """The inverse of a table: our name of a parameter -> theirs, None if they have none. Class layouts stay as they are."""
-    for pattern, ours in TABLES[source]:
+def from_ours(name: str, source: Source, kind: dense_names.Kind | None = None) -> str | None:
+    """The inverse of a table: our name of a parameter -> theirs, None if they have none. Class layouts stay as they are.
+    kind: of a one-stage detector."""
+    for pattern, ours in TABLES[source] + (dense_names.rows_of(source, kind) if kind else []):
         if "(?=" in pattern:
             continue  # reads a second spelling
         # "\1", "\2" become the numbers to find; "-" says that layers are counted from one there.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resdet.models.backbones.base import Backbone
-from resdet.models.fpn import FPN, SingleLevel
+from resdet.models.fpn import Neck
 from resdet.models.layers import ConvNorm, fuse_conv_bn
 from resdet.models.selection import Selection
 from resdet.structures import Batch, Detections, Loss, Output
@@ -36,7 +36,7 @@ class Detector(nn.Module):
     def __init__(
         self,
         backbone: Backbone,
-        neck: FPN | SingleLevel,
+        neck: Neck,
         *,
         num_classes: int,
         pixel_mean: Sequence[float],

@@ -203,19 +203,28 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H, W); it has a bias only without a norm.
+    """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H, W).
 
-    standardized: use weight standardization (`StandardizedConv2d`).
+    bias: of the convolution; None: only without a norm. standardized: use weight standardization (`StandardizedConv2d`).
     """
 
     def __init__(
-        self, channels: int, out: int, kernel: int, norm: Norm = "none", *, standardized: bool = False
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        norm: Norm = "none",
+        *,
+        bias: bool | None = None,
+        dilation: int = 1,
+        standardized: bool = False,
     ) -> None:
         super().__init__()
         kind = StandardizedConv2d if standardized else Conv2d
-        self.conv = kind(channels, out, kernel, padding=kernel // 2, bias=norm == "none")
+        bias = norm == "none" if bias is None else bias
+        self.conv = kind(channels, out, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
         self.norm = make_norm(norm, out)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`valid` (N,) bool: the rows that are not padding, for batch norm's statistics."""
-        return conv_norm(self.conv, self.norm, x, valid=valid)
+    def forward(self, x: Tensor, valid: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """`valid` (N,) bool: the rows that are not padding, for batch norm's statistics. relu: apply ReLU."""
+        return conv_norm(self.conv, self.norm, x, valid=valid, relu=relu)

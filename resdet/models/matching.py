@@ -41,7 +41,7 @@ def match(
     for start in range(0, g, CHUNK):
         stop = min(start + CHUNK, g)
         overlaps = iou(boxes, gt_boxes[:, start:stop]) * gt_valid[:, None, start:stop]  # (B, N, chunk)
-        chunk_best, chunk_index = _highest(overlaps)
+        chunk_best, chunk_index = first_maximum(overlaps)
         better = chunk_best > best
         index = torch.where(better, chunk_index + start, index)
         best = torch.where(better, chunk_best, best)
@@ -51,7 +51,7 @@ def match(
     return Matches((best >= high) | best_of_object, (best < low) & ~best_of_object, index, best)
 
 
-def _highest(overlaps: Tensor) -> tuple[Tensor, Tensor]:
+def first_maximum(overlaps: Tensor) -> tuple[Tensor, Tensor]:
     """(..., C) -> the maximum along C, and the index (int64) of its first occurrence."""
     if not torch.compiler.is_compiling():
         return tuple(overlaps.max(dim=-1))  # type: ignore[return-value]

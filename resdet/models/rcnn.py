@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resdet.models.backbones.base import Backbone
 from resdet.models.detector import Detector
-from resdet.models.fpn import FPN, SingleLevel
+from resdet.models.fpn import Neck
 from resdet.models.heads.rpn import RPN
 from resdet.models.matching import sample_rois
 from resdet.models.selection import Selection
@@ -42,7 +42,7 @@ class RCNN(Detector):
     def __init__(
         self,
         backbone: Backbone,
-        neck: FPN | SingleLevel,
+        neck: Neck,
         rpn: RPN,
         heads: Mapping[str, RoIHead],
         *,

@@ -27,7 +27,8 @@ class Selection:
     score_threshold: candidates must score above it. nms_threshold: IoU within a class above which the lower score is dropped.
     soft_sigma: of Soft-NMS (`kernels.nms.soft_nms`), which then replaces `nms_threshold`; 0 means ordinary NMS.
     max_detections: kept per image. min_size: boxes with a side below it, in input pixels, are dropped like empty ones.
-    empty: whether empty boxes are dropped before NMS, after it, or never; part of a checkpoint's numerics.
+    empty: whether empty boxes are dropped before NMS, after it, or never; part of a checkpoint's numerics, like
+    clip: whether boxes are clipped to the image before NMS or after it (detectron2's RetinaNet).
     """
 
     score_threshold: float = 0.05
@@ -36,6 +37,7 @@ class Selection:
     max_detections: int = 100
     min_size: float = 0.0
     empty: Literal["drop_first", "drop_last", "keep"] = "drop_first"
+    clip: Literal["first", "last"] = "first"
 
     def select(self, boxes: Tensor, scores: Tensor, valid: Tensor, image_sizes: Tensor) -> Detections:
         """boxes (B, R, K, 4), or (B, R, 1, 4) if class-agnostic, scores (B, R, K), valid (B, R), image_sizes (B, 2) (H, W)."""
@@ -49,7 +51,7 @@ class Selection:
         self, boxes: Tensor, scores: Tensor, labels: Tensor, usable: Tensor, image_sizes: Tensor
     ) -> Detections:
         """NMS of candidates sorted by descending score: boxes (B, N, 4), scores, labels, usable (B, N)."""
-        boxes = clip(boxes, image_sizes)
+        boxes = clip(boxes, image_sizes) if self.clip == "first" else boxes
         if self.empty == "drop_first":
             usable = usable & big_enough(boxes, self.min_size)
         count = min(self.max_detections, usable.shape[1])
@@ -60,10 +62,12 @@ class Selection:
             keep = nms(boxes, scores, labels, usable, self.nms_threshold, count)
             scores, index = torch.where(keep, scores, -1.0).topk(count, dim=1)
             valid = scores >= 0
+        boxes = gather_rows(boxes, index)
+        boxes = clip(boxes, image_sizes) if self.clip == "last" else boxes
         if self.empty == "drop_last":
-            valid = valid & big_enough(gather_rows(boxes, index), self.min_size)
+            valid = valid & big_enough(boxes, self.min_size)
         return Detections(
-            boxes=torch.where(valid.unsqueeze(-1), gather_rows(boxes, index), 0.0),
+            boxes=torch.where(valid.unsqueeze(-1), boxes, 0.0),
             scores=torch.where(valid, scores, 0.0),
             labels=torch.where(valid, labels.gather(1, index), 0),
             valid=valid,

@@ -5,7 +5,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from resdet.models.anchors import Anchors
-from resdet.models.fpn import FPN
+from resdet.models.fpn import FPN, ConvTop
 
 SIZE = (160, 224)
 
@@ -52,3 +52,15 @@ def test_pyramid_keeps_its_declaration() -> None:
         for level, stride in fpn.strides.items():
             assert outputs[level].shape == (2, fpn.channels, -(-160 // stride), -(-224 // stride))
         assert torch.equal(outputs["p6"], outputs["p5"][:, :, ::2, ::2])
+
+
+def test_a_pyramid_for_dense_heads_goes_from_p3_to_p7() -> None:
+    inputs = {f"c{k}": torch.randn(2, 8 * (k - 1), 160 // 2**k, 224 // 2**k) for k in range(2, 6)}
+    for top in (ConvTop(32, 32), ConvTop(32), ConvTop(32, relu=False)):
+        fpn = FPN([16, 24, 32], channels=32, top=top)
+        outputs = fpn(inputs)
+        assert list(outputs) == list(fpn.strides) == ["p3", "p4", "p5", "p6", "p7"]
+        for level, stride in fpn.strides.items():
+            assert outputs[level].shape == (2, 32, -(-160 // stride), -(-224 // stride))
+        assert torch.equal(outputs["p6"], top.p6(inputs["c5"] if top.source == "c5" else outputs["p5"]))
+        assert torch.equal(outputs["p7"], top.p7(outputs["p6"].relu() if top.relu else outputs["p6"]))

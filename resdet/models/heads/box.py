@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import decode, encode, upcast
+from resdet.boxes import decode, delta_distance, encode, upcast
 from resdet.models.heads.res5 import Res5
-from resdet.models.heads.rpn import box_distance
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.models.selection import Selection
@@ -144,7 +143,7 @@ class BoxHead(nn.Module):
             entropy = entropy * self.class_weights[label.flatten().clamp(min=0)]
         of_class = label.clamp(0, self.box_classes - 1)[:, :, None, None].expand(-1, -1, 1, 4)
         target = encode(samples.gt_boxes, samples.boxes, self.delta_weights)
-        distance = box_distance(deltas.gather(2, of_class).squeeze(2), target, self.loss_beta)
+        distance = delta_distance(deltas.gather(2, of_class).squeeze(2), target, self.loss_beta)
         return {
             "box_class": Loss(entropy.sum(), count),
             "box_reg": Loss(torch.where(samples.positive, distance, 0.0).sum(), count),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resdet.boxes import big_enough, clip, decode, encode, upcast
+from resdet.boxes import big_enough, clip, decode, delta_distance, encode, upcast
 from resdet.kernels.nms import nms, place
 from resdet.models.anchors import Anchors
 from resdet.models.layers import Conv2d
@@ -183,13 +183,8 @@ class RPN(nn.Module):
             upcast(logits), positive.to(anchors.dtype), weight=valid.to(anchors.dtype), reduction="sum"
         )
         target = encode(gather_rows(targets.boxes, found.gt_index.gather(1, index)), anchors[index], DELTA_WEIGHTS)
-        distance = box_distance(deltas, target, self.loss_beta)
+        distance = delta_distance(deltas, target, self.loss_beta)
         return {
             "rpn_objectness": Loss(objectness, count),
             "rpn_box": Loss(torch.where(positive, distance, 0.0).sum(), count),
         }
-
-
-def box_distance(deltas: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Smooth L1 summed over the four deltas: (..., 4), (..., 4) -> (...)."""
-    return F.smooth_l1_loss(upcast(deltas), target, beta=beta, reduction="none").sum(-1)

@@ -1,0 +1,1 @@
+"""One-stage detectors: a head that classifies every place of the pyramid and moves a box from it."""

@@ -1,0 +1,130 @@
+"""ATSS (Zhang et al. 2020, arXiv:1912.02424): RetinaNet with one anchor a place, FCOS's centre-ness, and positives chosen by
+the statistics of each object's IoUs.
+
+Letters: A anchors of all levels, G objects an image, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resdet.boxes import center, decode, giou, paired_iou, sides, upcast
+from resdet.models.anchors import Anchors
+from resdet.models.dense.detector import DenseHead
+from resdet.models.dense.fcos import centerness_of
+from resdet.models.dense.losses import focal
+from resdet.models.dense.parts import (
+    Tower,
+    assigned,
+    best,
+    detections,
+    initialise,
+    level_scales,
+    positives,
+    predictor,
+    rows,
+)
+from resdet.models.layers import Norm
+from resdet.models.matching import gather_rows
+from resdet.models.selection import Selection
+from resdet.structures import Detections, Loss, Targets
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+BOX_WEIGHT = 2.0  # of the box loss
+
+
+class ATSSHead(DenseHead):
+    """anchors: one a cell. num_convs, norm: of each of the two towers. nearest: see `assign`.
+    candidates: pairs of an anchor and a class a level that suppression looks at."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        anchors: Anchors,
+        selection: Selection,
+        *,
+        num_convs: int = 4,
+        norm: Norm = "gn",
+        nearest: int = 9,
+        candidates: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.anchors, self.selection, self.num_classes = anchors, selection, num_classes
+        self.class_tower, self.box_tower = Tower(channels, num_convs, norm), Tower(channels, num_convs, norm)
+        self.classifier = predictor(channels, num_classes)
+        self.regressor, self.centerness = predictor(channels, 4), predictor(channels, 1)
+        self.scales = level_scales(len(anchors.strides))
+        initialise(self, self.classifier)
+        self.nearest, self.candidates = nearest, candidates
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Logits (B, A_l, K), deltas (B, A_l, 4) and logits of the centre-ness (B, A_l) of each level."""
+        logits, deltas, centerness = [], [], []
+        for scale, x in zip(self.scales, features.values(), strict=True):
+            box_features = self.box_tower(x)
+            logits.append(rows(self.classifier(self.class_tower(x)), self.num_classes))
+            deltas.append(upcast(rows(self.regressor(box_features), 4)) * scale)
+            centerness.append(rows(self.centerness(box_features), 1).squeeze(-1))
+        return logits, deltas, centerness
+
+    def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
+        """Divided by the positives, the boxes', which weigh as much as they are central, by the sum of their centre-ness."""
+        logits, deltas, centerness = self(features)
+        levels = self.anchors(features, input_size)
+        anchors = torch.cat(levels)
+        to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
+        error = 1 - giou(decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True), to.boxes)
+        wanted = torch.where(to.positive, centerness_of(sides(center(anchors), to.boxes)), 0.0)
+        entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), wanted, reduction="none")
+        count = positives(to.positive)
+        return {
+            "box_class": Loss(focal(logits, to.labels, targets.known).sum(), count),
+            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * wanted, 0.0).sum(), wanted.sum()),
+            "centerness": Loss(torch.where(to.positive, entropy, 0.0).sum(), count),
+        }
+
+    def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
+        levels, boxes = [], []
+        for logits, deltas, centerness, anchors in zip(
+            *self(features), self.anchors(features, input_size), strict=True
+        ):
+            level = best(logits, self.candidates, self.selection.score_threshold)
+            central = upcast(centerness).sigmoid().gather(1, level.anchors)
+            levels.append(level._replace(scores=level.scores * central))
+            moved = gather_rows(deltas, level.anchors)
+            boxes.append(decode(moved, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=True))
+        return detections(self.selection, levels, boxes, image_sizes)
+
+
+def assign(levels: list[Tensor], targets: Targets, nearest: int) -> tuple[Tensor, Tensor]:
+    """Which object each anchor belongs to: anchors (A_l, 4) of each level -> gt_index (B, A) int64, positive (B, A) bool.
+
+    Of each level the `nearest` anchors to an object's centre are its candidates; positive are those of them whose centre is in
+    the object and whose IoU is at least the mean and the standard deviation of all candidates' together (section 3.2). An
+    anchor of several objects belongs to that of the highest IoU.
+    """
+    anchors, boxes = torch.cat(levels), targets.boxes
+    near, start = [], 0
+    for level in levels:
+        offsets = center(level)[None, None] - center(boxes)[:, :, None]  # (B, G, A_l, 2)
+        distance = offsets.square().sum(-1)
+        near.append(distance.topk(min(nearest, len(level)), dim=2, largest=False).indices + start)
+        start += len(level)
+    index = torch.cat(near, dim=2)  # (B, G, C)
+    found = anchors[index]
+    overlap = paired_iou(found, boxes[:, :, None])
+    deviation, mean = torch.std_mean(overlap, dim=2, keepdim=True)
+    inside = sides(center(found), boxes[:, :, None]).amin(-1) > 0.01
+    chosen = (overlap >= mean + deviation) & inside & targets.valid[:, :, None]
+    overlap, index = torch.where(chosen, overlap, 0.0).flatten(1), index.flatten(1)
+    highest = overlap.new_zeros(len(boxes), len(anchors)).scatter_reduce(1, index, overlap, "amax")
+    wins = (overlap > 0) & (overlap == highest.gather(1, index))
+    count = boxes.shape[1]
+    owner = torch.arange(count, device=boxes.device)[:, None].expand(chosen.shape[1:]).flatten()
+    first = torch.full_like(highest, count, dtype=torch.int64).scatter_reduce(
+        1, index, torch.where(wins, owner, count), "amin"
+    )
+    return first.clamp(max=count - 1), highest > 0

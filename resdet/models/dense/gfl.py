@@ -1,0 +1,110 @@
+"""Generalized Focal Loss (Li et al. 2020, arXiv:2006.04388): ATSS whose class scores are the IoU of the box to expect, and
+whose boxes are distributions of the distance to each side.
+
+Letters: A anchors of all levels, K classes, n the largest distance in strides.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resdet.boxes import box_around, center, giou, paired_iou, sides, upcast
+from resdet.models.anchors import Anchors
+from resdet.models.dense.atss import BOX_WEIGHT, assign
+from resdet.models.dense.detector import DenseHead
+from resdet.models.dense.losses import distribution_focal, quality_focal
+from resdet.models.dense.parts import (
+    Tower,
+    assigned,
+    best,
+    detections,
+    initialise,
+    level_scales,
+    positives,
+    predictor,
+    rows,
+)
+from resdet.models.layers import Norm
+from resdet.models.matching import gather_rows
+from resdet.models.selection import Selection
+from resdet.structures import Detections, Loss, Targets
+
+DISTRIBUTION_WEIGHT = 0.25  # of the distributions' loss
+
+
+class GFLHead(DenseHead):
+    """anchors: one a cell, of which the assignment looks at the box and the rest at the centre. num_convs, norm: of each of the
+    two towers. farthest: n. nearest: see `atss.assign`.
+    candidates: pairs of an anchor and a class a level that suppression looks at."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        anchors: Anchors,
+        selection: Selection,
+        *,
+        num_convs: int = 4,
+        norm: Norm = "gn",
+        farthest: int = 16,
+        nearest: int = 9,
+        candidates: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.anchors, self.selection, self.num_classes = anchors, selection, num_classes
+        self.class_tower, self.box_tower = Tower(channels, num_convs, norm), Tower(channels, num_convs, norm)
+        self.classifier = predictor(channels, num_classes)
+        self.regressor = predictor(channels, 4 * (farthest + 1))
+        self.scales = level_scales(len(anchors.strides))
+        initialise(self, self.classifier)
+        self.farthest, self.nearest, self.candidates = farthest, nearest, candidates
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (B, A_l, K), and logits of the distances to left, top, right and bottom of 0..n strides (B, A_l, 4 * (n + 1)),
+        of each level."""
+        logits, distances = [], []
+        for scale, x in zip(self.scales, features.values(), strict=True):
+            logits.append(rows(self.classifier(self.class_tower(x)), self.num_classes))
+            distances.append(upcast(rows(self.regressor(self.box_tower(x)), 4 * (self.farthest + 1))) * scale)
+        return logits, distances
+
+    def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
+        """Divided by the positives, the boxes', which weigh as much as their best class scores, by the sum of these."""
+        logits, distances = self(features)
+        levels = self.anchors(features, input_size)
+        to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
+        points, said = center(torch.cat(levels)), torch.cat(distances, dim=1)
+        stride = torch.cat(
+            [points.new_full((len(one), 1), s) for one, s in zip(levels, self.anchors.strides, strict=True)]
+        )
+        boxes = box_around(points, expected(said) * stride)
+        quality = torch.where(to.positive, paired_iou(boxes.detach(), to.boxes), 0.0)
+        score = torch.cat([upcast(one.detach().amax(-1)).sigmoid() for one in logits], dim=1)
+        weight = torch.where(to.positive, score, 0.0)
+        wanted = (sides(points, to.boxes) / stride).clamp(0, self.farthest - 0.1)
+        spread = distribution_focal(said.reshape(*said.shape[:2], 4, -1), wanted).mean(-1)
+        error = 1 - giou(boxes, to.boxes)
+        return {
+            "box_class": Loss(quality_focal(logits, to.labels, quality, targets.known).sum(), positives(to.positive)),
+            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * weight, 0.0).sum(), weight.sum()),
+            "box_dfl": Loss(DISTRIBUTION_WEIGHT * torch.where(to.positive, spread * weight, 0.0).sum(), weight.sum()),
+        }
+
+    def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
+        levels, boxes = [], []
+        for logits, distances, anchors, stride in zip(
+            *self(features), self.anchors(features, input_size), self.anchors.strides, strict=True
+        ):
+            level = best(logits, self.candidates, self.selection.score_threshold)
+            levels.append(level)
+            away = expected(gather_rows(distances, level.anchors)) * stride
+            boxes.append(box_around(center(anchors)[level.anchors], away))
+        return detections(self.selection, levels, boxes, image_sizes)
+
+
+def expected(logits: Tensor) -> Tensor:
+    """The mean of four distributions over 0..n: (..., 4 * (n + 1)) -> (..., 4)."""
+    shares = F.softmax(logits.reshape(*logits.shape[:-1], 4, -1), dim=-1)
+    return shares @ torch.arange(shares.shape[-1], device=logits.device, dtype=shares.dtype)

@@ -1,0 +1,92 @@
+"""RetinaNet (Lin et al. 2017, arXiv:1708.02002): pyramid -> a score for each class and a box for every anchor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resdet.boxes import decode, delta_distance, encode, giou
+from resdet.models.anchors import Anchors
+from resdet.models.dense.detector import DenseHead
+from resdet.models.dense.losses import focal
+from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, positives, predictor, rows
+from resdet.models.layers import Norm
+from resdet.models.matching import gather_rows, match
+from resdet.models.selection import Selection
+from resdet.structures import Detections, Loss, Targets
+
+DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+class RetinaNetHead(DenseHead):
+    """num_convs, norm: of each of the two towers.
+    high, low: anchors are positive from an IoU of `high` on, and each object's best ones; negative below `low`.
+    box_loss: "l1", smooth below `loss_beta`, of the deltas; or "giou" of the boxes.
+    divisor: of the losses: the positives of the batch, or of each image ("image": torchvision), whose losses are averaged.
+    clamp_shrink: see `boxes.decode`. candidates: pairs of an anchor and a class a level that suppression looks at.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        anchors: Anchors,
+        selection: Selection,
+        *,
+        num_convs: int = 4,
+        norm: Norm = "none",
+        high: float = 0.5,
+        low: float = 0.4,
+        box_loss: Literal["l1", "giou"] = "l1",
+        loss_beta: float = 0.0,
+        divisor: Literal["batch", "image"] = "batch",
+        clamp_shrink: bool = False,
+        candidates: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.anchors, self.selection, self.num_classes = anchors, selection, num_classes
+        self.class_tower = Tower(channels, num_convs, norm)
+        self.box_tower = Tower(channels, num_convs, norm)
+        self.classifier = predictor(channels, anchors.per_location * num_classes)
+        self.regressor = predictor(channels, anchors.per_location * 4)
+        initialise(self, self.classifier)
+        self.high, self.low, self.candidates = high, low, candidates
+        self.box_loss, self.loss_beta, self.divisor, self.clamp_shrink = box_loss, loss_beta, divisor, clamp_shrink
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (B, A_l, K) and deltas (B, A_l, 4) of each level; anchors are ordered (row, column, shape)."""
+        logits = [rows(self.classifier(self.class_tower(x)), self.num_classes) for x in features.values()]
+        deltas = [rows(self.regressor(self.box_tower(x)), 4) for x in features.values()]
+        return logits, deltas
+
+    def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
+        logits, deltas = self(features)
+        anchors = torch.cat(self.anchors(features, input_size))
+        found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
+        ignored = ~(found.positive | found.negative)
+        to = assigned(targets, found.gt_index, found.positive, self.num_classes, ignored)
+        said = torch.cat(deltas, dim=1)
+        if self.box_loss == "giou":
+            distance = 1 - giou(decode(said, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), to.boxes)
+        else:
+            distance = delta_distance(said, encode(to.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
+        sums = {
+            "box_class": focal(logits, to.labels, targets.known),
+            "box_reg": torch.where(to.positive, distance, 0.0).sum(1),
+        }
+        if self.divisor == "image":
+            share = to.positive.sum(1).clamp(min=1)
+            images = torch.full_like(share[0], len(share))
+            return {name: Loss((one / share).sum(), images) for name, one in sums.items()}
+        return {name: Loss(one.sum(), positives(to.positive)) for name, one in sums.items()}
+
+    def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
+        levels, boxes = [], []
+        for logits, deltas, anchors in zip(*self(features), self.anchors(features, input_size), strict=True):
+            level = best(logits, self.candidates, self.selection.score_threshold)
+            moved = gather_rows(deltas, level.anchors)
+            levels.append(level)
+            boxes.append(decode(moved, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink))
+        return detections(self.selection, levels, boxes, image_sizes)
