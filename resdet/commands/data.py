@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resdet.commands import edit
 from resdet.commands.common import config_of, guarded, parser_of
+from resdet.commands.datasets import describe, refuse_sources
 from resdet.config import Config, DataConfig, data_root, of_source
 from resdet.errors import UserError
 from resdet.writing import make_folder, write_json
@@ -73,7 +74,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.auto import as_trained
     from resdet.data.coco import parse_coco
     from resdet.data.quality.advice import examine_sizes
-    from resdet.data.quality.checks import compare, examine, unusable
+    from resdet.data.quality.categories import compare
+    from resdet.data.quality.checks import examine, unusable
     from resdet.data.quality.depth import examine_depth
     from resdet.data.quality.files import inspect_files, leaks
     from resdet.data.quality.repair import repair
@@ -91,7 +93,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             "data.train='{annotations: FILE.json}'"
         )
     if fix:
-        edit.refuse_sources(fix, list(sources.values()))
+        refuse_sources(fix, list(sources.values()))
         make_folder(fix.parent)
     if output:
         make_folder(output)
@@ -107,7 +109,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             def tick(task: Any = task) -> None:
                 progress.advance(task)
 
-            found, contents[name] = inspect_files(name, source, decode=True, tick=tick)
+            found, contents[name] = inspect_files(
+                name, source, decode=True, channels=config.model.input.channels, tick=tick
+            )
             pixels[name], deep = examine_depth(name, source, config.data.pixel_range, config.model.input.channels)
             findings += found + deep
     seen = [{digest: text for name in parts for digest, text in contents[name].items()} for parts in (train, val)]
@@ -124,7 +128,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():
-        edit.describe(f"{name}: {source.path}", source)
+        describe(f"{name}: {source.path}", source)
         console.print(f"  pixels: {pixels[name]}", markup=False)
     root = data_root(config.data)
     folders = {source.images for source in sources.values() if not source.images.is_relative_to(root)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from resdet.config import DataConfig, DataFormat, TrainSplitConfig
+from resdet.commands.datasets import describe, open_source, open_splits, write
+from resdet.config import DataFormat
 from resdet.errors import UserError
-from resdet.writing import make_folder, refuse_overwriting, write_json
+from resdet.writing import make_folder, refuse_overwriting
 
 if TYPE_CHECKING:
     from resdet.data.formats.common import Source
@@ -46,10 +48,13 @@ def add_parsers(kinds: Any) -> None:
                 "--bits", type=int, default=16, help="hash bits, of 256, in which duplicates may differ (default: 16)"
             )
         elif verb != "merge":
-            sub.add_argument("target", metavar="OUT", type=Path, help="a .json file" if verb != "split" else "a folder")
+            target = {"split": "a folder", "sample": "a .json file"}.get(
+                verb, "a .json file, or a folder for all splits"
+            )
+            sub.add_argument("target", metavar="OUT", type=Path, help=target)
         if verb == "convert":
             sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), default="coco",
-                             help="coco: OUT is a .json file; else a folder, to which the images are copied")  # fmt: skip
+                             help="coco: JSON files; else OUT is a folder, to which the images are copied")  # fmt: skip
         if verb == "split":
             sub.add_argument("--val", type=float, default=0.2, help="fraction of the images (default: 0.2)")
             sub.add_argument("--test", type=float, default=0.0, help="fraction of the images (default: 0)")
@@ -71,7 +76,7 @@ def add_parsers(kinds: Any) -> None:
             "--split",
             dest="part",
             metavar="NAME",
-            help="read this split of the source (default: train, if it has splits)",
+            help="read this split of the source (default: all that OUT can hold, else train)",
         )
 
 
@@ -83,25 +88,41 @@ def run(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """One source as a COCO JSON, or as the folder of another format."""
-    source = open_source(args.source, args.format, args.part, args.images)
+    """A source as COCO JSON, or as the folder of another format, with all splits that this can hold."""
     if args.to == "coco":
-        write(source, args.target)
+        _write_splits(args, lambda source: source)
         return
     from resdet.data.coco import parse_coco
-    from resdet.data.formats.write import WRITERS
+    from resdet.data.formats.write import WRITERS, refuse_clashes
     from resdet.runtime.console import console
 
     if args.target.suffix == ".json":
         raise UserError(f"{args.target}: --to {args.to} writes a folder, not a file")
-    parse_coco(source.content, source.images, source.path, source.origins)  # raises for what the writers cannot take
+    if args.to == "labelme":  # which has no splits
+        sources = {"train": open_source(args.source, args.format, args.part, args.images)}
+    else:
+        sources = open_splits(args.source, args.format, args.part, args.images)
+    for source in sources.values():  # raises for what the writers cannot take
+        parse_coco(source.content, source.images, source.path, source.origins)
+        refuse_overwriting([args.target / image["file_name"] for image in source.content["images"]],
+                           [source.images / image["file_name"] for image in source.content["images"]])  # fmt: skip
+    refuse_clashes(list(sources.values()), args.to)
     make_folder(args.target)
-    refuse_overwriting([args.target / image["file_name"] for image in source.content["images"]],
-                       [source.images / image["file_name"] for image in source.content["images"]])  # fmt: skip
-    lost = WRITERS[args.to](source, args.target, args.part or "train")
-    describe(f"written: {args.target} ({args.to})", source)
-    for remark, count in lost.items():
-        console.print(f"  {count} {remark}")
+    for name, source in sources.items():
+        lost = WRITERS[args.to](source, args.target, name)
+        describe(f"written: {args.target} ({args.to}, {name})", source)
+        for remark, count in lost.items():
+            console.print(f"  {count} {remark}")
+
+
+def _write_splits(args: argparse.Namespace, change: Callable[[Source], Source]) -> None:
+    """OUT.json, of the split that is meant; or in a folder OUT a JSON for each split."""
+    if args.target.suffix.lower() == ".json":
+        write(change(open_source(args.source, args.format, args.part, args.images)), args.target)
+        return
+    changed = {k: change(s) for k, s in open_splits(args.source, args.format, args.part, args.images).items()}
+    for name, source in changed.items():
+        write(source, args.target / f"{name}.json")
 
 
 def split(args: argparse.Namespace) -> None:
@@ -169,7 +190,7 @@ def remap(args: argparse.Namespace) -> None:
         raise UserError(f"{args.classes}: {nameless[0]!r} gets no name: write null to drop the class")
     dropped = [new is None for new in names.values()]
     changes = {old: None if drop else str(new) for (old, new), drop in zip(written.items(), dropped, strict=True)}
-    write(remapped(open_source(args.source, args.format, args.part, args.images), changes), args.target)
+    _write_splits(args, lambda source: remapped(source, changes))
 
 
 def dedupe(args: argparse.Namespace) -> None:
@@ -206,63 +227,3 @@ def dedupe(args: argparse.Namespace) -> None:
     console.print(f"{source.path}: {len(duplicates)} of {len(images)} images {what}")
     if args.target:
         write(subset(source, image_ids(source) - duplicates), args.target)
-
-
-def open_source(place: Path, kind: str, part: str | None, images: Path | None = None) -> Source:
-    """A dataset's own split `part` (None: "train" where it has splits, all of Supervisely's).
-
-    images: the folder of its images; None for the one near it.
-    Raises `UserError`, also for one without images.
-    """
-    from resdet.data.sources import detected, read_source, read_whole
-
-    if not place.exists():
-        raise UserError(f"{place}: no such file or folder")
-    given = TrainSplitConfig(split=part, annotations=None if place.is_dir() else place, images=images)
-    data = DataConfig.model_validate({"format": kind, "root": place if place.is_dir() else None})
-    found = detected(data, given)
-    if found.format == "supervisely" and part is None:  # whose datasets have names of their own
-        source = read_whole(data, found, images, None).whole()
-    else:
-        source = read_source(data, given, "train").whole()
-    if not source.content["images"]:
-        raise UserError(f"{place}: lists no images, so nothing is written")
-    return source
-
-
-def write(source: Source, output: Path) -> None:
-    """A COCO JSON whose file names are relative to the source's image folder. Raises `UserError`."""
-    from resdet.runtime.console import console
-
-    if output.suffix.lower() != ".json":
-        raise UserError(f"{output}: must end in .json")
-    refuse_sources(output, [source])
-    make_folder(output.parent)
-    write_json(output, source.content)
-    describe(f"written: {output}", source)
-    console.print(f"classes: {', '.join(str(c.get('name', c.get('id'))) for c in source.content['categories'])}")
-    console.print(f"file names are relative to {source.images}")
-
-
-def refuse_sources(output: Path, sources: list[Source]) -> None:
-    """Raises `UserError` if `output` is a file that is read. Of a folder of labelme's files the folder alone is known, so that
-    none of these is written over."""
-    from resdet.data.formats.glimpse import json_kind
-
-    read = [source.path for source in sources]
-    refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
-
-
-def describe(title: str, source: Source) -> None:
-    """How much is in annotations, and what was left out of them."""
-    from resdet.runtime.console import console
-
-    content = source.content
-    console.print(
-        f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
-        f"{len(content['categories'])} classes"
-    )
-    for note in source.notes:
-        console.print(f"  {note}")
-    for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
-        console.print(f"  {count} {remark}")

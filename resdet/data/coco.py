@@ -32,6 +32,7 @@ from resdet.data.rules import (
     parse_segmentation,
     read_categories,
     size_of,
+    title_of,
 )
 from resdet.errors import UserError, listed
 from resdet.keypoints import Skeleton
@@ -85,7 +86,7 @@ def read_coco(annotations: Path, images: Path) -> Annotations:
     plain = normalise(content, images)
     if plain.problems:
         raise listed(f"{annotations}: {len(plain.problems)} problem(s):", plain.problems)
-    read = parse_coco(plain.content, images, annotations)
+    read = parse_coco(plain.content, images, annotations, plain.origins)
     read.skipped.update(plain.readings.summary())
     return read
 
@@ -147,8 +148,7 @@ def parse_coco(
                     given = entry.get("keypoints") if category in posed else None
                     poses.append(parse_keypoints(given, skeleton.names, size, wrong, skipped))
         if wrong:
-            identity = entry.get("id", f"number {i}")
-            what = (origins or {}).get(identity if is_id(identity) else 0, f"annotation {str(identity)[:40]}")
+            what = title_of(entry, i, origins or {})
             problems += [f"{what}: {text}" for text in wrong]
     partly = says_known(content["images"])
     if partly:

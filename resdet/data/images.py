@@ -16,9 +16,17 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from resdet.data.tiff import PHOTOMETRIC_RGB, decode_with_tifffile, is_tiff, read_layout, without_orientation
+from resdet.data.stand_ins import stand_in
+from resdet.data.tiff import (
+    PHOTOMETRIC_RGB,
+    decode_with_tifffile,
+    grey_pages,
+    is_tiff,
+    read_layout,
+    without_orientation,
+)
 from resdet.errors import UserError
 
 MAX_PIXELS = 2**28  # of one image; its bitmap takes as many bytes
@@ -51,7 +59,7 @@ class Header(NamedTuple):
     """Of a file's stored pixels: size (H, W), the EXIF orientation (1: upright), dtype and channels.
 
     bands: the channels are not grey, RGB or alpha, so none may be dropped or mixed.
-    pages: how many grey pages of equal size a TIFF has.
+    pages: how many pages of equal size a TIFF has.
     """
 
     size: tuple[int, int]
@@ -65,11 +73,20 @@ class Header(NamedTuple):
     def upright_size(self) -> tuple[int, int]:
         return self.size[::-1] if self.orientation >= 5 else self.size
 
-    def fits(self, channels: int) -> bool:
-        """Whether `decode_image` can turn it into `channels`."""
-        if self.stacked(channels) or self.channels == channels or (channels == 3 and self.channels == 1):
-            return True
-        return channels in (1, 3) and self.channels <= 4 and not self.bands
+    @property
+    def own_channels(self) -> int:
+        """That it has by itself: the grey pages of a TIFF are channels."""
+        return self.pages if self.channels == 1 else self.channels
+
+    def misfit(self, channels: int) -> str:
+        """Why `decode_image` cannot turn it into `channels`; "" if it can. No page is dropped, and no channel but alpha."""
+        have, wants = self.own_channels, f"the model takes {channels} channel{'s' * (channels > 1)}"
+        if self.pages > 1 and self.channels > 1:
+            return f"has {self.pages} pages of {self.channels} channels, {wants}: save the annotated page alone"
+        if have == channels or (channels in (1, 3) and have <= 4 and not self.bands and self.pages == 1):
+            return ""
+        what, other = ("pages", "save the annotated page alone") if self.pages > 1 else ("channels", "convert it")
+        return f"has {have} {what}, {wants}: set model.input.channels={have}, or {other}"
 
     def stacked(self, channels: int) -> bool:
         """Whether the pages of the file are the requested channels."""
@@ -84,9 +101,8 @@ def read_header(data: bytes, name: str | Path) -> Header:
     try:
         header = _array_header(data) if data.startswith(_NPY) else _image_header(data)
     except UnidentifiedImageError:  # whose own message names an object in memory
-        raise UserError(
-            f"{name}: not an image in a supported format (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
-        ) from None
+        known = "not an image in a supported format (JPEG, PNG, BMP, TIFF, WebP, NumPy's .npy)"
+        raise UserError(f"{name}: {(stand_in(data, name) or known) if data else 'is empty (0 bytes)'}") from None
     except (OSError, SyntaxError, ValueError, TokenError) as error:
         raise UserError(f"{name}: not a readable image ({error})") from None
     height, width = header.size
@@ -102,8 +118,7 @@ def _image_header(data: bytes) -> Header:
     if is_tiff(data):  # of which Pillow reads only some
         layout = read_layout(data)
         bands = not layout.ordinary and layout.samples > 1 and layout.photometric != PHOTOMETRIC_RGB
-        pages = layout.pages if layout.samples == 1 else 1
-        return Header(layout.size, _known(layout.orientation), layout.dtype, layout.channels, bands, pages)
+        return Header(layout.size, _known(layout.orientation), layout.dtype, layout.channels, bands, layout.pages)
     with open_pillow(data) as image:
         dtype: np.dtype[Any] = np.dtype(np.uint8)
         channels = {"1": 1, "L": 1, "LA": 2, "RGBA": 4}.get(image.mode, 3)
@@ -167,9 +182,11 @@ def decode_image(
     """A file's bytes -> (H, W, channels) of the stored dtype, RGB first. Raises `UserError`.
 
     Grey is replicated to 3 channels, RGB converted to grey, unrequested alpha dropped, CMYK and palettes converted to RGB;
-    otherwise the number of channels must agree. The grey pages of a TIFF can be its channels.
+    otherwise the number of channels must agree. The grey pages of a TIFF are its channels.
     reduce: 2, 4 or 8: decode a JPEG at this fraction of its size, in a third of the time or less.
     """
+    if why := header.misfit(channels):
+        raise UserError(f"{name}: {why}")
     if is_tiff(data) and header.orientation != 1:
         data = without_orientation(data)
     ordinary = header.dtype == np.uint8 and not header.bands and not data.startswith(_NPY)
@@ -179,7 +196,7 @@ def decode_image(
         image = _decode_stored(data, name, header, header.stacked(channels))
     if image is None:
         raise UserError(f"{name}: cannot be decoded as an image; it may be truncated or of an unsupported type")
-    image = _with_channels(image, channels, header.bands, name)
+    image = _with_channels(image, channels)
     if upright and header.orientation != 1:
         image = np.ascontiguousarray(_UPRIGHT[header.orientation](image))
     return image
@@ -214,7 +231,7 @@ def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -
     layout = read_layout(data) if is_tiff(data) else None
     image: np.ndarray | None = None
     if stack and header.dtype == np.uint8:
-        image = _grey_pages(data, name)
+        image = grey_pages(data, name)
     elif stack:
         ok, pages = cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED)
         image = np.dstack([page for page in pages if page.shape == header.size]) if ok else None
@@ -223,37 +240,24 @@ def _decode_stored(data: bytes, name: str | Path, header: Header, stack: bool) -
         if image is not None:
             image = image[..., None] if image.ndim == 2 else image
             image = image[..., [2, 1, 0, 3][: image.shape[2]]] if image.shape[2] >= 3 else image
+            image = (
+                image[..., [0, 3]] if image.shape[2] == 4 and header.channels == 2 else image
+            )  # grey, thrice, and alpha
     if layout and (image is None or image.shape != wanted or image.dtype != header.dtype):
         return decode_with_tifffile(data, name, layout, stack)
     return image
 
 
-def _grey_pages(data: bytes, name: str | Path) -> np.ndarray:
-    """The pages of an 8-bit TIFF as channels, by Pillow, since OpenCV turns them into BGR. Raises `UserError`."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            pages = [np.asarray(page.convert("L")) for page in ImageSequence.Iterator(image)]
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: cannot be decoded as an image ({error})") from None
-    return np.dstack([page for page in pages if page.shape == pages[0].shape])
-
-
-def _with_channels(image: np.ndarray, channels: int, bands: bool, name: str | Path) -> np.ndarray:
+def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Grey or RGB, with or without alpha, as either of both without; others have the number of channels already."""
     have = image.shape[2]
-    if have == channels:
-        return image
-    if channels == 3 and have == 1:
-        return np.repeat(image, 3, axis=2)
-    if not bands and have in (3, 4) and channels in (1, 3):
-        colours = image[..., :3]
-        if channels == 3:
-            return np.ascontiguousarray(colours)
-        grey = colours.astype(np.float64) @ (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV and Pillow have it
-        return (np.rint(grey) if image.dtype.kind in "ui" else grey).astype(image.dtype)[..., None]
-    raise UserError(f"{name}: has {have} channels, but the model takes {channels}: set model.input.channels={have}")
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
+    colours = image[..., : have if have == channels else 1 if have <= 2 else 3]
+    if channels in (have, colours.shape[2]):
+        return np.ascontiguousarray(colours)
+    if channels == 3:
+        return np.repeat(colours, 3, axis=2)
+    grey = colours.astype(np.float64) @ (0.299, 0.587, 0.114)  # ITU-R BT.601, as OpenCV and Pillow have it
+    return (np.rint(grey) if image.dtype.kind in "ui" else grey).astype(image.dtype)[..., None]
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:

@@ -12,8 +12,8 @@ from typing import Any
 from resdet.class_names import few, find_matches, match_classes
 from resdet.data.formats.common import Source
 from resdet.data.known import KEYS, KNOWN, NEGATIVE, check_known
-from resdet.data.normalise import Reading, Readings
-from resdet.data.rules import check_ids, id_kind, is_id, is_name, leads_out
+from resdet.data.readings import Reading, Readings
+from resdet.data.rules import check_ids, class_name, id_kind, is_id, is_name, leads_out
 from resdet.errors import listed
 
 Entry = dict[str, Any]
@@ -49,7 +49,7 @@ def restrict(source: Source, names: Sequence[str]) -> Source:
 
     Raises `UserError` for a name that could be several of the categories.
     """
-    listed_names = [str(entry.get("name", entry.get("id"))) for entry in source.content["categories"]]
+    listed_names = [class_name(entry) for entry in source.content["categories"]]
     labels = match_classes(names, listed_names, "known_classes", str(source.path))
     categories = [entry for label, entry in enumerate(source.content["categories"]) if label in labels]
     kept = {entry.get("id") for entry in categories}
@@ -90,7 +90,9 @@ class _Merged:
         kind = id_kind(source.content["categories"])
         given = [entry for entry in source.content["categories"] if is_id(entry.get("id"), kind)]
         given.sort(key=lambda entry: entry["id"])
-        names = [str(entry.get("name", entry["id"])) for entry in given]
+        names = [class_name(entry) for entry in given]
+        nameless = [entry["id"] for entry, name in zip(given, names, strict=True) if not name]
+        self.problems += [f"{source.path}: category {identity!r} has no name: give it one" for identity in nameless]
         labels, ambiguous = find_matches(names, self.names)
         self.problems += [
             f"{source.path}: class {name!r} could be {' or '.join(map(repr, options))} of the sources before it: rename it"

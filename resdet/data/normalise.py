@@ -2,13 +2,13 @@
 
 What has one obvious meaning is read as that: "7" and 7.0 as the id 7, [x, y, …] as one polygon, "images/a.jpg" as the
 a.jpg in the image folder. Training, evaluation, results files, `check` and `--fix` all start here, so they accept the same.
-What has no obvious meaning, or several, is left as it is: `rules.py` reports it.
+`readings.py` lists the ways. What has no obvious meaning, or several, is left as it is: `rules.py` reports it.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,53 +17,33 @@ from resdet.data.images import read_header
 from resdet.data.json_files import no_collection
 from resdet.data.known import KEYS
 from resdet.data.outlines import box_of, is_plain_outline, plain_outline
-from resdet.data.rules import NUMBERS, Id, id_kind, is_box, is_id, is_number, is_size, plain_int, plain_number, unquoted
+from resdet.data.readings import Readings
+from resdet.data.rules import (
+    NUMBERS,
+    Id,
+    id_kind,
+    is_box,
+    is_id,
+    is_number,
+    is_size,
+    ordered_box,
+    plain_int,
+    plain_number,
+    unquoted,
+)
 from resdet.errors import UserError
 
 Entry = dict[str, Any]
 
-READINGS: dict[str, str] = {
-    "ids-as-text": "ids written as text or floats (read as integers)",
-    "numbers-as-text": "objects or images with numbers written as text (read as numbers)",
-    "crowd-as-text": "iscrowd values that are text, true or false (read as 0 or 1)",
-    "area-invalid": "areas that are not a number (computed from the mask or box)",
-    "name-with-path": "file names with a path or address before them (found in the image folder by their last part)",
-    "size-missing": "images without height and width (taken from the file)",
-    "outline-nesting": "polygons not nested as [[x, y, …]] (read as that)",
-    "rle-transposed": "RLE masks of size [W, H] (transposed to [H, W])",
-    "rle-as-bytes": "RLE counts written as Python's bytes (read as text)",
-    "box-missing": "objects without bbox (taken from their mask)",
-}
-
-
-@dataclass
-class Reading:
-    """How many entries were read in one of the ways of `READINGS`, and the first few."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-class Readings(dict[str, Reading]):
-    """By code of `READINGS`."""
-
-    def note(self, code: str, example: str) -> None:
-        reading = self.setdefault(code, Reading())
-        reading.count += 1
-        if len(reading.examples) < 5:
-            reading.examples.append(example[:200])
-
-    def summary(self) -> dict[str, int]:
-        """{what was read how: how often}"""
-        return {READINGS[code]: reading.count for code, reading in self.items()}
-
 
 class Normalised(NamedTuple):
-    """problems: what is ambiguous, each naming both entries, which are left as they are."""
+    """problems: what is ambiguous, each naming both entries, which are left as they are.
+    origins: what messages call the objects that were numbered anew, by their new id."""
 
     content: Entry
     readings: Readings
     problems: list[str]
+    origins: dict[int, str]
 
 
 class Ids:
@@ -123,8 +103,9 @@ def normalise(content: Entry, folder: Path | None = None) -> Normalised:
     images.entries = [_with_known(entry, categories, readings) for entry in _sized(images.entries, folder, readings)]
     size_of = {e["id"]: (e.get("height"), e.get("width")) for e in images.entries if is_id(e.get("id"), images.kind)}
     annotations = normalise_objects(content["annotations"], images, categories, size_of, readings, "annotation")
+    annotations, origins = _numbered(annotations, readings)
     plain = {"images": images.entries, "annotations": annotations, "categories": categories.entries}
-    return Normalised({**content, **plain}, readings, problems)
+    return Normalised({**content, **plain}, readings, problems, origins)
 
 
 def normalise_objects(
@@ -149,8 +130,9 @@ def _is_plain(entry: Entry, image_kind: type, category_kind: type, size_of: dict
         and type(box) is list
         and len(box) == 4
         and NUMBERS.issuperset(map(type, box))
+        and box[2] >= 0 <= box[3]
         and (crowd is None or type(crowd) is int)
-        and (area is None or type(area) in NUMBERS)
+        and (area is None or (type(area) in NUMBERS and area >= 0))
         and is_plain_outline(get("segmentation"), size_of.get(get("image_id")))
         and type(get("score", 0.0)) in NUMBERS
     )
@@ -168,7 +150,7 @@ def _plain_object(
             readings.note("ids-as-text", f"{label}: {key} {value!r}, the id is {found!r}")
     for key in ("score", "area"):
         _number(new, key, readings, label)
-    if new.get("area") is not None and not is_number(new["area"]):
+    if new.get("area") is not None and not (is_number(new["area"]) and new["area"] >= 0):
         readings.note("area-invalid", f"{label}: area {str(new.pop('area'))[:40]}")
     if (crowd := _FLAGS.get(_flag(entry.get("iscrowd")))) is not None and type(entry["iscrowd"]) is not int:
         new["iscrowd"] = crowd
@@ -178,6 +160,9 @@ def _plain_object(
     if is_box(numbers) and numbers != entry.get("bbox"):
         readings.note("numbers-as-text", f"{label}: bbox {str(box)[:60]}")
         new["bbox"] = numbers
+    if is_box(new.get("bbox")) and min(new["bbox"][2:]) < 0:
+        readings.note("box-swapped", f"{label}: bbox {new['bbox']}, read as {ordered_box(new['bbox'])}")
+        new["bbox"] = ordered_box(new["bbox"])
     size = size_of.get(new.get("image_id")) if is_id(new.get("image_id"), images.kind) else None
     known = size if size and is_size(*size) else None
     outline = plain_outline(entry.get("segmentation"), known, new.get("bbox"))
@@ -189,6 +174,27 @@ def _plain_object(
         new["bbox"] = around
         readings.note("box-missing", label)
     return new
+
+
+def _numbered(entries: list[Entry], readings: Readings) -> tuple[list[Entry], dict[int, str]]:
+    """With an id of its own for each, and what messages call those whose id is new."""
+    given = [entry.get("id") for entry in entries]
+    if all(type(value) is int for value in given) and len(set(given)) == len(given):
+        return entries, {}
+    whole = [plain_int(value) if isinstance(value, float) else value for value in given]
+    usable = [value if is_id(value) or is_id(value, str) else None for value in whole]
+    fresh = count(1 + max((value for value in usable if type(value) is int), default=0))
+    plain, origins, taken = list(entries), dict[int, str](), set[Any]()
+    for number, value in enumerate(usable):
+        if value is None or value in taken:
+            value = next(fresh)
+            origins[value] = f"annotation {str(given[number])[:40]} (number {number} of the list)"
+            readings.note("object-id", f"{origins[value]}: is now {value}")
+        elif value is not given[number]:
+            readings.note("ids-as-text", f"annotation {given[number]!r}: the id is {value}")
+        taken.add(value)
+        plain[number] = {**entries[number], "id": value}
+    return plain, origins
 
 
 def _named(entries: list[Entry], folder: ImageFolder, readings: Readings, problems: list[str]) -> list[Entry]:

@@ -26,10 +26,12 @@ ALWAYS_8_BIT = {".jpg", ".jpeg", ".bmp", ".webp"}
 def to_unit(image: np.ndarray, pixel_range: PixelRange | None, name: str | Path) -> np.ndarray:
     """(H, W, C) -> the same in 0..255: uint8 untouched, or with a range, float32 throughout. NaN becomes 0.
 
-    Raises `UserError` for more than 8 bits without a range.
+    Raises `UserError` for more than 8 bits without a range, and for an image without a finite value.
     """
     if image.dtype == np.uint8:
         return image if pixel_range is None else image.astype(np.float32)
+    if is_void(image):
+        raise UserError(f"{name}: all its pixels are NaN or infinite: write it again, or leave it out")
     if pixel_range is None:
         raise UserError(
             f"{name}: has {image.dtype} pixels, and their value range is not known: set "
@@ -45,6 +47,11 @@ def to_unit(image: np.ndarray, pixel_range: PixelRange | None, name: str | Path)
     return unit
 
 
+def is_void(image: np.ndarray) -> bool:
+    """Whether it has no finite value."""
+    return image.dtype.kind == "f" and not np.isfinite(image.flat[0]) and not np.isfinite(image).any()
+
+
 def for_display(image: np.ndarray) -> np.ndarray:
     """(H, W, C) in 0..255 -> (H, W, 3) uint8: the first three channels, or the first as grey where there are one or two."""
     shown = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
@@ -53,13 +60,14 @@ def for_display(image: np.ndarray) -> np.ndarray:
 
 class Depth(NamedTuple):
     """Of some images of a set: how many were looked at; of which dtypes and numbers of channels they are; which have channels
-    that the model does not take; and of those with more than 8 bits how many there are, the lowest and highest value, how
-    many hold values that are not finite, and the range of values by each rule."""
+    that the model does not take, or no finite value; and of those with more than 8 bits how many there are, the lowest and
+    highest value, how many hold values that are not finite, and the range of values by each rule."""
 
     sampled: int
     dtypes: tuple[str, ...]
     channels: tuple[int, ...]
     misfits: tuple[str, ...]
+    void: tuple[str, ...] = ()
     deep: int = 0
     lowest: float = 0.0
     highest: float = 0.0
@@ -73,6 +81,7 @@ class Depth(NamedTuple):
     def __str__(self) -> str:
         channels = " or ".join(map(str, self.channels)) or "unknown"
         text = f"{self.sampled} sampled images: {', '.join(self.dtypes) or 'unreadable'}, {channels} channel(s)"
+        text += f", {len(self.void)} without a finite value" if self.void else ""
         if not self.deep:
             return text
         text += f"; {self.deep} with more than 8 bits, values from {self.lowest:g} to {self.highest:g}"
@@ -89,6 +98,7 @@ def measure_depth(files: Sequence[Path], channels: int) -> Depth:
     dtypes: dict[str, None] = {}
     counts: dict[int, None] = {}
     misfits: list[str] = []
+    void: list[str] = []
     values: list[np.ndarray] = []
     not_finite = 0
     for file in files:
@@ -98,18 +108,20 @@ def measure_depth(files: Sequence[Path], channels: int) -> Depth:
         try:
             data = file.read_bytes()
             header = read_header(data, file)
-            dtypes[str(header.dtype)] = counts[header.pages if header.stacked(channels) else header.channels] = None
-            if not header.fits(channels):
-                misfits.append(f"{file}: {header.channels} channel(s)")
+            dtypes[str(header.dtype)] = counts[header.own_channels] = None
+            if why := header.misfit(channels):
+                misfits.append(f"{file}: {why}")
             elif header.dtype != np.uint8:
                 pixels = decode_image(data, file, header, channels).reshape(-1, channels)
+                if is_void(pixels):
+                    void.append(str(file))
                 some = pixels[:: max(1, len(pixels) // ENOUGH)].ravel().astype(np.float64)
                 finite = some[np.isfinite(some)]
                 not_finite += len(finite) < len(some)
                 values += [finite] if len(finite) else []
         except (OSError, UserError):
             continue
-    looked_at = (len(files), tuple(dtypes), tuple(counts), tuple(misfits))
+    looked_at = (len(files), tuple(dtypes), tuple(counts), tuple(misfits), tuple(void))
     if not values:
         return Depth(*looked_at)
     ends = np.array([np.percentile(v, (0.1, 99.9)) for v in values])
@@ -146,16 +158,14 @@ def decide_range(
     """-> the range for a set, None for one of 8 bits, and one line that says why ("" if there is nothing to say).
 
     given: `data.pixel_range`. known: of the weights that a training starts from, which "auto" keeps.
-    Raises `UserError` for a setting without effect, and for channels that the model does not take.
+    Raises `UserError` for a setting without effect, for channels that the model does not take, and for images of NaN.
     """
-    if depth.misfits:
-        counts = " or ".join(map(str, depth.channels))
-        raise listed(
-            f"{len(depth.misfits)} of {depth.sampled} sampled images do not have model.input.channels channels; set "
-            f"it to {counts}, or convert them:",
-            list(depth.misfits),
-            limit=5,
-        )
+    for files, what in (
+        (depth.misfits, "do not have model.input.channels channels"),
+        (depth.void, "have no finite pixel (all are NaN or infinite); write them again, or leave them out"),
+    ):
+        if files:
+            raise listed(f"{len(files)} of {depth.sampled} sampled images {what}:", list(files), limit=5)
     if not depth.deep:
         if given == "auto":
             return None, ""

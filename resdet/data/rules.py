@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeGuard
 
 from resdet.class_names import few
@@ -37,10 +37,18 @@ def read_categories(entries: list[dict[str, Any]], problems: list[str]) -> dict[
         elif identity in categories:
             problems.append(f"category id {identity} is used twice: {categories[identity]!r}, {entry.get('name')!r}")
         else:
-            categories[identity] = str(entry.get("name", identity))
+            categories[identity] = class_name(entry)
+            if not categories[identity]:
+                problems.append(f"category {identity!r}: its name {entry['name']!r} is no name: give it one")
     if not entries:
         problems.append('"categories" is empty, so there is no class to learn')
     return dict(sorted(categories.items()))
+
+
+def class_name(category: dict[str, Any]) -> str:
+    """The name of a category, its id where no name is given; "" for a name that is blank, null or otherwise none."""
+    name = category.get("name", category.get("id"))
+    return str(name) if (isinstance(name, str) and name.strip()) or type(name) in NUMBERS else ""
 
 
 def check_ids(
@@ -57,6 +65,13 @@ def check_ids(
         )
         category = None
     return image_id, category
+
+
+def title_of(annotation: dict[str, Any], number: int, origins: Mapping[int, str]) -> str:
+    """What messages call an annotation: where it came from, its id, or its number in the list."""
+    identity = annotation.get("id")
+    known = origins.get(identity) if isinstance(identity, int) else None
+    return known or f"annotation {str(f'number {number}' if identity is None else identity)[:40]}"
 
 
 def check_flags(entry: dict[str, Any], problems: list[str]) -> None:
@@ -154,6 +169,12 @@ def is_box(value: Any) -> bool:
         and NUMBERS.issuperset(map(type, value))
         and all(map(_LIMIT.__gt__, map(abs, value)))
     )
+
+
+def ordered_box(box: list[float]) -> list[float]:
+    """XYWH whose negative sides run from the far corner to the near one -> the same box with positive sides."""
+    x, y, w, h = box
+    return [x + min(w, 0), y + min(h, 0), abs(w), abs(h)]
 
 
 def is_polygons(value: Any) -> bool:

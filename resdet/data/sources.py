@@ -9,9 +9,9 @@ from typing import Literal
 
 from resdet.config import DataConfig, DataFormat, SplitConfig, data_root, of_source
 from resdet.data.edit import held_out, image_ids, subset
-from resdet.data.formats.cityscapes import read_cityscapes
-from resdet.data.formats.coco import find_annotations, image_folder, named_annotations, read_coco_files
-from resdet.data.formats.common import Reader, Source, read_list
+from resdet.data.formats.cityscapes import cityscapes_folder, cityscapes_splits, read_cityscapes
+from resdet.data.formats.coco import coco_splits, find_annotations, image_folder, named_annotations, read_coco_files
+from resdet.data.formats.common import Reader, Source, read_list, usual_name
 from resdet.data.formats.cvat import read_cvat
 from resdet.data.formats.detect import FINDERS, FORMATS, Detected, detect, is_empty, unknown
 from resdet.data.formats.kitti import read_kitti
@@ -22,8 +22,9 @@ from resdet.data.formats.names import NameIndex
 from resdet.data.formats.open_images import read_open_images
 from resdet.data.formats.supervisely import read_supervisely
 from resdet.data.formats.via import read_via
-from resdet.data.formats.voc import read_voc
+from resdet.data.formats.voc import read_voc, voc_splits
 from resdet.data.formats.yolo import read_yolo
+from resdet.data.formats.yolo_layout import read_layout
 from resdet.data.merge import merge
 from resdet.data.rules import Id
 from resdet.errors import UserError
@@ -145,6 +146,22 @@ def read_whole(config: DataConfig, found: Detected, images: Path | None, split: 
     part = f", the split {source.split}" if source.split else ""
     source.notes.insert(0, f"read as {found.format}{part}: {found.reason}")
     return source
+
+
+def other_splits(found: Detected, source: Source) -> list[str]:
+    """The data set's own names of the splits that have been left out of `source`, which was read from it."""
+    if source.split is None or (found.format == "coco" and found.path.is_file()):
+        return []
+    if found.format == "coco":
+        return [name for name, path in coco_splits(found.path).items() if path != source.path]
+    names: list[str] = []
+    if found.format == "voc":
+        names = voc_splits(found.path)
+    elif found.format == "yolo":
+        names = list(read_layout(found.path).entries)
+    elif found.format == "cityscapes" and (folder := cityscapes_folder(found.path)):
+        names = cityscapes_splits(folder)
+    return [name for name in names if source.split not in (name, usual_name(name))]
 
 
 def detected(config: DataConfig, given: SplitConfig) -> Detected:

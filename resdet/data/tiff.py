@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageSequence
 
 from resdet.errors import UserError
 
@@ -20,6 +21,7 @@ MAX_PAGES = 4096
 SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, ORIENTATION, SAMPLES, PLANAR, EXTRA, FORMAT = (
     254, 256, 257, 258, 262, 274, 277, 284, 338, 339
 )  # fmt: skip
+NO_IMAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
 PHOTOMETRIC_GREY, PHOTOMETRIC_RGB = (0, 1), 2
 _KINDS = {1: "u", 2: "i", 3: "f"}  # SampleFormat
 _CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # field types that hold integers
@@ -28,7 +30,7 @@ _CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # field types that hold inte
 class Layout(NamedTuple):
     """Of the first page: size (H, W), samples a pixel, each an unsigned ("u") or signed ("i") integer or a floating-point
     number ("f") of so many bits; planar: band after band; orientation as in EXIF.
-    alpha: of two samples, whether the second is one. pages: how many share that size; reduced copies are not counted.
+    alpha: of two samples, whether the second is one. pages: how many share that size, without reduced copies and masks.
     """
 
     size: tuple[int, int]
@@ -79,7 +81,7 @@ def read_layout(data: bytes) -> Layout:
         return first.get(tag, [default])[0]
 
     size = (number(HEIGHT, 0), number(WIDTH, 0))
-    alike = [p for p in pages if _size(p) == size and not p.get(SUBFILE, [0])[0] & 1]
+    alike = [p for p in pages if _size(p) == size and not p.get(SUBFILE, [0])[0] & NO_IMAGE]
     samples = number(SAMPLES, 1)
     return Layout(
         size, samples, _KINDS.get(number(FORMAT, 1), "u"), max(first.get(BITS, [1])), number(PHOTOMETRIC, 1),
@@ -105,11 +107,22 @@ def decode_with_tifffile(data: bytes, name: str | Path, layout: Layout, stack: b
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             pages = list(file.pages)
-            taken = [page for page in pages if page.shape == pages[0].shape] if stack else pages[:1]
+            alike = [page for page in pages if page.shape == pages[0].shape and not page.subfiletype & NO_IMAGE]
+            taken = alike if stack else pages[:1]
             arrays = [_channels_last(page.asarray(), layout) for page in taken]
     except Exception as error:  # whatever its decoders of a dozen compressions raise
         raise UserError(f"{name}: its TIFF data cannot be decoded ({error})") from None
     return np.concatenate(arrays, axis=2)
+
+
+def grey_pages(data: bytes, name: str | Path) -> np.ndarray:
+    """The pages of an 8-bit TIFF as channels, by Pillow, since OpenCV turns them into BGR. Raises `UserError`."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pages = [np.asarray(page.convert("L")) for page in ImageSequence.Iterator(image)]
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name}: cannot be decoded as an image ({error})") from None
+    return np.dstack([page for page in pages if page.shape == pages[0].shape])
 
 
 _NAMES = {"u": "unsigned integers", "i": "signed integers", "f": "floating point"}

@@ -18,8 +18,9 @@ from pycocotools import mask as coco_mask
 from resdet.data.coco import Annotations, read_coco_json
 from resdet.data.keypoints import read_skeleton
 from resdet.data.known import check_known, known_ids, says_known
-from resdet.data.normalise import Readings, normalise
+from resdet.data.normalise import normalise
 from resdet.data.outlines import area_of
+from resdet.data.readings import Readings
 from resdet.data.rules import (
     check_flags,
     check_ids,
@@ -29,6 +30,7 @@ from resdet.data.rules import (
     parse_box,
     parse_segmentation,
     read_categories,
+    title_of,
 )
 from resdet.errors import listed
 from resdet.evaluation import keypoints, proposals
@@ -74,8 +76,9 @@ class Evaluation:
     ) -> None:
         self.source, self.readings = annotations, Readings()
         problems: list[str] = []
+        origins: dict[int, str] = {}
         if content is None:
-            content, self.readings, problems = normalise(read_coco_json(annotations))
+            content, self.readings, problems, origins = normalise(read_coco_json(annotations))
         kind = id_kind(content["images"])
         known = {entry["id"]: entry for entry in content["images"] if is_id(entry.get("id"), kind)}
         if len(known) < len(content["images"]):
@@ -112,7 +115,7 @@ class Evaluation:
                     wrong.append(
                         f"height {size[0]!r} and width {size[1]!r} of image {image_id} are no size of an image"
                     )
-            problems += [f"annotation {entry.get('id', f'number {i}')}: {text}" for text in wrong]
+            problems += [f"{title_of(entry, i, origins)}: {text}" for text in wrong]
         if says_known(content["images"]):
             usable_images = [i for i in chosen.values() if check_known(i, self.category_names, problems)]
             self._leave_out_unknown(usable_images, entries)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resdet.data.json_files import read_json
-from resdet.data.normalise import Ids, Readings, normalise_objects
+from resdet.data.normalise import Ids, normalise_objects
+from resdet.data.readings import Readings
 from resdet.data.rules import check_ids, is_box, is_number, is_numbers, is_size, parse_segmentation
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import ANY_SIZE, Evaluation, Kind, Metrics

@@ -19,7 +19,7 @@ from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
 from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
-from resdet.data.quality.checks import compare
+from resdet.data.quality.categories import compare
 from resdet.data.quality.summary import check_annotations, check_before_training
 from resdet.data.relabel import as_objects, for_classes
 from resdet.data.shapes import NOTE, ensure_shapes

@@ -65,9 +65,9 @@ def test_images_without_annotations_stay(tmp_path) -> None:
 def test_what_does_not_train_is_counted(tmp_path) -> None:
     skipped = [
         annotation(iscrowd=1, segmentation={"size": [60, 80], "counts": [4800]}),
-        annotation(bbox=[1, 2, 0, 4]),
-        annotation(bbox=[200, 2, 5, 4]),
-        annotation(segmentation=[[1, 2, 3, 4]]),
+        annotation(id=6, bbox=[1, 2, 0, 4]),
+        annotation(id=7, bbox=[200, 2, 5, 4]),
+        annotation(id=8, segmentation=[[1, 2, 3, 4]]),
     ]
     read = read_coco(write(tmp_path, annotations=skipped), tmp_path)
     assert dict(read.skipped) == {
@@ -120,6 +120,8 @@ def test_what_belongs_to_no_image_is_in_every_split(choice: dict, tmp_path) -> N
         ({"annotations": [annotation(segmentation={"size": [1, 2], "counts": "a"})]}, "RLE of size"),
         ({"annotations": [annotation(segmentation={"size": [60, 80], "counts": [5]})]}, "do not add up to 60 x 80"),
         ({"categories": []}, '"categories" is empty'),
+        ({"categories": [{"id": 90, "name": " "}, {"id": 3, "name": "a"}]}, "category 90: its name ' ' is no name"),
+        ({"categories": [{"id": 90, "name": "b"}, {"id": 3, "name": None}]}, "category 3: its name None is no name"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id 1 is used twice"),
         ({"images": [{"id": 10, "file_name": "no.jpg", "height": 60}]}, "width None must be positive"),
         ({"images": [{"id": 10, "file_name": "no.jpg", "height": 60, "width": 80}]}, r"no\.jpg does not exist"),
@@ -141,13 +143,23 @@ def test_all_mistakes_are_listed_at_once(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "not valid JSON"), ("[]", "must be a JSON object"), ("", "not valid")]
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "must be a JSON object"),
+        ("", "is empty"),
+        ('{"images": [], "annotations": [1], "annotations": []}', "the key 'annotations' occurs 2 times in one object"),
+        ('[{"id": 3, "bbox": [1], "bbox": []}]', "the key 'bbox' occurs 2 times in one object .id 3, keys id, bbox"),
+        ("x.txt", "a text file that holds the path 'x.txt'"),
+    ],
 )
 def test_files_of_another_kind(tmp_path, text: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    (tmp_path / "x.txt").touch()
+    with pytest.raises(UserError, match=message) as caught:
         read_coco(path, tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("name", ["a..b.jpg", "deeper/./c.jpg", os.fsdecode(b"caf\xe9.jpg")])

@@ -18,14 +18,15 @@ from pictures import textured
 from resdet.config import DataConfig, RCNNConfig
 from resdet.data.coco import parse_coco
 from resdet.data.formats.common import Source
-from resdet.data.normalise import READINGS
 from resdet.data.quality.advice import best_anchors, best_overlaps, examine_sizes
-from resdet.data.quality.checks import compare, examine, unusable
+from resdet.data.quality.categories import compare
+from resdet.data.quality.checks import examine, unusable
 from resdet.data.quality.files import inspect_files, leaks
 from resdet.data.quality.polygons import crossed_share
 from resdet.data.quality.repair import repair
 from resdet.data.quality.report import KINDS, Finding, Findings
 from resdet.data.quality.summary import report
+from resdet.data.readings import READINGS
 from resdet.data.sources import open_split
 
 Content = dict[str, Any]
@@ -55,7 +56,7 @@ def source(folder: Path, name: str = "train") -> Source:
 
 
 def everything(train: Source, val: Source | None = None) -> list[Finding]:
-    found, digests = inspect_files("train", train, decode=True)
+    found, digests = inspect_files("train", train, decode=True, channels=3)
     found += unusable({"train": train}) + examine("train", train)
     if val:
         more, others = inspect_files("val", val, decode=True)
@@ -110,6 +111,11 @@ def cut_off(s: Source) -> None:
     file.write_bytes(file.read_bytes()[:-300])
 
 
+def stored_as(s: Source, index: int, pixels: np.ndarray) -> None:
+    np.save(s.images / f"{index}.npy", pixels)
+    s.content["images"][index]["file_name"] = f"{index}.npy"
+
+
 def posed(index: int = 0, categories: int = 2, **changes: object) -> Callable[[Source], None]:
     """Every object has the keypoints left and right, the first of them labelled, but one that is changed."""
 
@@ -137,6 +143,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("crowd-only", each("annotations", lambda e: e.update(iscrowd=1)), 24),
     ("mask-missing", lambda s: [e.update(segmentation=None) for e in s.content["annotations"][12:]], 12),
     ("category-id", lambda s: s.content["categories"].append({"id": 1, "name": "c"}), 1),
+    ("category-unnamed", one("categories", 1, name=""), 1),
     ("category-name", lambda s: s.content["categories"].append({"id": 3, "name": "a"}), 1),
     ("category-gap", lambda s: s.content["categories"].extend([{"id": 5, "name": "c"}, {"id": 11, "name": "d"}]), 2),
     ("category-unknown", one("annotations", 3, category_id=17), 1),
@@ -165,6 +172,9 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("file-missing", lambda s: (s.images / "3.jpg").unlink(), 1),
     ("file-empty", lambda s: (s.images / "3.jpg").write_bytes(b""), 1),
     ("file-unreadable", lambda s: (s.images / "3.jpg").write_bytes(b"no picture"), 1),
+    ("file-unreadable", lambda s: (s.images / "3.jpg").write_text("2.jpg"), 1),  # a link, checked out as text
+    ("channels", lambda s: stored_as(s, 0, np.ones((60, 80, 5), np.uint8)), 1),
+    ("file-void", lambda s: stored_as(s, 0, np.full((60, 80), np.nan, np.float32)), 1),
     ("file-truncated", cut_off, 1),
     ("file-size", one("images", 0, height=61), 1),
     ("file-exif", rotated, 1),
@@ -362,7 +372,7 @@ def test_the_table_fits_80_columns_with_paths_relative_to_the_data_and_the_file_
     for k in range(9):
         findings.add("file-missing", f"image {k}: {root}/train/camera 1/{k}.jpg (No such file or directory)")
     findings.add("file-size", f"image 3: {root}/{'long_' * 40}end.jpg is 60 x 80 (H x W), annotated 60 x 90")
-    report(list(findings.by_code.values()), [root])
+    report(list(findings.by_code.values()), [Path("datasets/coco"), root])
     *table, note, _ = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) == 80
     text = re.sub(r"[\s│]", "", "".join(table))

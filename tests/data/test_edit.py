@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,9 @@ from resdet.commands.data import main
 from resdet.config import DataConfig
 from resdet.data.duplicates import hash_files, near_duplicates
 from resdet.data.edit import remap, sample
-from resdet.data.formats.common import Source
+from resdet.data.formats.coco import coco_splits
+from resdet.data.formats.common import Source, usual_name
+from resdet.data.formats.voc import voc_splits
 from resdet.data.formats.write import WRITERS
 from resdet.data.merge import merge
 from resdet.data.sources import open_split
@@ -275,6 +278,72 @@ def test_arguments_without_a_meaning_are_errors(
     assert main(["img/all.json" if word == "SET" else word for word in arguments]) == 2
     assert message in "".join(capsys.readouterr())
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.fixture
+def splits(tmp_path, capsys) -> Callable[..., tuple[int, str]]:
+    """A YOLO data set of three splits and of one that has no usual name, and a command on it."""
+    for k, name in enumerate(("train", "valid", "test", "holdout"), 1):
+        for kind in ("images", "labels"):
+            (tmp_path / f"set/{name}/{kind}").mkdir(parents=True)
+        for n in range(k):
+            cv2.imwrite(str(tmp_path / f"set/{name}/images/{name}{n}.png"), textured(H, W, seed=10 * k + n))
+            (tmp_path / f"set/{name}/labels/{name}{n}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "set/data.yaml").write_text(
+        "train: train/images\nval: valid/images\ntest: test/images\nnames: [cat, dog]\n"
+    )
+
+    def command(verb: str, target: str, *options: str) -> tuple[int, str]:
+        code = main([verb, str(tmp_path / "set"), str(tmp_path / target), *options])
+        return code, "".join(capsys.readouterr()).replace("\n", " ")
+
+    return command
+
+
+@pytest.mark.parametrize("to", ["yolo", "voc"])
+def test_all_splits_are_converted_where_the_format_has_splits(to: str, splits, tmp_path) -> None:
+    assert splits("convert", to, "--to", to)[0] == 0
+    for name, count in (("train", 1), ("val", 2), ("test", 3)):
+        data = DataConfig.model_validate({"root": tmp_path / to, "val": {"split": name}})
+        assert len(open_split(data, "val").content["annotations"]) == count
+    assert splits("convert", to, "--to", to)[0] == 0  # again: the same images
+    cv2.imwrite(str(tmp_path / "set/valid/images/valid0.png"), textured(H, W, seed=99))
+    code, said = splits("convert", to, "--to", to)
+    assert (code, "valid0.png: is there already, and is another image than" in said) == (2, True)
+
+
+def test_splits_that_one_file_cannot_hold_are_named(splits, tmp_path) -> None:
+    map_file = tmp_path / "map.yaml"
+    map_file.write_text("cat: animal\n")
+    for verb, options in (("convert", ()), ("sample", ("--count", "1")), ("remap", ("--classes", str(map_file)))):
+        code, said = splits(verb, "one.json", *options)
+        assert (code, "the splits val, test are left out; --split NAME reads one" in said) == (0, True)
+        assert len(json.loads((tmp_path / "one.json").read_text())["images"]) == 1
+    for verb, options in (("convert", ()), ("remap", ("--classes", str(map_file)))):
+        assert splits(verb, "all", *options)[0] == 0
+        counts = {path.stem: len(json.loads(path.read_text())["images"]) for path in (tmp_path / "all").glob("*.json")}
+        assert counts == {"train": 1, "val": 2, "test": 3}
+    assert splits("convert", "test.json", "--split", "test")[1].count("left out") == 0
+    (tmp_path / "set/data.yaml").write_text("train: train/images\nval: gone\nnames: [cat]\n")
+    code, said = splits("convert", "more")
+    assert (code, "the split val of" in said, (tmp_path / "more").exists()) == (2, True, False)
+
+
+def test_splits_of_each_layout_are_found(tmp_path) -> None:
+    coco = json.dumps({"images": [], "annotations": [], "categories": []})
+    for name in ("coco/annotations/instances_train2017", "coco/annotations/instances_val2017", "coco/annotations/x",
+                 "coco/annotations/person_keypoints_val2017", "flat/train", "flat/val", "one/all"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(coco)
+    assert list(coco_splits(tmp_path / "coco")) == ["train2017", "val2017", "person_keypoints_val2017"]
+    assert list(coco_splits(tmp_path / "flat")) == ["train", "val"]
+    assert list(coco_splits(tmp_path / "one")) == ["train"]
+    names = ["train2017", "valid", "test", "person_keypoints_val2017", "trainval"]
+    assert [usual_name(name) for name in names] == ["train", "val", "test", None, None]
+    for name in ("train/a", "valid/b", "other/c"):
+        (tmp_path / "voc" / name).parent.mkdir(parents=True)
+        (tmp_path / f"voc/{name}.xml").touch()
+    assert voc_splits(tmp_path / "voc") == ["train", "valid"]
 
 
 def test_supervisely_projects_are_converted_whole(tmp_path, capsys) -> None:

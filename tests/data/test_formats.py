@@ -541,6 +541,18 @@ def test_voc_counts_from_zero_where_one_object_of_the_data_set_says_so(evidence:
     assert open_split(DataConfig(root=root), "val").content["annotations"][0]["bbox"] == [x1, y1, x2 - x1, y2 - y1]
 
 
+@pytest.mark.parametrize(("x1", "y1", "x2", "y2"), [(9, 2, 3, 7), (3, 7, 9, 2), (9, 7, 3, 2)])
+def test_exchanged_corners_are_the_same_box(x1: int, y1: int, x2: int, y2: int, tmp_path) -> None:
+    root = voc(tmp_path / "voc", a=f"<annotation>{voc_object(x1, y1, x2, y2)}</annotation>")
+    source = open_split(DataConfig(root=root), "train")
+    assert source.content["annotations"][0]["bbox"] == [2, 1, 7, 6]  # both corners inside, counted from one
+    assert source.readings["box-swapped"].count == 1
+    line = f"0 {(x1 + x2) / 2 / 80} {(y1 + y2) / 2 / 60} {(x2 - x1) / 80} {(y2 - y1) / 60}"
+    source = open_split(DataConfig(root=yolo(tmp_path / "yolo", a=line)), "train")
+    np.testing.assert_allclose(source.content["annotations"][0]["bbox"], [3, 2, 6, 5])
+    assert source.readings["box-swapped"].count == 1
+
+
 def test_voc_filename_counts(tmp_path) -> None:
     for name in ("1", "2", "3"):
         save_picture(tmp_path / "JPEGImages" / f"{name}.jpg")

@@ -141,7 +141,10 @@ def test_cvat(tmp_path) -> None:
       <ellipse label="dog" cx="40" cy="30" rx="20" ry="10" rotation="90"/>
       <mask label="dog" rle="{", ".join(map(str, runs))}" left="30" top="20" width="20" height="20"/>
       <polyline label="dog" points="0,0;1,1"/><points label="dog" points="1,1"/>"""
-    labels = "<label><name>dog</name></label><label><name>cat</name></label><label><name>bird</name></label>"
+    labels = (
+        "<label><name>dog</name></label><label><name>cat</name><type>tag</type></label><label><name>bird</name></label>"
+    )
+    labels += "<label><name>blurred</name><type>tag</type></label>"  # of whole images: no class
     (tmp_path / "annotations.xml").write_text(
         f"<?xml version='1.0'?><annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>"
         f"<image id='0' name='day\\a.jpg' width='80' height='60'>{shapes}</image></annotations>"
@@ -154,6 +157,7 @@ def test_cvat(tmp_path) -> None:
     ]  # fmt: skip
     np.testing.assert_array_equal(pixels(source, 4), disc(40, 30, 9))
     assert detect(tmp_path).format == "cvat"
+    assert source.remarks.pop("labels of type tag (no classes: they enclose no area)") == 1
     assert sum(source.remarks.values()) == 2
     (tmp_path / "annotations.xml").write_text("<annotations><track id='0'/></annotations>")
     with pytest.raises(UserError, match="tracks of a video"):
@@ -167,7 +171,8 @@ def test_cvat_skeletons_are_keypoints(tmp_path) -> None:
     )
     shape = """<skeleton label="person"><points label="right_eye" outside="0" occluded="1" points="30,25"/>
       <points label="nose" outside="0" occluded="0" points="20.5,10"/>
-      <points label="left_eye" outside="1" points="5,5"/></skeleton>"""
+      <points label="left_eye" outside="1" points="5,5"/></skeleton>
+      <skeleton label="person"><points label="nose" outside="0" points="20,20"/></skeleton>"""
     (tmp_path / "annotations.xml").write_text(
         f"<annotations><meta><labels><label><name>person</name></label>{parts}</labels></meta>"
         f"<image id='0' name='a.jpg' width='80' height='60'>{shape}</image></annotations>"
@@ -179,6 +184,7 @@ def test_cvat_skeletons_are_keypoints(tmp_path) -> None:
     (entry,) = source.content["annotations"]
     assert entry["keypoints"] == [20.5, 10, 2, 0, 0, 0, 30, 25, 1]
     assert (entry["bbox"], entry["num_keypoints"]) == ([20.5, 10, 9.5, 15], 2)
+    assert list(source.remarks.values()) == [1]  # the skeleton of one point, which tells no size
 
 
 # ---- Label Studio ----------------------------------------------------------------------------------------------------

@@ -78,15 +78,28 @@ def test_grey_cmyk_palette_and_alpha_become_rgb(tmp_path) -> None:
     assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - picture).mean() < 4
     Image.fromarray(np.dstack([picture, grey])).save(tmp_path / "alpha.png")
     assert np.array_equal(read_image(tmp_path / "alpha.png"), picture)
+    Image.merge("LA", [Image.fromarray(plane) for plane in (grey, 255 - grey)]).save(tmp_path / "grey_alpha.png")
+    for channels, expected in ((1, grey[..., None]), (2, np.dstack([grey, 255 - grey])), (3, np.dstack([grey] * 3))):
+        assert np.array_equal(read_image(tmp_path / "grey_alpha.png", channels), expected)
     Image.fromarray(picture).save(tmp_path / "colour.png")
     assert np.array_equal(read_image(tmp_path / "colour.png"), picture)  # RGB, not BGR
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\xff\xd8\xff\xe0 torn"])
-def test_unreadable_files_are_named(tmp_path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"not a picture", "not an image in a supported format"),
+        (b"\xff\xd8\xff\xe0 torn", "not a"),
+        (b"../there.jpg\n", "the path '../there.jpg': a symbolic link that Git checked out as text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS.*`git lfs pull`"),
+    ],
+)
+def test_unreadable_files_are_named(tmp_path, content: bytes, message: str) -> None:
+    (tmp_path.parent / "there.jpg").touch()
     path = tmp_path / "bad.jpg"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.jpg: "):
+    with pytest.raises(UserError, match=rf"bad\.jpg: .*{message}"):
         read_image(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_image(tmp_path / "missing.jpg")
@@ -183,7 +196,9 @@ def test_arrays_and_pages_of_any_number_are_channels() -> None:
     array = np.random.default_rng(0).integers(0, 4096, (21, 34, 5)).astype(np.uint16)
     data = encoded(array, ".npy")
     assert np.array_equal(decode_image(data, "x.npy", read_header(data, "x.npy"), 5), array)
-    with pytest.raises(UserError, match=r"x\.npy: has 5 channels, but the model takes 3: set model\.input\.channels=5"):
+    with pytest.raises(
+        UserError, match=r"x\.npy: has 5 channels, the model takes 3 channels: set model\.input\.channels=5"
+    ):
         decode_image(data, "x.npy", read_header(data, "x.npy"), 3)
     for dtype in (np.uint8, np.uint16, np.float32):
         pages = [(array[..., k] % 256).astype(dtype) for k in range(5)]
@@ -194,7 +209,24 @@ def test_arrays_and_pages_of_any_number_are_channels() -> None:
         header = read_header(data, "x.tif")
         assert header.pages == 5
         assert np.array_equal(decode_image(data, "x.tif", header, 5), np.dstack(pages))
-        assert np.array_equal(decode_image(data, "x.tif", header, 1), pages[0][..., None])  # as ever: the first page
+        for channels in (1, 3):  # not the first page without a word
+            with pytest.raises(UserError, match=rf"x\.tif: has 5 pages, the model takes {channels} channels?: set"):
+                decode_image(data, "x.tif", header, channels)
+
+
+def test_pages_of_colour_are_not_taken_for_one_image() -> None:
+    pages = [Image.fromarray(smooth(21, 34)) for _ in range(2)]
+
+    def saved(**options: object) -> bytes:
+        buffer = io.BytesIO()
+        pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], **options)
+        return buffer.getvalue()
+
+    with pytest.raises(UserError, match=r"x\.tif: has 2 pages of 3 channels, the model takes 3 channels: save the"):
+        decode_image(saved(), "x.tif", read_header(saved(), "x.tif"))
+    pages[1].encoderinfo = {"tiffinfo": {254: 4}}  # NewSubfileType: a mask of the first
+    data = saved()
+    assert np.array_equal(decode_image(data, "x.tif", read_header(data, "x.tif")), np.asarray(pages[0]))
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])

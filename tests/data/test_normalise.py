@@ -74,6 +74,11 @@ def rles(change: Callable[[Content], Content]) -> Callable[[Content], None]:
     return every("annotations", lambda e: e.update(segmentation=change(e["segmentation"])) if e["id"] % 2 else 0)
 
 
+def exchanged(box: list[float]) -> list[float]:
+    """From the far corner to the near one."""
+    return [box[0] + box[2], box[1] + box[3], -box[2], -box[3]]
+
+
 def points(polygon: list[float]) -> list[list[float]]:
     return np.reshape(polygon, (-1, 2)).tolist()
 
@@ -118,6 +123,10 @@ WAYS: dict[str, tuple[Callable[[Content], object], str, int]] = {
     "size exchanged": (rles(lambda r: {**r, "size": r["size"][::-1]}), "rle-transposed", 3),
     "str of bytes": (rles(lambda r: {**r, "counts": str(r["counts"].encode())}), "rle-as-bytes", 3),
     "runs as text": (rles(runs), "numbers-as-text", 3),
+    "exchanged corners": (every("annotations", lambda e: e.update(bbox=exchanged(e["bbox"]))), "box-swapped", 6),
+    "one id for all": (every("annotations", lambda e: e.update(id=7)), "object-id", 5),
+    "no ids": (every("annotations", lambda e: e.pop("id")), "object-id", 6),
+    "annotation ids": (every("annotations", lambda e: e.update(id=float(e["id"]))), "ids-as-text", 6),
     "no bbox": (every("annotations", lambda e: e.pop("bbox")), "box-missing", 6),
 }  # fmt: skip
 

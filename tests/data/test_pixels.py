@@ -68,12 +68,18 @@ def test_sets_of_8_bits_and_of_other_channels(tmp_path) -> None:
         decide_range((0, 9), measure_depth(files, 3), None)
     with pytest.raises(
         UserError,
-        match=r"(?s)3 of 3 sampled images do not have model.input.channels channels.*set it to 3.*0\.jpg: 3 channel",
+        match=r"(?s)3 of 3 sampled images do not have model.input.channels channels.*0\.jpg: has 3 channels.*=3",
     ):
         decide_range("auto", measure_depth(files, 5), None)
     np.save(tmp_path / "flat.npy", np.full((8, 8), 7, np.uint16))
     with pytest.raises(UserError, match="are all 7 to 7"):
         decide_range("auto", measure_depth([tmp_path / "flat.npy"], 1), None)
+    np.save(tmp_path / "nan.npy", np.full((8, 8), np.nan, np.float32))
+    for given in ("auto", (0, 9)):
+        with pytest.raises(UserError, match=r"(?s)1 of 2 sampled images have no finite pixel .all are NaN.*nan\.npy"):
+            decide_range(given, measure_depth([tmp_path / "flat.npy", tmp_path / "nan.npy"], 1), None)
+    with pytest.raises(UserError, match=r"nan\.npy: all its pixels are NaN or infinite"):
+        to_unit(np.load(tmp_path / "nan.npy"), (0, 9), "nan.npy")
 
 
 def test_samples_spread_over_a_set() -> None:

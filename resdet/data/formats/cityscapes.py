@@ -40,13 +40,17 @@ def cityscapes_folder(root: Path) -> Path | None:
     return next((root / kind for kind in KINDS if (root / kind).is_dir() and (root / "leftImg8bit").is_dir()), None)
 
 
+def cityscapes_splits(folder: Path) -> list[str]:
+    """Of gtFine or gtCoarse."""
+    return sorted(path.name for path in folder.glob("*/"))
+
+
 def read_cityscapes(root: Path, images: Path | None = None, split: str | None = None) -> Source:
     """A split: train, val, …; None: all. Raises `UserError` where nothing can be read."""
     folder = cityscapes_folder(root)
     if folder is None:
         raise UserError(f"{root}: no gtFine or gtCoarse beside leftImg8bit (Cityscapes' layout)")
-    there = sorted(path.name for path in folder.glob("*/"))
-    if split is not None and split not in there:
+    if split is not None and split not in (there := cityscapes_splits(folder)):
         raise UserError(f"{folder}: no split {split!r}; it has {', '.join(there) or 'none'}")
     files = sorted(folder.glob(f"{split or '*'}/*/*_polygons.json"))
     if not files:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from resdet.data.coco import read_coco_json
-from resdet.data.formats.common import Source
+from resdet.data.formats.common import ALIASES, Source
 from resdet.data.formats.glimpse import HEAD, json_kind
 from resdet.data.image_folder import VARIANT, take_variants
 from resdet.data.normalise import normalise
 from resdet.data.root_category import without_root
 from resdet.errors import UserError
-
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
 def read_coco_files(path: Path, images: Path | None, split: str | None) -> Source:
@@ -30,7 +29,8 @@ def read_coco_files(path: Path, images: Path | None, split: str | None) -> Sourc
     content, left_out = without_root(plain.content)
     remarks = Counter(left_out) + Counter({VARIANT: taken})
     problems += plain.problems
-    return Source(path, folder, content, remarks=remarks, problems=problems, readings=plain.readings, split=split)
+    origins = {identity: f"{path}: {text}" for identity, text in plain.origins.items()}
+    return Source(path, folder, content, origins, remarks, problems, split=split, readings=plain.readings)
 
 
 def with_names(images: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -49,14 +49,30 @@ def _of_address(url: str) -> str:
 
 def named_annotations(root: Path, name: str, key: str) -> Path:
     """The JSON file of a split by the data set's own name for it; `key` is of the config. Raises `UserError`."""
-    there = {path.parent.name: path for path in root.glob("*/_annotations.coco.json")}
-    there |= {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
-    there |= {p.stem: p for p in sorted((root / "annotations").glob("person_keypoints_*.json"))}
+    there = _by_split(root)
     if name in there:
         return there[name]
     found = find_annotations(root, name)
     if not found.is_file():
         raise UserError(f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'})")
+    return found
+
+
+def _by_split(root: Path) -> dict[str, Path]:
+    """The JSON files of COCO's and Roboflow's layouts by the names of their splits."""
+    there = {path.parent.name: path for path in sorted(root.glob("*/_annotations.coco.json"))}
+    there |= {p.stem.removeprefix("instances_"): p for p in sorted((root / "annotations").glob("instances_*.json"))}
+    return there | {p.stem: p for p in sorted((root / "annotations").glob("person_keypoints_*.json"))}
+
+
+def coco_splits(root: Path) -> dict[str, Path]:
+    """The splits below `root` by name, each with its file."""
+    found = _by_split(root)
+    for name in ("train", "val", "test"):
+        with contextlib.suppress(UserError):  # several files may be meant
+            file = find_annotations(root, name)
+            if file.is_file() and file not in found.values():
+                found[name] = file
     return found
 
 

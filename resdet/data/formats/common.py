@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
 
 from resdet.data.images import ARRAY, SUFFIXES, images_among, read_header
-from resdet.data.normalise import Readings
+from resdet.data.readings import Readings
+from resdet.data.rules import ordered_box
+from resdet.data.stand_ins import stand_in
 from resdet.errors import UserError, listed
 from resdet.masks import encode_crop
 
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # what data sets call a split
 ELLIPSE = 32  # corners of the polygon that a circle or an ellipse becomes
 
 # Images that cannot be decoded here: reported rather than silently ignored.
@@ -95,10 +102,14 @@ class Builder:
         crowd: bool = False,
     ) -> None:
         """Add an object: bbox XYWH in pixels; segmentation as in COCO; keypoints [x, y, visibility, …] in pixels; crowd: a
-        group of objects, not trained on. A box that is not finite is a problem."""
+        group of objects, not trained on. Exchanged corners, as negative sides have them, are counted and put in order. A box
+        that is not finite is a problem."""
         if not all(map(math.isfinite, bbox)):
             self.source.problems.append(f"{origin}: its box {bbox} is not finite")
             return
+        if min(bbox[2:]) < 0:
+            self.source.readings.note("box-swapped", origin)
+            bbox = ordered_box(bbox)
         entries = self.source.content["annotations"]
         entry = {
             "id": len(entries) + 1,
@@ -110,7 +121,7 @@ class Builder:
         if segmentation is not None:
             entry["segmentation"] = segmentation
         else:
-            entry["area"] = max(bbox[2], 0) * max(bbox[3], 0)
+            entry["area"] = bbox[2] * bbox[3]
         if keypoints is not None:
             entry |= {"keypoints": keypoints, "num_keypoints": sum(v > 0 for v in keypoints[2::3])}
         entries.append(entry)
@@ -216,6 +227,12 @@ def image_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, i
     return [entry if isinstance(entry, tuple) else None for entry in found]
 
 
+def usual_name(split: str) -> str | None:
+    """ "train", "val" or "test" for a data set's own name of such a split, as train2017 or valid; None for any other."""
+    word = re.sub(r"20\d\d$", "", split.lower())
+    return next((name for name in ("train", "val", "test") if word in ALIASES.get(name, (name,))), None)
+
+
 def polygon_box(points: Sequence[float]) -> list[float]:
     """[x, y, x, y, …] -> XYWH of the box around them."""
     xs, ys = points[0::2], points[1::2]
@@ -229,6 +246,20 @@ def read_text(path: Path) -> str:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as text ({error})") from None
+
+
+def read_xml(path: Path) -> Element:
+    """The root element of an XML file. Raises `UserError`."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        root: Element = fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last for unknown encodings
+        what = stand_in(data, path) if data else "is empty (0 bytes)"
+        raise UserError(f"{path}: {what or f'not readable as XML ({error})'}") from None
+    return root
 
 
 def rectangle_polygon(x: float, y: float, width: float, height: float, degrees: float = 0.0) -> list[float]:

@@ -7,13 +7,11 @@ skeletons; coordinates in pixels from zero, continuous.
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 
-from resdet.data.formats.common import Builder, Source, ellipse_polygon, polygon_box, rectangle_polygon
+from resdet.data.formats.common import Builder, Source, ellipse_polygon, polygon_box, read_xml, rectangle_polygon
 from resdet.data.formats.lookup import located
 from resdet.errors import UserError
 
@@ -31,10 +29,7 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
     Raises `UserError` where nothing can be read.
     """
     images = images or file.parent
-    try:
-        root = fromstring(file.read_bytes())
-    except (ParseError, DefusedXmlException, OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as XML ({error})") from None
+    root = read_xml(file)
     if root.tag != "annotations":
         raise UserError(f"{file}: not CVAT's: its root element is <{root.tag}>, not <annotations>")
     if root.find("track") is not None:
@@ -42,10 +37,15 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
             f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
         )
     labels = [(text, node) for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
-    named = [name for name, node in labels if node.find("parent") is None]
-    used = [shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA]
-    builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(set(used) - {""})])))
+    used = {shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA} - {
+        ""
+    }
+    types = {name: (node.findtext("type") or "").strip() for name, node in labels if node.find("parent") is None}
+    named = [name for name, kind in types.items() if name in used or kind not in NO_AREA]
+    builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(used)])))
     problems = builder.source.problems
+    for name in types.keys() - set(named):
+        builder.source.remarks[f"labels of type {types[name]} (no classes: they enclose no area)"] += 1
     keypoints: dict[str, list[str]] = {}  # of each skeleton, in the order of the labels
     for name, node in labels:
         if parent := (node.findtext("parent") or "").strip():
@@ -102,7 +102,10 @@ def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tup
 
 
 def _add_skeleton(builder: Builder, image_id: int, shape: Element, origin: str, names: list[str]) -> None:
-    """The keypoints in the order of `names`, and the box around the labelled ones; outside is 0, occluded 1, visible 2."""
+    """The keypoints in the order of `names`, and the box around the labelled ones; outside is 0, occluded 1, visible 2.
+
+    Counted and left out are those without a labelled keypoint, or with too few to span a box: nothing tells the object's size.
+    """
     found: dict[str, list[float]] = {}
     for node in shape.iter("points"):
         try:
@@ -119,10 +122,10 @@ def _add_skeleton(builder: Builder, image_id: int, shape: Element, origin: str, 
         return
     values = [found.get(name, [0, 0, 0]) for name in names]
     there = [value for value in values if value[2]]
-    if not there:
-        builder.source.remarks["skeletons without a labelled keypoint (left out)"] += 1
+    box = polygon_box([v for x, y, _ in there for v in (x, y)]) if there else [0.0] * 4
+    if min(box[2:]) <= 0:
+        builder.source.remarks["skeletons whose labelled keypoints, if any, span no box (left out)"] += 1
         return
-    box = polygon_box([v for x, y, _ in there for v in (x, y)])
     builder.object(image_id, shape.get("label", ""), box, origin, keypoints=[v for value in values for v in value])
 
 

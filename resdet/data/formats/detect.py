@@ -248,6 +248,8 @@ FOREIGN_TAGS = {"dataset": "dlib's XML", "annotation": "Pascal VOC's XML"}
 
 def _foreign(path: Path) -> str:
     """What a file is that is not read, and the next step; "" for nothing in particular."""
+    if path.suffix.lower() in (".json", ".xml", ".csv") and not head_of(path):
+        return f"{path} is empty (0 bytes): write or copy it again"
     if path.suffix.lower() == ".json":
         kind = json_kind(path)
         if kind == "coco":

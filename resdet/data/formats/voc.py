@@ -3,7 +3,8 @@
 Everingham et al. 2010; http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf. Its corners are pixels counted from
 one, both inside: a box from 1 to W covers the whole width. Most of today's tools (CVAT, Label Studio, Roboflow) write from
 zero instead, the far corner outside. A corner at zero or a fraction occurs in these alone, so one anywhere in the data set
-decides for all of it. A box whose corners coincide keeps no area and is reported as such.
+decides for all of it. Exchanged corners are counted and put in order; a box whose corners coincide keeps no area and is
+reported as such.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from PIL import Image
 
 from resdet.data.formats.common import (
+    ALIASES,
     Builder,
     Source,
     all_files,
     image_sizes,
     no_images,
     read_list,
+    read_xml,
     unread_images,
 )
 from resdet.data.formats.names import NameIndex
@@ -33,7 +34,6 @@ from resdet.errors import UserError
 from resdet.masks import encode_bitmap
 
 Origin = Literal[0, 1]
-ALIASES = {"val": ("val", "valid", "validation")}  # what other tools call a split
 
 
 class _Object(NamedTuple):
@@ -105,15 +105,18 @@ def _add(builder: Builder, image_id: int, file: _File, root: Path, image_file: P
         elif entry.outline:
             segmentation = [[v - origin for v in entry.outline]]
         what = f"{file.path}: object {number} ({entry.name})"
+        x1, y1, x2, y2 = entry.corners
+        if x1 > x2 or y1 > y2:
+            builder.source.readings.note("box-swapped", what)
         builder.object(image_id, entry.name, _box(entry.corners, origin), what, segmentation)
         builder.source.remarks["objects marked difficult (treated like any other)"] += entry.difficult
 
 
 def _box(corners: tuple[float, float, float, float], origin: Origin) -> list[float]:
-    """Corners as written -> XYWH in continuous coordinates."""
-    x1, y1, x2, y2 = corners
-    width = x2 - x1 + origin if x2 > x1 else x2 - x1
-    height = y2 - y1 + origin if y2 > y1 else y2 - y1
+    """Corners as written, in any order -> XYWH in continuous coordinates."""
+    (x1, x2), (y1, y2) = sorted(corners[::2]), sorted(corners[1::2])
+    width = x2 - x1 + origin if x2 > x1 else 0.0
+    height = y2 - y1 + origin if y2 > y1 else 0.0
     return [x1 - origin, y1 - origin, width, height]
 
 
@@ -146,10 +149,7 @@ def _names(
         inside = [name for name in files if PurePosixPath(name).parts[0] == alias and "/" in name]
         if inside:
             return inside, split
-    there = sorted(p.stem for p in lists.glob("*.txt")) if lists.is_dir() else []
-    there = there or sorted(
-        {p for name in files if (p := PurePosixPath(name).parts[0]) in ("train", "valid", "val", "test")}
-    )
+    there = voc_splits(root)
     if there or split not in ("train", "val"):
         has = (
             f"it has {', '.join(there)}"
@@ -158,6 +158,13 @@ def _names(
         )
         raise UserError(f"{lists / f'{split}.txt'}: no such split; {has}")
     return list(files), None
+
+
+def voc_splits(root: Path) -> list[str]:
+    """The lists in ImageSets/Main, or the folders with .xml files that are named as splits."""
+    lists = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
+    folder = root / "Annotations" if (root / "Annotations").is_dir() else root
+    return lists or [name for name in ("test", "train", "val", "valid") if any((folder / name).rglob("*.xml"))]
 
 
 def _listed(listing: Path, folder: Path, files: dict[str, _File], problems: list[str]) -> list[str]:
@@ -225,9 +232,9 @@ def _match(
 
 def _parse(path: Path) -> _File:
     try:
-        tree = fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, OSError, ValueError, LookupError) as error:
-        return _File(path, "", "", None, [], [f"{path}: not readable as XML ({error})"], whole=False)
+        tree = read_xml(path)
+    except UserError as error:
+        return _File(path, "", "", None, [], [str(error)], whole=False)
     objects: list[_Object] = []
     problems: list[str] = []
     for number, node in enumerate(tree.iter("object"), 1):

@@ -6,7 +6,9 @@ format cannot store is counted in the result.
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import numpy as np
 from resdet.data.convex import clip_polygon, rectangle
 from resdet.data.edit import unique_names
 from resdet.data.formats.common import Source
+from resdet.data.formats.yolo_layout import label_folder
 from resdet.errors import UserError
 from resdet.masks import decode_rle
 from resdet.writing import write_json, write_text
@@ -61,7 +64,8 @@ def write_yolo(source: Source, folder: Path, split: str = "train") -> Counter[st
                 values = [x, y, x + w, y, x + w, y + h, x, y + h] if masks else [x + w / 2, y + h / 2, w, h]
             shares = [v / (image["width"], image["height"])[k % 2] for k, v in enumerate(values)]
             lines.append(" ".join([str(index[entry["category_id"]]), *(f"{v:.10g}" for v in shares)]) + "\n")
-        target = (folder / "labels" / split / name).with_suffix(".txt")
+        place = folder / "images" / split / name
+        target = (label_folder(place.parent) / place.name).with_suffix(".txt")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, "".join(lines))
     splits = sorted({path.name for path in (folder / "images").iterdir() if path.is_dir()})
@@ -139,10 +143,27 @@ WRITERS: dict[str, Callable[[Source, Path, str], Counter[str]]] = {
 }
 
 
+def refuse_clashes(sources: list[Source], to: str) -> None:
+    """Raises `UserError` for what does not fit into one folder of a format: images of one name, or other classes."""
+    stems: dict[str, Path] = {}
+    for source in sources:
+        names, others = (list(unique_names(each).values()) for each in (source, sources[0]))
+        if to == "yolo" and names != others:
+            raise UserError(
+                f"{source.path} and {sources[0].path} list other classes: convert them one by one (--split), into folders "
+                "of their own"
+            )
+        for image in source.content["images"] if to == "voc" else ():
+            file = source.images / image["file_name"]
+            if (other := stems.setdefault(file.stem, file)) != file:
+                raise UserError(f"{other} and {file} would both become {file.stem}: rename one of them")
+
+
 def _images(
     source: Source, folder: Path, lost: Counter[str], flat: bool = False
 ) -> Iterator[tuple[dict[str, Any], Objects, str]]:
-    """(image, its objects, its name below `folder`), the file copied there. Raises `UserError` for two of one name."""
+    """(image, its objects, its name below `folder`), the file copied there. Raises `UserError` for two of one name, also where
+    an earlier conversion has put another one there."""
     size_of = {image["id"]: image for image in source.content["images"]}
     objects: dict[Any, Objects] = {identity: [] for identity in size_of}
     for entry in source.content["annotations"]:
@@ -154,12 +175,17 @@ def _images(
             objects[entry["image_id"]].append(entry)
             lost[KEYPOINTS] += any(entry.get("keypoints") or ())
     stems: dict[str, str] = {}
-    for image in source.content["images"]:
-        name = Path(image["file_name"]).name if flat or Path(image["file_name"]).is_absolute() else image["file_name"]
-        stem = Path(name).with_suffix("").as_posix()
+    files = [Path(image["file_name"]) for image in source.content["images"]]
+    flat = flat or any(map(Path.is_absolute, files))
+    base = os.path.commonpath([file.parent for file in files]) if not flat else ""
+    for image, given in zip(source.content["images"], files, strict=True):
+        stem = given.stem if flat else given.relative_to(base).with_suffix("").as_posix()
         if stem in stems:
             raise UserError(f"{stems[stem]} and {image['file_name']} would both become {stem}: rename one of them")
         stems[stem] = image["file_name"]
+        file, target = source.images / image["file_name"], folder / f"{stem}{Path(image['file_name']).suffix}"
+        if target.is_file() and file.is_file() and not filecmp.cmp(file, target, shallow=False):
+            raise UserError(f"{target}: is there already, and is another image than {file}: choose an empty folder")
     for image, stem in zip(source.content["images"], stems, strict=True):
         name = f"{stem}{Path(image['file_name']).suffix}"
         target = folder / name

@@ -103,10 +103,10 @@ def _parse(words: list[str], layout: Layout, size: tuple[int, int]) -> _Line:
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         hint = "; with keypoints, data.yaml needs kpt_shape" if len(values) > 6 and (len(values) - 4) % 3 == 0 else ""
         raise ValueError(f"{len(values)} numbers after the class: 4 for a box, 6, 8, … for a polygon{hint}")
+    if len(values) == 4:
+        return _Line(int(label), _box(values, size, text))
     _check_fractions(values, text)
     pixels = _to_pixels(values, size)
-    if len(values) == 4:
-        return _Line(int(label), _box(pixels))
     return _Line(int(label), polygon_box(pixels), pixels)
 
 
@@ -117,7 +117,7 @@ def _with_keypoints(label: int, values: list[float], shape: tuple[int, int], siz
         raise ValueError(
             f"{len(values)} numbers after the class; kpt_shape [{count}, {numbers}] asks for 4 + {count * numbers}"
         )
-    _check_fractions(values[:4], text)
+    box = _box(values[:4], size, text)
     keypoints: list[float] = []
     for k in range(4, len(values), numbers):
         x, y = values[k : k + 2]
@@ -129,7 +129,7 @@ def _with_keypoints(label: int, values: list[float], shape: tuple[int, int], siz
             keypoints += [*_to_pixels([x, y], size), int(visibility)]
         else:
             keypoints += [0, 0, 0]
-    return _Line(label, _box(_to_pixels(values[:4], size)), keypoints=keypoints)
+    return _Line(label, box, keypoints=keypoints)
 
 
 def _check_fractions(values: list[float], text: str) -> None:
@@ -142,7 +142,8 @@ def _to_pixels(values: list[float], size: tuple[int, int]) -> list[float]:
     return [v * size[1 - k % 2] for k, v in enumerate(values)]
 
 
-def _box(pixels: list[float]) -> list[float]:
-    """Centre and sides -> XYWH."""
-    x, y, w, h = pixels
+def _box(values: list[float], size: tuple[int, int], text: str) -> list[float]:
+    """Centre and sides as fractions -> XYWH in pixels. Sides are negative where a tool exchanged the corners."""
+    _check_fractions([*values[:2], *map(abs, values[2:])], text)
+    x, y, w, h = _to_pixels(values, size)
     return [x - w / 2, y - h / 2, w, h]

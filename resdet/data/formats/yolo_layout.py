@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from resdet.config import load_yaml
-from resdet.data.formats.common import all_files, no_images, read_list, read_text, unread_images
+from resdet.data.formats.common import ALIASES, all_files, no_images, read_list, read_text, unread_images
 from resdet.data.formats.names import NameIndex
 from resdet.data.image_folder import folded
 from resdet.data.images import images_among
 from resdet.errors import UserError
 
-ALIASES = {"val": ("val", "valid", "validation")}  # what other tools call a split
 SPLITS = ("train", "val", "valid", "validation", "test")
 
 
@@ -240,7 +239,7 @@ def label_files(images: Images, problems: list[str], remarks: Counter[str]) -> d
     for file in images.files:
         by_folder.setdefault(file.parent, []).append(file)
     for folder, files in by_folder.items():
-        texts = _texts(_label_folder(folder)) | (_texts(folder) if folder != _label_folder(folder) else {})
+        texts = _texts(label_folder(folder)) | (_texts(folder) if folder != label_folder(folder) else {})
         exact = {text.stem: text for text in reversed(texts)}
         near: dict[str, list[Path]] = {}
         for text in texts:
@@ -262,7 +261,7 @@ def label_files(images: Images, problems: list[str], remarks: Counter[str]) -> d
                 same = [str(file) for file in files if file.stem == stem]
                 problems.append(f"{exact[stem]}: may be the label file of {' or '.join(same)}: rename one of them")
     spare = {
-        t for folder in images.folders for t in all_files(_label_folder(folder)) if t.suffix.lower() == ".txt"
+        t for folder in images.folders for t in all_files(label_folder(folder)) if t.suffix.lower() == ".txt"
     } - used
     spare -= {text for text in spare if text.stem.lower() in NO_LABELS}
     if spare:
@@ -282,7 +281,7 @@ def _texts(folder: Path) -> dict[Path, None]:
     )
 
 
-def _label_folder(folder: Path) -> Path:
+def label_folder(folder: Path) -> Path:
     """…/images/… -> …/labels/…: the last folder called images counts; the folder itself without one."""
     parts = list(folder.parts)
     for k in range(len(parts) - 1, -1, -1):

@@ -9,16 +9,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from resdet.class_names import few, find_matches
 from resdet.data.formats.common import Source
 from resdet.data.json_files import no_collection
 from resdet.data.known import check_known
 from resdet.data.outlines import box_of
+from resdet.data.quality.categories import examine_categories
 from resdet.data.quality.keypoints import check_keypoints
 from resdet.data.quality.polygons import crossed_share
 from resdet.data.quality.report import FEW, Entry, Finding, Findings
@@ -32,12 +31,9 @@ from resdet.data.rules import (
     is_name,
     is_size,
     parse_segmentation,
-    read_categories,
     size_of,
+    title_of,
 )
-
-# Neighbours among the ids of COCO's 80 categories (cocodataset.org, instances_val2017.json) that are not consecutive.
-COCO_GAPS = {(11, 13), (25, 27), (28, 31), (44, 46), (65, 67), (67, 70), (70, 72), (82, 84)}
 
 MISSING = 0.05  # fraction of a split's objects that may lack a mask before it is reported
 
@@ -51,7 +47,7 @@ def examine(split: str, source: Source, *, outlines: bool = True) -> list[Findin
     found = Findings(split)
     found.add_readings(source.readings)
     images = _images(source, found)
-    categories = _categories(source, found)
+    categories = examine_categories(source, found)
     for image in images.values():
         wrong: list[str] = []
         if not check_known(image, categories, wrong):
@@ -84,34 +80,9 @@ def unusable(sources: dict[str, Source]) -> list[Finding]:
     return findings
 
 
-def compare(train: Source, val: Source) -> list[Finding]:
-    """What only shows in comparing two splits, whose categories are matched by name (`class_names`)."""
-    found = Findings("both")
-    categories = [read_categories(source.content["categories"], []) for source in (train, val)]
-    names = [list(by_id.values()) for by_id in categories]
-    labels, ambiguous = find_matches(names[1], names[0])
-    for name, options in ambiguous:
-        found.add("categories-ambiguous", f"{name!r} of val could be {' or '.join(map(repr, options))} of train")
-    only_train = [name for label, name in enumerate(names[0]) if label not in labels]
-    only_val = [name for name, label in zip(names[1], labels, strict=True) if label is None]
-    if len(only_train) == len(names[0]) and not ambiguous:
-        found.add("categories-disjoint", f"train has {few(names[0])}; val has {few(names[1])}")
-    elif only_train or only_val:
-        found.add("categories-differ", f"only in train: {only_train}, only in val: {only_val}")
-    used = [[a.get("category_id") for a in source.content["annotations"]] for source in (train, val)]
-    counts = [Counter(i for i in ids if type(i) in IDS) for ids in used]
-    train_ids = list(categories[0])
-    for (identity, name), label in zip(categories[1].items(), labels, strict=True):
-        if counts[1][identity] and (label is None or not counts[0][train_ids[label]]):
-            found.add("class-unseen", f"{name}: {counts[1][identity]} in val")
-    return list(found.by_code.values())
-
-
 def name_of(source: Source, entry: Entry, number: int = 0) -> str:
     """What messages call an annotation."""
-    identity = entry.get("id")
-    known = source.origins.get(identity) if isinstance(identity, int) else None
-    return known or f"annotation {identity if identity is not None else f'number {number}'}"
+    return title_of(entry, number, source.origins)
 
 
 def _images(source: Source, found: Findings) -> dict[Id, Entry]:
@@ -133,28 +104,6 @@ def _images(source: Source, found: Findings) -> dict[Id, Entry]:
                 "image-size", f"image {identity} ({entry.get('file_name')}): {sides[0]!r} x {sides[1]!r}", identity
             )
     return images
-
-
-def _categories(source: Source, found: Findings) -> dict[Any, str]:
-    categories: dict[Any, str] = {}
-    kind = id_kind(source.content["categories"])
-    if not source.content["categories"]:
-        found.add("empty", f"{source.path}: categories")
-    for entry in source.content["categories"]:
-        identity, name = entry.get("id"), str(entry.get("name", entry.get("id")))
-        if not is_id(identity, kind) or identity in categories:
-            found.add("category-id", f"{name}: {identity!r}")
-            continue
-        if name in categories.values():
-            found.add(
-                "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
-            )
-        categories[identity] = name
-    for before, after in pairwise(sorted(categories)) if kind is int else ():
-        if after > before + 1 and (before, after) not in COCO_GAPS:
-            text = f"none between {before} ({categories[before]}) and {after} ({categories[after]})"
-            found.add("category-gap", text)
-    return categories
 
 
 def _known(source: Source, images: dict[Id, Entry], categories: dict[Any, str], found: Findings) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Bit depth, channels and value range of a split's images -> one line, and `Finding`s."""
+"""Bit depth and value range of a split's images -> one line, and `Finding`s."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def examine_depth(
     names = [e["file_name"] for e in source.content["images"] if isinstance(e.get("file_name"), str)]
     files = [source.images / name for name in names if name and "\0" not in name]
     depth = measure_depth([files[k] for k in sample_of(len(files))], channels)
-    for misfit in depth.misfits:
-        found.add("channels", misfit)
-    if split == "train" and depth.deep and not depth.misfits:  # whose range the others take
+    if split == "train" and depth.deep and not depth.misfits and not depth.void:  # whose range the others take
         try:
             _, line = decide_range(given, depth, None)
             found.add("deep", line)

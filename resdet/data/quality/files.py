@@ -14,6 +14,7 @@ from PIL import UnidentifiedImageError
 
 from resdet.data.formats.common import Source
 from resdet.data.images import decode_image, open_pillow, read_header
+from resdet.data.pixels import is_void
 from resdet.data.quality.report import Finding, Findings
 from resdet.data.rules import leads_out
 from resdet.errors import UserError
@@ -29,18 +30,19 @@ class Report(NamedTuple):
 
 
 def inspect_files(
-    split: str, source: Source, *, decode: bool, tick: Callable[[], object] = lambda: None
+    split: str, source: Source, *, decode: bool, channels: int | None = None, tick: Callable[[], object] = lambda: None
 ) -> tuple[list[Finding], dict[bytes, str]]:
     """Look at every listed image, in parallel. -> findings, and {digest of a content: name of an image that has it}.
 
-    decode: also decode the pixels, which finds files that are cut off. tick: called for each file.
+    decode: also decode the pixels, which finds files that are cut off. channels: that a model takes. tick: called for each
+    file.
     """
     found = Findings(split)
     entries = [e for e in source.content["images"] if isinstance(e.get("file_name"), str) and e["file_name"]]
     root = source.images
 
     def look(entry: dict[str, Any]) -> Report:
-        report = _look(source.images / entry["file_name"], root, entry, decode)
+        report = _look(source.images / entry["file_name"], root, entry, decode, channels)
         tick()
         return report
 
@@ -65,7 +67,7 @@ def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
     return list(found.by_code.values())
 
 
-def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report:
+def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool, channels: int | None) -> Report:
     identity = entry.get("id")
     if "\0" in str(path) or leads_out(entry["file_name"]):
         return Report("file-outside", f"image {identity}: {entry['file_name']}", identity, b"")
@@ -80,13 +82,15 @@ def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool) -> Report
     except UserError as error:
         return Report("file-unreadable", str(error), identity, b"")
     digest = hashlib.blake2b(data, digest_size=16).digest()
+    if why := header.misfit(channels or header.own_channels):
+        return Report("channels", f"image {identity}: {path} {why}", identity, digest)
     if decode:
         try:
             if header.dtype == np.uint8 and not header.bands:
                 with open_pillow(data) as image:  # which is stricter about a missing end than OpenCV
                     image.load()
-            else:
-                decode_image(data, path, header, header.pages if header.pages > 1 else header.channels)
+            elif is_void(decode_image(data, path, header, header.own_channels)):
+                return Report("file-void", f"image {identity}: {path}", identity, digest)
         except UserError as error:
             return Report("file-truncated", f"image {identity}: {error}", identity, digest)
         except UnidentifiedImageError:  # of a kind that Pillow does not know

@@ -14,7 +14,7 @@ from resdet.data.rules import is_size
 
 BY_NUMBER = ("image-unknown", "category-unknown")
 DROPPED = ("box-malformed", "box-degenerate", "box-nowhere", "duplicate", "crowd-flag")
-LOST_FILES = ("image-name", "file-missing", "file-empty", "file-unreadable", "file-truncated")
+LOST_FILES = ("image-name", "file-missing", "file-empty", "file-unreadable", "file-truncated", "file-void")
 MAY_BE_LOST = 0.1  # of the images, objects or masks, without --drop
 
 

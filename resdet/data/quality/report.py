@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from resdet.data.normalise import READINGS, Readings
+from resdet.data.readings import READINGS, Readings
 
 KEPT = 1000  # examples of a kind that findings.json lists
 FEW = 10  # objects of a class below which a model will hardly learn it
@@ -63,6 +63,7 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
                       "correct the lists, or list the categories"),
     "image-name": ("error", "file_name missing or not a name", "name the file, or --fix drops the image"),
     "category-id": ("error", "category id missing or used twice", "give every category an id of its own"),
+    "category-unnamed": ("error", "categories whose name is empty, blank or null", "give each a name"),
     "category-name": ("warning", "two categories of one name", "merge them, or rename one"),
     "category-gap": ("warning", "category ids with gaps (harmless here: labels are counted without them)",
                      "check that no category is missing"),
@@ -117,10 +118,13 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "file-missing": ("error", "missing image files", "correct file_name or the folder, or --fix drops the image"),
     "file-empty": ("error", "empty image files", "copy them again, or --fix drops the image"),
     "file-unreadable": ("error", "files that are not readable images", "replace them, or --fix drops the image"),
-    "channels": ("error", "images whose channels are not model.input.channels", "set model.input.channels, or convert them"),
+    "channels": ("error", "images whose channels or pages are not model.input.channels",
+                 "set model.input.channels, or convert them"),
     "deep": ("warning", "value range of images of more than 8 bits",
              "nothing if it is right, else set data.pixel_range=[low, high]"),
     "pixel-range": ("error", "value range that cannot be determined", "set data.pixel_range=[low, high]"),
+    "file-void": ("error", "images without a finite pixel (all are NaN or infinite)",
+                  "write them again, or --fix drops the image"),
     "file-truncated": ("error", "truncated image files", "copy them again, or --fix drops the image"),
     "file-size": ("error", "images not of the annotated size", "--fix takes the file's size (check that the boxes fit)"),
     "file-exif": ("warning", "images that EXIF rotates but whose annotations fit the stored pixels (left as stored)",

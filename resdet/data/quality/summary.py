@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from resdet.data.formats.common import Source
-from resdet.data.normalise import READINGS
 from resdet.data.quality.checks import examine, unusable
 from resdet.data.quality.files import inspect_files
 from resdet.data.quality.report import Finding
+from resdet.data.readings import READINGS
 from resdet.errors import UserError
 from resdet.runtime.console import console
 
@@ -71,27 +71,27 @@ def report(findings: list[Finding], roots: Sequence[Path] = ()) -> None:
     for head in ("split", "kind", "count"):
         table.add_column(head, justify="right" if head == "count" else "left", no_wrap=True)
     table.add_column("what, first examples, to fix", ratio=1)
-    shortened = False
+    used: dict[Path, None] = {}  # those of the roots that paths were cut below
     for f in sorted(findings, key=lambda f: f.severity != "error"):
         style = "bold red" if f.severity == "error" else "yellow"
-        examples = [_relative(example, roots) for example in f.examples[:SHOWN]]
-        shortened |= examples != f.examples[:SHOWN]
+        examples = [_relative(example, roots, used) for example in f.examples[:SHOWN]]
         more = [f"… and {f.count - len(examples)} more"] * (f.count > len(examples))
         indented = [Padding(Text(_cut(line), overflow="fold"), (0, 0, 0, 2)) for line in examples + more]
         table.add_row(f.split, Text(f.severity, style), str(f.count), Group(f.what, *indented, f"to fix: {f.fix}"))
     console.print(table)
-    if shortened:
-        console.print(f"paths are relative to {' or '.join(map(str, roots))}")
+    if used:
+        console.print(f"paths are relative to {' or '.join(map(str, used))}")
     warnings = len(findings) - errors(findings)
     console.print(
         f"{errors(findings)} kind(s) of error, which stop training; {warnings} kind(s) of warning, which do not"
     )
 
 
-def _relative(text: str, roots: Sequence[Path]) -> str:
+def _relative(text: str, roots: Sequence[Path], used: dict[Path, None]) -> str:
     for root in roots:
         if root.name:  # neither "/" nor "."
-            text = re.sub(rf"(?<![\w./-]){re.escape(str(root))}/", "", text)
+            text, count = re.subn(rf"(?<![\w./-]){re.escape(str(root))}/", "", text)
+            used |= dict.fromkeys([root] * bool(count))
     return text
 
 
