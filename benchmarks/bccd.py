@@ -27,9 +27,9 @@ import resdet
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader, training_loader
+from resdet.data.splits import read_split
 from resdet.evaluation.coco import evaluation_of
 from resdet.training.optim import learning_rate
-from resdet.training.setup import read_split
 
 KEYS = ("AP", "AP50", "AP75", "AR100")
 

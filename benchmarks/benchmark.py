@@ -22,12 +22,12 @@ from peers import InProcess, Peer
 from resdet.config import Config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
+from resdet.data.splits import read_split, require_data
 from resdet.errors import UserError
 from resdet.models.build import build_model
 from resdet.runtime.console import console
 from resdet.runtime.device import DTYPES, autocast
 from resdet.training.optim import build_optimizer
-from resdet.training.setup import read_split, require_data
 from resdet.writing import make_folder, write_json
 from scoring import evaluation_times
 from workload import Load, made_batch, synchronize

@@ -121,7 +121,7 @@ def main(kills: int, folder: Path, seed: int) -> int:
     print(
         f"{done} kills over {iterations} iterations: weights, averages and optimiser "
         f"{'identical' if weights else 'DIFFERENT'}, metrics.jsonl {'identical' if metrics else 'DIFFERENT'}; "
-        f"{(folder / 'killed.log').read_text().count('passed over')} torn checkpoints passed over"
+        f"{(folder / 'killed.log').read_text().count('skipped: ')} truncated checkpoints skipped"
     )
     return 0 if weights and metrics else 1
 

@@ -28,12 +28,12 @@ from resdet.commands.common import guarded
 from resdet.data.collate import to_device
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
+from resdet.data.splits import read_split
 from resdet.models.detector import LossSums
 from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.runtime.distributed import data_parallel, joined
 from resdet.structures import Loss, Samples
 from resdet.training import saver
-from resdet.training.setup import read_split
 from resdet.training.step import TrainingStep
 
 RANK = int(os.environ.get("RANK", 0))

@@ -81,8 +81,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.quality.repair import repair
     from resdet.data.quality.summary import errors, report
     from resdet.data.sources import join_parts, open_parts
+    from resdet.data.splits import require_data
     from resdet.runtime.console import console
-    from resdet.training.setup import require_data
 
     require_data(config, ["train", "val"])
     train, val = open_parts(config.data, "train", tolerant=True), open_parts(config.data, "val", tolerant=True)
@@ -174,8 +174,8 @@ def stats(config: Config, output: Path, split: Split) -> Path:
     """Plot class counts, object sizes and positions and image sizes of a split into `stats.png`."""
     from resdet.data.coco import parse_coco
     from resdet.data.sources import open_split
+    from resdet.data.splits import require_data
     from resdet.runtime.console import console
-    from resdet.training.setup import require_data
 
     try:
         from matplotlib.figure import Figure

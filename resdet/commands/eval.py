@@ -54,12 +54,12 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
 
     from resdet.config import keypoint_section
     from resdet.data.dataset import DetectionDataset
+    from resdet.data.splits import read_split, require_data
     from resdet.evaluation.coco import evaluation_of
     from resdet.evaluation.dataset import evaluate_dataset
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.training.faults import Unreadable
-    from resdet.training.setup import read_split, require_data
 
     require_data(config, ["val"])
     predictor = Predictor(config, weights, amp=config.train.amp)

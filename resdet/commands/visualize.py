@@ -83,8 +83,9 @@ def draw_split(
 
     from resdet.data.dataset import read_annotated
     from resdet.data.pixels import for_display
+    from resdet.data.splits import read_split, require_data
     from resdet.inference.predictor import Predictor
-    from resdet.training.setup import read_split, require_data, with_pixel_range
+    from resdet.training.setup import with_pixel_range
     from resdet.visualize import annotated_instances, draw, save_image
 
     require_data(config, [split])
@@ -124,8 +125,9 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     from resdet.data.auto import as_trained
     from resdet.data.dataset import DetectionDataset
     from resdet.data.pixels import for_display
+    from resdet.data.splits import read_split, require_data
     from resdet.structures import MASK_UNKNOWN, Instances
-    from resdet.training.setup import read_split, require_data, with_pixel_range
+    from resdet.training.setup import with_pixel_range
     from resdet.visualize import annotated_instances, draw
 
     require_data(config, ["train"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Set
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from resdet.config.types import Positive, Section, expanded
-from resdet.structures import Output
+
+if TYPE_CHECKING:  # --help must not import torch
+    from resdet.structures import Output
 
 NormName = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 HeadNorm = Literal["none", "bn", "sync_bn", "gn"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from resdet.config.model import HeadNorm, ModelConfig
 from resdet.config.types import Count, Positive, Section, Share
-from resdet.structures import Output
+
+if TYPE_CHECKING:  # --help must not import torch
+    from resdet.structures import Output
 
 
 class FPNConfig(Section):

@@ -24,14 +24,14 @@ from resdet.models.selection import Selection
 
 
 def use_of_c5(config: RCNNConfig) -> Literal["map", "rois", "none"]:
-    """What the backbone makes of its last stage (see `ResNet`)."""
+    """How the detector uses the backbone's last stage (see `ResNet`)."""
     if config.neck != "c4":
         return "map"
     return "rois" if config.box and config.box.trunk == "res5" else "none"
 
 
 def build_rcnn(config: RCNNConfig, backbone: ResNet) -> RCNN:
-    """Everything above the backbone, with random weights."""
+    """The detector on top of `backbone`, with random weights."""
     fpn = build_neck(config, backbone)
     a, r, b = config.anchors, config.rpn, config.box
     sizes = [[size] for size in a.sizes] if isinstance(fpn, FPN) else [a.sizes]

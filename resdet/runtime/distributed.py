@@ -204,7 +204,7 @@ def _lost(error: BaseException, rank: int) -> UserError | None:
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(s in text for s in signs)):
         silent = any(sign in text for sign in ("Timed out", "timeout"))
         advice = "it, its machine or the network hangs" if silent else "the message of that one says why"
-        return UserError(f"rank {rank} lost another process ({_reason(text)}): {advice}; go on with --resume")
+        return UserError(f"rank {rank} lost another process ({_reason(text)}): {advice}; continue with --resume")
     return None
 
 

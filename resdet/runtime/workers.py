@@ -77,7 +77,7 @@ def _worker_died(dead: dict[int | None, int], files: list[str], workers: int) ->
     codes = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in dead.values()]
     return UserError(
         f"a loader worker died ({', '.join(codes)}) while it held {' or '.join(files) or 'no image yet'}: if the machine ran "
-        f"out of memory, lower data.workers (now {workers}); otherwise look at that file; then go on with --resume"
+        f"out of memory, lower data.workers (now {workers}); otherwise look at that file; then continue with --resume"
     )
 
 

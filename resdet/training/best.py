@@ -1,4 +1,4 @@
-"""The metric that chooses best.pt and that patience waits for."""
+"""The metric that selects best.pt and drives early stopping."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from resdet.runtime.console import console
 from resdet.structures import Output
 
 KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "proposals": "proposals"}
-MAIN = {"proposals": "AR1000"}  # of each kind the number that is told first, where it is not AP
+MAIN = {"proposals": "AR1000"}  # the main metric of a kind, where it is not AP
 
 
 def best_metric(config: TrainConfig, evaluation: Evaluation, outputs: Collection[Output]) -> str | None:
-    """`train.best_metric`, or the AP of keypoints or masks where these are evaluated, else box AP, or AR1000 of proposals;
-    None, told in one line, where the validation set has no object to measure it on.
+    """`train.best_metric`; by default keypoint AP, mask AP or box AP, the first that is evaluated, or AR1000 of proposals.
+    None, with a warning, if the validation set has no objects.
 
-    outputs: the kinds of results that are evaluated. Raises `UserError` if `train.best_metric` itself cannot be measured.
+    outputs: the kinds of results that are evaluated. Raises `UserError` if `train.best_metric` cannot be measured.
     """
     kinds = evaluation.kinds(outputs)
     main = MAIN.get(kinds[-1], "AP")

@@ -1,4 +1,4 @@
-"""Failures during training: non-finite numbers, exhausted memory, unreadable images."""
+"""Failures during training: non-finite values, out of memory, unreadable images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from resdet.runtime.console import console
 from resdet.runtime.device import out_of_memory
 from resdet.structures import Batch
 
-BAD_STEPS = 3  # in a row that are skipped; one more stops the run
-DUMPS = 3  # that are kept of a run
+BAD_STEPS = 3  # non-finite steps in a row that are skipped; one more stops the run
+DUMPS = 3  # files per run
 
 
 def first_not_finite(
@@ -26,33 +26,33 @@ def first_not_finite(
 ) -> str:
     """The name of the first non-finite tensor of a step: an input, a weight, an output, a loss, or a gradient.
 
-    Works on a copy. alone: False where other processes would have to take part in a training step.
+    Repeats the step on a copy of the model. alone: False if a step in training mode would wait for other processes.
     """
     assert batch.targets is not None
-    given = {"batch.images": batch.images, "batch.targets.boxes": batch.targets.boxes}
+    inputs = {"batch.images": batch.images, "batch.targets.boxes": batch.targets.boxes}
     weights = {f"weight {name}": value for name, value in model.state_dict().items()}
     name: str
-    for name, value in (given | weights).items():
+    for name, value in (inputs | weights).items():
         if not _finite(value):
             return name
     model = copy.deepcopy(model).train(alone)
-    seen: list[str] = []
+    found: list[str] = []
     for path, module in model.named_modules():
         if path:
-            module.register_forward_hook(_note_output(f"output of {path}", seen))
+            module.register_forward_hook(_check_output(f"output of {path}", found))
     losses = losses_of(model)
-    seen += [f"loss {name}" for name, value in losses.items() if not _finite(value)]
-    if seen:
-        return seen[0]
+    found += [f"loss {name}" for name, value in losses.items() if not _finite(value)]
+    if found:
+        return found[0]
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     gradients = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
-    return f"gradient of {gradients[-1]}" if gradients else "nothing, when the step was repeated"
+    return f"gradient of {gradients[-1]}" if gradients else "none when the step was repeated"
 
 
-def _note_output(name: str, seen: list[str]) -> Callable[..., None]:
+def _check_output(name: str, found: list[str]) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if not all(map(_finite, _tensors(output))):
-            seen.append(name)
+            found.append(name)
 
     return hook
 
@@ -74,7 +74,7 @@ def _finite(value: Tensor) -> bool:
 
 @contextmanager
 def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
-    """Turns running out of memory into a `UserError` that names the batch and the settings to lower."""
+    """Turn an out-of-memory error into a `UserError` that names the batch and the settings to change."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -85,21 +85,21 @@ def explain_oom(batch: Batch, config: Config, iteration: int) -> Iterator[None]:
         t = config.train
         raise UserError(
             f"out of memory at iteration {iteration}, with {b} images of {h} x {w} (H x W) and up to {objects} objects: "
-            f"raise train.accumulate (now {t.accumulate}; the effective batch size stays), lower train.batch_size (now "
-            f"{t.batch_size}) or data.min_size and data.max_size (now {max(config.data.min_size)} and "
-            f"{config.data.max_size}), or set train.amp=bf16; then go on with --resume"
+            f"raise train.accumulate (now {t.accumulate}; the effective batch size stays the same), lower train.batch_size "
+            f"(now {t.batch_size}) or data.min_size and data.max_size (now {max(config.data.min_size)} and "
+            f"{config.data.max_size}), or set train.amp=bf16; then continue with --resume"
         ) from None
 
 
 class Unreadable:
-    """Counts the unreadable images of a split, names each once, and stops the run when their share is too large."""
+    """Counts the unreadable images of a split, reports each once, and stops the run when there are too many."""
 
     def __init__(self, split: str, images: int, share: float) -> None:
         self.split, self.images, self.share = split, images, share
         self.known: set[str] = set()
 
     def note(self, problems: dict[int, tuple[str, ...]], instead: str) -> None:
-        """problems: of a batch. instead: what was done without them. Raises `UserError` past the share."""
+        """problems: of a batch, by image. instead: what happened to the images. Raises `UserError` above `share`."""
         for problem in (problem for several in problems.values() for problem in several):
             if problem not in self.known:
                 self.known.add(problem)
@@ -113,7 +113,7 @@ class Unreadable:
 
 
 def dump_path(folder: Path, iteration: int, rank: int) -> Path | None:
-    """The file for the dump of a non-finite step; None when the run has enough of them."""
+    """The file to dump a non-finite step to; None if the run has `DUMPS` of them."""
     folder = folder / "nonfinite"
     if len(list(folder.glob("*.pt"))) >= DUMPS:
         return None

@@ -1,4 +1,4 @@
-"""What people and files see of a run: progress in a terminal, plain lines elsewhere, `metrics.jsonl` always."""
+"""The log of a run: a progress bar in a terminal, plain lines elsewhere, and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resdet.writing import write_text
 
 
 class RunLog:
-    """Sinks of a run's numbers; a context manager.
+    """Writes a run's numbers to `metrics.jsonl`, the console and TensorBoard; a context manager.
 
+    start: the iteration that the run resumes at; lines of later iterations, left by the interrupted run, are removed.
     main: False in all processes but one, which write nothing.
-    On resuming at `start`, lines of later iterations that the interrupted run wrote are removed: no gaps, no doubles.
     """
 
     def __init__(self, folder: Path, start: int, total: int, tensorboard: bool, main: bool = True) -> None:
@@ -42,7 +42,7 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        with contextlib.suppress(OSError):  # what a full disk did not take has been told
+        with contextlib.suppress(OSError):  # a full disk has been reported
             self.file.close()
         if self.lost:
             console.print(f"warning: {self.lost} lines could not be written to {self.path}")
@@ -50,7 +50,7 @@ class RunLog:
             self.board.close()
 
     def write(self, iteration: int, **values: Any) -> None:
-        """One JSON line, and TensorBoard's scalars. A full disk costs lines, which are counted, and not the run."""
+        """Write one JSON line, and scalars to TensorBoard. A failed write is counted; training continues."""
         try:
             self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
             self.file.flush()
@@ -61,10 +61,10 @@ class RunLog:
         except OSError as error:
             self.lost += 1
             if self.lost == 1:
-                console.print(f"warning: {self.path} cannot be written ({error.strerror}); training goes on without it")
+                console.print(f"warning: cannot write {self.path} ({error.strerror}); training continues without it")
 
     def train_line(self, iteration: int, values: dict[str, float]) -> None:
-        """Losses, learning rate, images/s, share of time waiting for data."""
+        """Log the losses, learning rate, images per second and the fraction of time spent waiting for data."""
         self.write(iteration, **{k: float(f"{v:.6g}") for k, v in values.items()})
         losses = "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k not in ("lr", "images_per_s", "data_wait"))
         text = f"{losses}  lr {values['lr']:.2g}  {values['images_per_s']:.1f} img/s  data {values['data_wait']:.0%}"
@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
 def _iteration(line: str) -> float:
     try:
         return float(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):  # the torn last line of a killed run
+    except (ValueError, KeyError, TypeError):  # the truncated last line of a killed run
         return float("inf")
 
 

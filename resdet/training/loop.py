@@ -1,4 +1,4 @@
-"""The training loop: config -> checkpoints, metrics, drawings. Everything periodic is a visible `if` in `train`."""
+"""The training loop: config -> checkpoints, metrics, drawings. Everything periodic is a visible `if` in `run_to_end`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from resdet.writing import write_text
 
 @dataclass
 class Result:
-    """How a run ended. finished: False if a signal stopped it; resume it then. metrics: of the last evaluation."""
+    """How a run ended. finished: False if a signal stopped it, so that it can be resumed. metrics: of the last evaluation."""
 
     output: Path
     finished: bool
@@ -56,35 +56,38 @@ def train(
     dataset: TorchDataset | None = None,
     val_dataset: TorchDataset | None = None,
 ) -> Result:
-    """Train as `config` says, into `config.output`; under `torchrun`, together with its other processes.
+    """Train a detector as configured, into `config.output`; under `torchrun`, distributed over its processes.
 
-    resume: go on from the newest whole checkpoint; on an output folder without a run, start afresh. A process that
-            `torchrun --max-restarts` started anew resumes in any case.
-    model:  a detector of your own, for instance `build_model(config.model)` with another head; it is filled from
-            `model.weights` or `model.backbone.weights` all the same.
-    dataset, val_dataset: PyTorch datasets of your own, in the place of the files that `data.train` and `data.val` name;
-            every item is read once before training starts.
-    Raises `UserError` for anything wrong outside the code, before work starts where that is possible.
+    resume: continue from the newest readable checkpoint; if the output folder has no run, start one. A process that
+            `torchrun --max-restarts` has restarted always resumes.
+    model:  a custom detector, for example `build_model(config.model)` with another head; weights are loaded into it from
+            `model.weights` or `model.backbone.weights` as usual.
+    dataset, val_dataset: PyTorch datasets to use instead of the files that `data.train` and `data.val` name; every item is
+            read once before training starts.
+    Raises `UserError` for mistakes in the config, the data or the files, before training starts where possible.
     """
     refuse_unguarded_script()
     device = choose_device(config.device)
     with joined(device, config.train.timeout) as distributed:
         given: dict[Split, TorchDataset | None] = {"train": dataset, "val": val_dataset}
         datasets = {split: data for split, data in given.items() if data is not None}
-        return _train(config, resume or restarted(), model, datasets, device, distributed)
+        return run_to_end(start_run(config, resume or restarted(), model, datasets, device, distributed))
 
 
-def _train(
+def start_run(
     config: Config,
     resume: bool,
     model: Detector | None,
     datasets: Mapping[Split, TorchDataset],
     device: torch.device,
     distributed: Distributed,
-) -> Result:
+) -> Run:
+    """Read and check everything, build the model, load its weights or the state of the resumed run, write the configs."""
     output, checkpoints = config.output, config.output / "checkpoints"
     if not resume and (any(checkpoints.glob("*.pt")) or (output / "config.yaml").exists()):
-        raise UserError(f"{output} holds a run already: go on with --resume, or choose another folder with --output")
+        raise UserError(
+            f"{output} already holds a run: continue it with --resume, or choose another folder with --output"
+        )
     require_equal_shares(config, distributed)
     source = distributed.broadcast(newest(checkpoints) if resume and distributed.main else None)
     earlier = read_checkpoint(source) if source else None
@@ -98,8 +101,8 @@ def _train(
     torch.manual_seed(config.seed)
     if model is None:
         model = build_model(config.model)
-    elif inputs.start and (against := disagreements(given, inputs.start)):
-        raise listed(f"the model was built with other numerics than {inputs.start.path} needs; set them:", against)
+    elif inputs.start and (conflicts := disagreements(given, inputs.start)):
+        raise listed(f"the model was built with other numerics than {inputs.start.path} needs; set them:", conflicts)
     if inputs.start:
         console.print(inputs.start.report())
         console.print(fill(model, inputs.start, inputs.train.class_names, config.model))
@@ -109,46 +112,53 @@ def _train(
     if earlier and source:
         run.restore(earlier, source)
     if distributed.main:
-        best, kept = checkpoints / "best.pt", checkpoints / "best_before.pt"
-        if not source and best.exists() and not kept.exists():  # of a run that cannot be resumed
-            best.replace(kept)
-            console.print(f"starting afresh; the best weights of before are in {kept}")
+        best, backup = checkpoints / "best.pt", checkpoints / "best_before.pt"
+        if not source and best.exists() and not backup.exists():  # of a run that cannot be resumed
+            best.replace(backup)
+            console.print(f"starting a new run; the best weights of the previous one are in {backup}")
         write_text(output / "config.yaml", settings)
         write_text(output / "resolved.yaml", dump_config(config))
+    return run
 
+
+def run_to_end(run: Run) -> Result:
+    """Train until `train.max_iters`, early stopping or a stop signal."""
+    config, distributed = run.config, run.distributed
     t = config.train
     with (
-        RunLog(output, run.iteration, t.max_iters, t.tensorboard, distributed.main) as log,
-        stop_signals() as asked,
-        Saver(checkpoints, t.keep if distributed.main else None) as saver,
+        RunLog(config.output, run.iteration, t.max_iters, t.tensorboard, distributed.main) as log,
+        stop_signals() as stop_requested,
+        Saver(config.output / "checkpoints", t.keep if distributed.main else None) as saver,
     ):
         batches = training_loader(
             run.train_set, t.batch_size, config.data.workers, start=run.iteration,
             rank=distributed.rank, world=distributed.world,
         )  # fmt: skip
-        pace = ThroughputMeter(t.batch_size)
+        meter = ThroughputMeter(t.batch_size)
         step = TrainingStep(run)
         done = run.iteration >= t.max_iters
-        while not done and not distributed.agree(asked()):
+        while not done and not distributed.agree(stop_requested()):
             run.iteration += 1
-            loaded = pace.waiting_for(lambda: next(batches))
-            run.unreadable.note(loaded.problems, "another took its place")
+            loaded = meter.waiting_for(lambda: next(batches))
+            run.unreadable.note(loaded.problems, "replaced by another image")
             losses = step(loaded)
             if run.iteration % t.log_every == 0 or run.iteration == t.max_iters:
-                log.train_line(run.iteration, numbers(distributed.mean(losses)) | {"lr": step.rate} | pace.since_last())
+                log.train_line(
+                    run.iteration, numbers(distributed.mean(losses)) | {"lr": step.rate} | meter.since_last()
+                )
             done = run.iteration == t.max_iters
             if t.eval_every and (done or run.iteration % t.eval_every == 0):
                 saver.wait()
                 improved = evaluate(run, log)
                 if improved:
                     saver.save_best(run.checkpoint(resumable=False))
-                pace.since_last()  # evaluation is not training time
+                meter.reset()  # evaluation is not training time
                 if t.patience and run.evaluations_without_gain >= t.patience:
-                    console.print(f"no better {run.best_metric} in {t.patience} evaluations: stopping early")
+                    console.print(f"{run.best_metric} did not improve in {t.patience} evaluations: stopping early")
                     done = True
             if done or run.iteration % t.checkpoint_every == 0:
                 step.settle()
-                if done or not step.bad_steps:  # weights that make bad steps are not worth going back to
+                if done or not step.bad_steps:  # do not keep weights that cause non-finite steps
                     saver.save(run.checkpoint())
         if not done:
             step.settle()
@@ -157,37 +167,37 @@ def _train(
         if saver.failure:
             raise saver.failure
         if not done:
-            console.print(f"stopped at iteration {run.iteration}; go on with --resume")
+            console.print(f"stopped at iteration {run.iteration}; continue with --resume")
         elapsed = time.perf_counter() - log.began
     if done:
-        console.print(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {output}")
+        console.print(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {config.output}")
         if run.val_set and distributed.main:
-            sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config, device)
-            console.print(f"look at {sheet}")
-    return Result(output, done, run.iteration, run.metrics)
+            sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config, run.device)
+            console.print(f"predictions drawn in {sheet}")
+    return Result(config.output, done, run.iteration, run.metrics)
 
 
 def require_equal_shares(config: Config, distributed: Distributed) -> None:
-    """Raises `UserError` where the global batch cannot be shared out equally."""
+    """Raises `UserError` if the global batch cannot be split equally."""
     batch, parts = config.train.batch_size, distributed.world * config.train.accumulate
     if batch % parts:
         raise UserError(
-            f"train.batch_size ({batch}) is that of all processes together and must be a multiple of their number times "
+            f"train.batch_size ({batch}) is the total over all processes and must be a multiple of their number times "
             f"train.accumulate ({distributed.world} x {config.train.accumulate}): set train.batch_size="
             f"{-(-batch // parts) * parts}"
         )
 
 
 def numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The losses, their sum first, on the host."""
+    """The losses on the host, their sum first."""
     values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
     return {"loss": sum(values.values()), **values}
 
 
 def evaluate(run: Run, log: RunLog) -> bool:
-    """Score the validation set, write `eval/`, print the tables. True if `train.best_metric` is the best so far.
+    """Evaluate on the validation set, write `eval/`, print the tables. -> whether `train.best_metric` is the best so far.
 
-    Every process predicts its share of the images; the main one scores them all, and all learn the outcome.
+    Every process predicts its share of the images; the main one scores all and broadcasts the metrics.
     """
     assert run.val_set
     assert run.evaluation
@@ -195,7 +205,7 @@ def evaluate(run: Run, log: RunLog) -> bool:
     distributed.barrier("an evaluation")
     scores = evaluate_dataset(
         run.evaluated_model(), run.val_set, run.evaluation,
-        lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as without detections"),
+        lambda loaded: run.unreadable_val.note(loaded.problems, "scored as an image without detections"),
         device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
         distributed=distributed,
     )  # fmt: skip
@@ -206,11 +216,11 @@ def evaluate(run: Run, log: RunLog) -> bool:
 
 
 def report_evaluation(run: Run, log: RunLog, scores: Scores) -> None:
-    """Write and print what the main process has scored."""
+    """Write and print the scores, in the main process."""
     try:
         write_evaluation(run.config.output / "eval", scores.metrics, scores.entries)
     except UserError as error:
-        console.print(f"warning: {error}; training goes on")
+        console.print(f"warning: {error}; training continues")
     val_losses = {f"val_{name}": round(value, 6) for name, value in scores.losses.items()}
     tables = scores.tables
     if val_losses:
@@ -223,7 +233,7 @@ def report_evaluation(run: Run, log: RunLog, scores: Scores) -> None:
 
 
 class ThroughputMeter:
-    """Images a second and the share of time spent waiting for data, since last asked."""
+    """Images per second and the fraction of time spent waiting for data, since the last call of `since_last`."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size

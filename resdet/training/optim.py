@@ -1,4 +1,4 @@
-"""Optimiser, learning rate schedule, moving average of the weights."""
+"""Optimiser, learning rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW over what trains, in groups of equal decay and equal "lr_scale", by which a step scales its rate.
+    """SGD or AdamW over the trainable parameters, in groups of equal weight decay and "lr_scale" (`rate_scales`), which a
+    training step multiplies the learning rate by.
 
-    The affine parameters of norms are not decayed. Rates are scaled by `rate_scales`. Fused: one kernel for all of a group,
-    which also leaves everything alone where the tensor `optimizer.found_inf` is not zero.
+    Norms have no weight decay. The fused implementations skip the step if the tensor `optimizer.found_inf` is not zero.
     """
     norms = (BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
     undecayed = {id(p) for module in model.modules() if isinstance(module, norms) for p in module.parameters()}
@@ -34,34 +34,33 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     sgd = torch.optim.SGD(ordered, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
         for group in sgd.param_groups:
-            for parameter in group["params"]:  # zeros mean the same as none, but torch leaves none unset if it skips
+            for parameter in group["params"]:  # torch does not create them in a step that it skips
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 
 
 def restore_optimizer(new: torch.optim.Optimizer, old: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give `new` the momenta that `state` holds, and leave it its own rates, decays and groups.
+    """Load the momenta of `state` into `new`, which keeps its own learning rates, weight decays and groups.
 
-    old: an optimizer of the same parameters, in groups as when `state` was saved. Raises `UserError` where the parameters are
-    others.
+    old: an optimizer of the same parameters, grouped as when `state` was saved. Raises `UserError` if `state` is of other
+    parameters.
     """
     try:
         old.load_state_dict(state)
     except ValueError as error:
         raise UserError(
-            f"the optimizer's state is of other parameters than those that are trained now ({error}): resume with the "
-            "model and the config of before, or start a new run from the weights"
+            f"the optimizer's state does not match the parameters that are trained now ({error}): resume with the same "
+            "model and config as before, or start a new run from the weights"
         ) from None
-    for parameter, kept in old.state.items():
-        new.state[parameter] |= kept
+    for parameter, momenta in old.state.items():
+        new.state[parameter] |= momenta
 
 
 def rate_scales(model: Detector, config: TrainConfig) -> dict[int, float]:
-    """What the learning rate of each parameter, by its `id`, is multiplied by.
+    """The learning rate multiplier of each parameter, by `id`.
 
-    Heads learn `head_lr` times as fast as what is below them. Under `layer_decay` d the backbone learns slower towards the
-    pixels: its last stage at d, the one before at d**2, …, a ResNet's stem at d**5 (layer-wise decay, Clark et al. 2020,
-    arXiv:2003.10555).
+    `head_lr` for the heads, 1 below them. With a `layer_decay` of d the backbone's last stage has d, the stage before it
+    d**2, …, a ResNet's stem d**5 (layer-wise learning rate decay, Clark et al. 2020, arXiv:2003.10555).
     """
     scales = {id(p): config.head_lr for p in model.parameters()}
     scales |= {id(p): 1.0 for part in model.below_heads() for p in part.parameters()}
@@ -71,7 +70,7 @@ def rate_scales(model: Detector, config: TrainConfig) -> dict[int, float]:
 
 
 def learning_rate(iteration: int, config: TrainConfig) -> float:
-    """Of the 1-based `iteration`: linear warm-up, then steps of a tenth or half a cosine down to zero."""
+    """At the 1-based `iteration`: linear warm-up, then either a factor of 0.1 at each milestone or a cosine to zero."""
     if config.schedule == "cosine":
         span = max(1, config.max_iters - config.warmup_iters)
         done = min(max(iteration - config.warmup_iters, 0) / span, 1.0)
@@ -85,7 +84,7 @@ def learning_rate(iteration: int, config: TrainConfig) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights (Polyak & Juditsky 1992); young averages forget faster."""
+    """Exponential moving average of a model's weights; `decay` is lower in the first iterations."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -93,7 +92,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, iteration: int) -> None:
-        """After the step of the 1-based `iteration`."""
+        """Update the average after the step of the 1-based `iteration`."""
         keep = min(self.decay, iteration / (iteration + 10))
         for name, value in model.state_dict().items():
             if value.is_floating_point():

@@ -1,4 +1,4 @@
-"""A run's settings when it is resumed: those of its checkpoint against the present ones, applied and told, or refused."""
+"""The settings of a resumed run against those in its checkpoint: changes are applied and reported, or refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from resdet.checkpoints.checkpoint import Checkpoint
 from resdet.config import Config, dump_config, load_yaml, parse_config
 from resdet.errors import UserError, listed
 
-# Settings of the model that hold no weights and change none of their meaning: a resumed run may have others. Every other
-# key below `model` is refused; every key elsewhere, but for those in FIXED, applies.
+# Settings of the model that a resumed run may change, since the weights keep their shapes and meaning. Every other key under
+# `model` is refused; every key elsewhere, except those in FIXED, may change.
 MODEL_KEYS_THAT_APPLY = {
     "model.fold_norm", "model.pool.sampling_ratio", "model.mask.paste",
     "model.keypoint.decode", "model.keypoint.skeleton",
@@ -26,14 +26,14 @@ MODEL_KEYS_THAT_APPLY = {
     )),
     *(f"model.cascade.{key}" for key in ("ious", "loss_weights", "resample", "scale_gradients", "average")),
 }  # fmt: skip
-FIXED = {"train.optimizer"}  # its state means nothing to another
-# What a resumed run takes from its checkpoint whatever these say; named only where they ask for other weights.
+FIXED = {"train.optimizer"}  # the saved state belongs to it
+# Weights come from the checkpoint of the run, whatever these say; a change is reported only if it names other weights.
 UNUSED = {"model.weights", "model.backbone.weights"}
 SCHEDULE = {f"train.{key}" for key in ("max_iters", "lr", "schedule", "milestones", "warmup_iters", "warmup_factor")}
 
 
 class Change(NamedTuple):
-    """A key whose value is not what it was when the checkpoint was written."""
+    """A key whose value has changed since the checkpoint was written."""
 
     key: str
     was: Any
@@ -44,7 +44,7 @@ class Change(NamedTuple):
 
 
 def config_of(checkpoint: Checkpoint) -> Config | None:
-    """The config that a checkpoint was written under; None where this version does not know its keys."""
+    """The config in a checkpoint; None if this version of resdet cannot read it."""
     try:
         return parse_config(load_yaml(checkpoint.config))
     except UserError:
@@ -52,7 +52,7 @@ def config_of(checkpoint: Checkpoint) -> Config | None:
 
 
 def refuse_unresumable(checkpoint: Checkpoint, config: Config, source: Path) -> None:
-    """Raises one `UserError` that names every setting that a resumed run cannot change, with both values."""
+    """Raises one `UserError` that names every changed setting that a resumed run cannot change, with both values."""
     before = config_of(checkpoint)
     refused = [change for change in differences(before, config) if not _applies(change)] if before else []
     if refused:
@@ -64,31 +64,30 @@ def refuse_unresumable(checkpoint: Checkpoint, config: Config, source: Path) -> 
 
 
 def changes(checkpoint: Checkpoint, config: Config, world: int) -> list[str]:
-    """What resuming under `config`, in `world` processes, changes: a line for each setting."""
+    """One line per setting that is changed by resuming with `config` in `world` processes."""
     before = config_of(checkpoint)
     lines = []
     for change in differences(before, config) if before else []:
         note = ""
         if change.key == "train.batch_size":
             note = (
-                f": iterations are counted on and the learning rate stays train.lr; the order of images continues where "
-                f"{checkpoint.iteration} batches of {change.now} would have ended, so some are seen once more or once less "
-                "in this epoch"
+                f": the iteration count continues and the learning rate stays train.lr; images continue as after "
+                f"{checkpoint.iteration} batches of {change.now}, so in this epoch some are seen twice or not at all"
             )
         elif change.key in SCHEDULE:
-            note = ": the schedule counts from iteration 1, as if it had always been so"
+            note = ": the new schedule applies from iteration 1"
         if _applies(change):
             lines.append(f"{change}{note}")
     if (was := checkpoint.training["world"]) != world:
         lines.append(
-            f"{world} process(es), were {was}: the same batches of {config.train.batch_size}, shared out differently; "
+            f"{world} process(es), was {was}: the same batches of {config.train.batch_size}, split differently; "
             "results differ by rounding"
         )
     return lines
 
 
 def differences(before: Config, now: Config) -> Iterator[Change]:
-    """Every key, dotted, whose value differs and means something to a resumed run."""
+    """Every dotted key whose value differs and matters to a resumed run."""
     defaults = dict(_leaves(Config().model_dump()))
     was, are = (dict(_leaves(load_yaml(dump_config(config)))) for config in (before, now))
     for key in was | are:

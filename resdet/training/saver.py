@@ -1,4 +1,4 @@
-"""Checkpoints of a run, written while training goes on: `last.pt`, `best.pt`, and the newest few by iteration."""
+"""Checkpoints of a run, written in the background: `last.pt`, `best.pt`, and the newest few by iteration."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from resdet.writing import atomic_write
 
 
 class Saver:
-    """Writes in a thread of its own, from a copy of the state; a save waits for the one before, so there is one copy at most.
+    """Writes checkpoints in a thread, from a copy of the state; a save waits for the previous one, so one copy at most.
 
-    keep: how many numbered checkpoints stay; None in a process that leaves writing to the main one.
-    `last.pt` is the newest of them under a second name, not a second file.
-    A failed write is reported in one line and training continues; earlier files stay whole. Leaving the context waits until the
-    write in progress is on disk, also when training failed.
+    keep: how many numbered checkpoints to keep; None in processes other than the main one, which write nothing.
+    `last.pt` is a hard link to the newest of them.
+    A failed write is reported, training continues, and earlier files stay intact. Leaving the context waits for the write in
+    progress, also after an error.
     """
 
     def __init__(self, folder: Path, keep: int | None) -> None:
         self.folder, self.keep = folder, keep
-        self.failure: UserError | None = None  # of the last write
+        self.failure: UserError | None = None  # of the latest write of `last.pt`
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -40,11 +40,11 @@ class Saver:
         self.wait()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """`last.pt`."""
+        """Write `ITERATION.pt`, and `last.pt` as a link to it."""
         self._start(self._write_last, checkpoint)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """`best.pt`."""
+        """Write `best.pt`."""
         self._start(self._write_best, checkpoint)
 
     def _start(self, write: Callable[[Checkpoint], None], checkpoint: Checkpoint) -> None:
@@ -56,7 +56,7 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until what is being written is on disk. Also before new processes are forked, which threads do not survive."""
+        """Wait for the write in progress; needed before forking processes too, since threads do not survive a fork."""
         if self._thread:
             self._thread.join()
             self._thread = None
@@ -75,7 +75,7 @@ class Saver:
             self.failure = None
         except UserError as error:
             self.failure = error
-            console.print(f"warning: {error}; training goes on, and what was saved before is whole")
+            console.print(f"warning: {error}; training continues, earlier checkpoints are intact")
             return
         for old in numbered(self.folder)[self.keep :]:
             with contextlib.suppress(OSError):
@@ -83,14 +83,14 @@ class Saver:
 
 
 def numbered(folder: Path) -> list[Path]:
-    """Checkpoints by iteration, the newest first."""
+    """The numbered checkpoints, newest first."""
     return sorted((p for p in folder.glob("*.pt") if p.stem.isdigit()), key=lambda p: int(p.stem), reverse=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None without any. One that is torn is named and passed over.
+    """The newest readable checkpoint of a run, None if it has none. Unreadable ones are reported and skipped.
 
-    Raises `UserError` if there are checkpoints, but none is whole.
+    Raises `UserError` if there are checkpoints, but none is readable.
     """
     best: tuple[Path, int] | None = None
     problems = []
@@ -101,14 +101,14 @@ def newest(folder: Path) -> Path | None:
             best = path, read_checkpoint(path).iteration
         except UserError as error:
             problems.append(str(error))
-            console.print(f"passed over: {error}")
+            console.print(f"skipped: {error}")
     if problems and not best:
-        raise UserError(f"{folder}: no whole checkpoint is left:\n  " + "\n  ".join(problems))
+        raise UserError(f"{folder}: no readable checkpoint:\n  " + "\n  ".join(problems))
     return best and best[0]
 
 
 def link(path: Path, name: Path) -> None:
-    """Make `name` mean `path`'s content, in one step; a copy where the file system has no links. Raises `UserError`."""
+    """Atomically make `name` a hard link to `path`, or a copy if the file system has no links. Raises `UserError`."""
     with atomic_write(name) as temporary:
         try:
             os.link(path, temporary)
@@ -117,7 +117,7 @@ def link(path: Path, name: Path) -> None:
 
 
 def _copy(value: Any) -> Any:
-    """Nested containers with their tensors copied to the host, so that training may change its own."""
+    """Nested containers with all tensors copied to the host."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

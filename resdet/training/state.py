@@ -1,4 +1,4 @@
-"""All of a run that changes while it trains, to a checkpoint and back."""
+"""The state of a run, to a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from resdet.training.setup import Inputs
 
 
 class Run:
-    """Model, optimizer, averages and counters of one process."""
+    """A run in one process: config, data, model, optimizer, moving average and counters."""
 
     def __init__(
         self, config: Config, inputs: Inputs, model: Detector, device: torch.device, distributed: Distributed
@@ -62,11 +62,11 @@ class Run:
         if t.channels_last:
             model.to(memory_format=torch.channels_last)
         if t.compile:
-            torch._dynamo.config.recompile_limit = 256  # one graph for each padded size and object count
+            torch._dynamo.config.recompile_limit = 256  # one graph per padded size and object count
         self.forward = data_parallel(
             compiled(LossSums(model), t.compile, fullgraph=True, dynamic=False), distributed, device
         )
-        # A CUDA graph overwrites the gradients that it made when it runs again: parts of a batch add to others, which stay.
+        # A CUDA graph overwrites its gradients in its next run, so micro-batches must accumulate into other tensors.
         self.gradients_stay = t.compile == "reduce-overhead" and t.accumulate > 1
         if self.gradients_stay:
             for parameter in model.parameters():
@@ -78,22 +78,21 @@ class Run:
         self.metrics: Metrics = {}
 
     def evaluated_model(self, alone: bool = False) -> Detector:
-        """The model that evaluation sees: with averaged weights where these are on (a copy), else the trained one.
+        """The model to evaluate: a copy with the averaged weights if `train.ema_decay` is on, else the trained model.
 
-        Under several processes all of them must ask, and get the main one's, unless each is `alone`.
+        All processes must call this and get the main one's buffers, unless `alone`.
         """
         if not alone:
-            averaged_ones = list(self.average.weights.values()) if self.average else []
-            self.distributed.share_buffers([*self.model.buffers(), *averaged_ones])
+            averages = list(self.average.weights.values()) if self.average else []
+            self.distributed.share_buffers([*self.model.buffers(), *averages])
         if not self.average:
             return self.model
-        # Deep-copied rather than built anew: the model may have heads that no config knows.
-        averaged = copy.deepcopy(self.model)
+        averaged = copy.deepcopy(self.model)  # the model may have heads that are in no config
         averaged.load_state_dict(self.average.weights)
         return averaged
 
     def note_evaluation(self) -> bool:
-        """Compare the new `metrics` with the best so far. -> whether they are better; never where nothing can be measured."""
+        """Compare the new `metrics` with the best so far. -> whether they are better; False without a `best_metric`."""
         if self.best_metric is None:
             return False
         kind, _, name = self.best_metric.partition("_")
@@ -104,7 +103,7 @@ class Run:
         return improved
 
     def checkpoint(self, resumable: bool = True) -> Checkpoint:
-        """A snapshot; `resumable` adds all that going on needs."""
+        """A checkpoint; `resumable` adds the state that a resumed run needs."""
         training: dict[str, Any] = {}
         if resumable:
             training = {
@@ -114,7 +113,7 @@ class Run:
                 "best": self.best,
                 "best_metric": self.best_metric,
                 "evaluations_without_gain": self.evaluations_without_gain,
-                "random": torch.get_rng_state(),  # for heads that draw from torch's generators; resdet's own do not
+                "random": torch.get_rng_state(),  # for custom heads; resdet's own use no generators
                 "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
                 "world": self.distributed.world,
             }
@@ -129,12 +128,12 @@ class Run:
         )
 
     def restore(self, checkpoint: Checkpoint, source: Path) -> None:
-        """Go on where `checkpoint` was made. Raises `UserError` if it fits another model or other classes."""
+        """Load the state of `checkpoint`. Raises `UserError` if it belongs to another model or other classes."""
         state = checkpoint.training
         if not state:
             raise UserError(f"{source}: holds weights only and cannot be resumed")
         if checkpoint.class_names != self.inputs.train.class_names:
-            raise UserError(f"{source}: was trained on the classes {checkpoint.class_names}; the data now have others")
+            raise UserError(f"{source}: was trained on the classes {checkpoint.class_names}; the data now has others")
         load_weights(self.model, state["weights"] or checkpoint.model, source)
         if self.average:
             self.average.weights = {k: v.to(self.device) for k, v in checkpoint.model.items()}
@@ -142,11 +141,11 @@ class Run:
         restore_optimizer(
             self.optimizer, build_optimizer(self.model, (before or self.config).train), state["optimizer"]
         )
-        if self.scaler.is_enabled() and state["scaler"]:  # empty where the run was not in fp16 before
+        if self.scaler.is_enabled() and state["scaler"]:  # empty if the run was not in fp16 before
             self.scaler.load_state_dict(state["scaler"])
         self.best, self.evaluations_without_gain = state["best"], state["evaluations_without_gain"]
         if state.get("best_metric", self.best_metric) != self.best_metric:
-            console.print(f"  best.pt is chosen anew, by {self.best_metric}; it was by {state['best_metric']}")
+            console.print(f"  best.pt is now selected by {self.best_metric}, not {state['best_metric']}")
             self.best, self.evaluations_without_gain = -1.0, 0
         self.iteration, self.metrics = checkpoint.iteration, checkpoint.metrics
         torch.set_rng_state(state["random"])

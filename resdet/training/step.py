@@ -1,4 +1,4 @@
-"""One training step: a loaded batch -> losses, and weights that moved unless a number was not finite."""
+"""One training step: a loaded batch -> losses and updated weights; steps with non-finite values are skipped."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from resdet.training.state import Run
 from resdet.writing import atomic_write
 
 
-class Done(NamedTuple):
-    """A step, until it is known whether its numbers were finite."""
+class PendingStep(NamedTuple):
+    """A step whose check for non-finite values is still on its way to the host."""
 
     iteration: int
     loaded: LoadedBatch
@@ -30,17 +30,18 @@ class Done(NamedTuple):
 
 
 class TrainingStep:
-    """The step of a run. rate: the last learning rate; bad_steps: non-finite ones in a row."""
+    """The training step of a run. rate: the last learning rate; bad_steps: non-finite steps in a row."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.rate, self.bad_steps = run, 0.0, 0
-        self._dumped = "see the dumps of an earlier start"
-        self._previous: Done | None = None
+        self._dumped = "see the earlier dumps of this run"
+        self._previous: PendingStep | None = None
 
     def __call__(self, loaded: LoadedBatch) -> dict[str, Tensor]:
-        """One step of the optimiser on a batch. -> the mean losses of this process, still on the device.
+        """One optimiser step on a batch. -> the mean losses of this process, on the device.
 
-        If a loss or a gradient is not finite, the device leaves the weights alone; the next step reports it.
+        If a loss or a gradient is not finite, the weights stay unchanged, decided on the device without synchronising; the
+        next step reports it.
         """
         batch = to_device(loaded.batch, self.run.device)
         with explain_oom(batch, self.run.config, self.run.iteration):
@@ -50,45 +51,44 @@ class TrainingStep:
             statistics = [(b, b.clone()) for b in self._statistics()]
             losses = self._backward(batch)
             if self._previous:
-                # Only now, when this step's work is queued: asking earlier would make the device wait for the host.
-                self._check(self._previous)
+                self._check(self._previous)  # after this step's work is queued, so that the device does not idle
             finite = self._update(losses)
             for buffer, before in statistics:
                 buffer.copy_(torch.where(finite, buffer, before))
             if self.run.average:
                 self.run.average.update(self.run.model, self.run.iteration)
-        self._previous = Done(self.run.iteration, loaded, losses, AsyncHostCopy(finite))
+        self._previous = PendingStep(self.run.iteration, loaded, losses, AsyncHostCopy(finite))
         return losses
 
     def settle(self) -> None:
-        """Report on the last step, which no other follows."""
+        """Check the latest step now; otherwise the next step does."""
         if self._previous:
             self._check(self._previous)
             self._previous = None
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """The gradients of the losses, part by part of `train.accumulate`. -> this process's losses.
+        """Accumulate gradients over the `train.accumulate` micro-batches. -> this process's losses.
 
-        A part's losses are divided by its counts in all processes together, so that the split over processes does not
-        matter; the parts are averaged, each weighing the same however many terms it has.
+        The losses of a micro-batch are divided by its counts in all processes together, so that the split over processes
+        does not matter; the micro-batches are averaged with equal weights.
         """
         t, run = self.run.config.train, self.run
         run.optimizer.zero_grad(set_to_none=not run.gradients_stay)
         means: dict[str, Tensor] = {}
         parts = split_batch(batch, t.accumulate)
         for k, part in enumerate(parts, 1):
-            later = isinstance(run.forward, nn.parallel.DistributedDataParallel) and k < len(parts)
-            with run.forward.no_sync() if later else nullcontext():  # type: ignore[operator]
+            sync_later = isinstance(run.forward, nn.parallel.DistributedDataParallel) and k < len(parts)
+            with run.forward.no_sync() if sync_later else nullcontext():  # type: ignore[operator]
                 with autocast(run.device, t.amp):
-                    found: dict[str, Loss] = run.forward(part)
-                divisors = run.distributed.divisors({name: loss.count for name, loss in found.items()})
-                losses = {name: loss.sum / divisors[name] / len(parts) for name, loss in found.items()}
+                    sums: dict[str, Loss] = run.forward(part)
+                divisors = run.distributed.divisors({name: loss.count for name, loss in sums.items()})
+                losses = {name: loss.sum / divisors[name] / len(parts) for name, loss in sums.items()}
                 run.scaler.scale(torch.stack(list(losses.values())).sum()).backward()  # type: ignore[no-untyped-call]
             means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
         return means
 
     def _update(self, losses: dict[str, Tensor]) -> Tensor:
-        """Step, on the device's own word that all numbers are finite. -> () bool, on the device."""
+        """Clip the gradients and step, unless a value is not finite. -> whether all are: () bool, on the device."""
         t = self.run.config.train
         total = torch.stack(list(losses.values())).sum()
         self.run.scaler.unscale_(self.run.optimizer)
@@ -99,22 +99,22 @@ class TrainingStep:
         finite = torch.isfinite(total)
         if (
             self.run.scaler.is_enabled()
-        ):  # which looks for infinite gradients itself, and expects some while it finds its scale
+        ):  # it skips infinite gradients itself, which are normal while it adapts its scale
             self.run.scaler.step(self.run.optimizer)
             self.run.scaler.update()
         else:
             finite = finite & torch.isfinite(norm)
-            self.run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what fused optimisers look at
+            self.run.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # read by fused optimisers
             self.run.optimizer.step()
         return finite
 
     def _statistics(self) -> list[Tensor]:
-        """Running statistics that training changes, which one bad batch would spoil for good."""
+        """The running statistics of norms in training mode; forward updates them even if the step is skipped."""
         norms = [m for m in self.run.model.modules() if isinstance(m, BatchNorm2d) and m.training]
         return [b for m in norms for b in (m.running_mean, m.running_var, m.num_batches_tracked) if b is not None]
 
-    def _check(self, done: Done) -> None:
-        """Count a step whose numbers were not finite, keep what made it so; raises `UserError` after a few in a row."""
+    def _check(self, done: PendingStep) -> None:
+        """Count and dump a non-finite step. Raises `UserError` if there are more than `BAD_STEPS` in a row."""
         if done.finite.value():
             self.bad_steps = 0
             return
@@ -131,13 +131,13 @@ class TrainingStep:
                 f"{kept}; {f'the last good weights are {last}' if last.exists() else 'no checkpoint was written yet'}"
             )
 
-    def _dump(self, done: Done, losses: dict[str, float]) -> str:
-        """Keep the batch, the state and the name of the first tensor that is not finite. -> what to say about it."""
+    def _dump(self, done: PendingStep, losses: dict[str, float]) -> str:
+        """Save the batch, the state and the name of the first non-finite tensor. -> where, for the message."""
         rank = self.run.distributed.rank
         mine = any(not abs(value) < float("inf") for value in losses.values()) or self.run.distributed.main
         path = dump_path(self.run.config.output, done.iteration, rank) if mine else None
         if path is None:
-            return self._dumped if mine else "see the dump of another process"
+            return self._dumped if mine else "another process dumped it"
         batch = to_device(done.loaded.batch, self.run.device)
 
         def losses_of(model: nn.Module) -> dict[str, Tensor]:
@@ -156,6 +156,6 @@ class TrainingStep:
             with atomic_write(path) as temporary:
                 torch.save(content, temporary)
         except UserError as error:
-            return f"first: {name}; {error}"
-        self._dumped = f"first: {name}; batch and state are in {path}"
+            return f"first non-finite tensor: {name}; {error}"
+        self._dumped = f"first non-finite tensor: {name}; batch and state are in {path}"
         return self._dumped

@@ -52,7 +52,7 @@ def test_train_then_resume(trained) -> None:
     config, run = trained
     again = tool("train", config, "--output", run)
     assert again.returncode == 2
-    assert "holds a run already" in again.stderr
+    assert "already holds a run" in again.stderr
     assert "Traceback" not in again.stderr
     more = tool("train", config, "train.max_iters=3", "--output", run, "--resume")
     assert more.returncode == 0, more.stderr
@@ -236,7 +236,7 @@ def test_a_place_that_takes_no_results_is_told_before_the_work(
 def test_a_benchmark_of_the_loader_asks_for_its_data_first(tmp_path, capsys) -> None:
     arguments = ["benchmark", "maskrcnn_r50", f"data.root={tmp_path}", "--sections", "all", "--output", str(tmp_path)]
     assert cli.main(arguments) == 2
-    assert "The data are not there" in capsys.readouterr().err
+    assert "The data was not found" in capsys.readouterr().err
 
 
 def test_drawings_do_not_replace_each_other_nor_the_overview(tmp_path) -> None:

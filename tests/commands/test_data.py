@@ -12,8 +12,8 @@ import resdet
 import tiny
 from resdet import cli
 from resdet.config import parse_config
+from resdet.data.splits import missing_data
 from resdet.errors import UserError
-from resdet.training.setup import missing_data
 
 
 @pytest.mark.slow

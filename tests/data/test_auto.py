@@ -16,7 +16,7 @@ from resdet.config import Config, load_config, load_yaml, parse_config
 from resdet.data.auto import as_trained, choose
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageInfo, Objects
-from resdet.training.setup import read_split
+from resdet.data.splits import read_split
 
 
 def annotations(count: int, size: tuple[int, int] = (480, 640), side: float = 100.0, mask: bool = True) -> Annotations:

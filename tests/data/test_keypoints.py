@@ -18,9 +18,9 @@ from resdet.data.coco import Annotations, parse_coco, read_coco
 from resdet.data.collate import collate
 from resdet.data.dataset import DetectionDataset
 from resdet.data.index import Objects
+from resdet.data.splits import read_split
 from resdet.errors import UserError
 from resdet.keypoints import COCO_EDGES, COCO_NAMES, flip_order
-from resdet.training.setup import read_split
 
 NAMES = ["top", "left_foot", "right_foot"]
 POSE = [10, 4, 2, 3, 30, 1, 20, 29, 2]

@@ -18,8 +18,9 @@ from resdet.config import DataConfig, load_config, parse_config
 from resdet.data.dataset import DetectionDataset
 from resdet.data.known import KNOWN
 from resdet.data.sources import open_parts, open_split
+from resdet.data.splits import read_split
 from resdet.errors import UserError
-from resdet.training.setup import prepare_inputs, read_split
+from resdet.training.setup import prepare_inputs
 
 Content = dict[str, list[dict]]
 

@@ -8,12 +8,12 @@ import tiny
 from resdet.data.collate import split_batch
 from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import evaluation_loader
+from resdet.data.splits import read_split
 from resdet.inference import dataset as detect
 from resdet.inference.batch import predict_batch
 from resdet.inference.dataset import predict_dataset
 from resdet.models.build import build_model
 from resdet.structures import Batch
-from resdet.training.setup import read_split
 
 CPU = torch.device("cpu")
 

@@ -158,7 +158,7 @@ def test_a_killed_process_brings_the_job_back_from_the_last_checkpoint(together,
         (
             "[/src/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 20000ms for recv operation to complete",
             r"^rank 1 lost another process \(Timed out waiting 20000ms for recv operation to complete\): it, its machine or "
-            r"the network hangs; go on with --resume$",
+            r"the network hangs; continue with --resume$",
         ),
         ("[/src/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:54", "the message of that one says why"),
         ("mat1 and mat2 shapes cannot be multiplied", None),

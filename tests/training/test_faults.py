@@ -77,7 +77,8 @@ def test_the_first_tensor_that_is_not_finite_is_named(shapes_root, tmp_path, mon
 
     monkeypatch.setattr(TrainingStep, "__call__", poisoned)
     with pytest.raises(
-        UserError, match=r"not finite at iteration 4, the 4th in a row .*first: weight fpn\.lateral\.1\.conv"
+        UserError,
+        match=r"not finite at iteration 4, the 4th in a row .*first non-finite tensor: weight fpn\.lateral\.1\.conv",
     ):
         train(tiny.config(shapes_root, out, max_iters=9, eval_every=0, checkpoint_every=1))
     assert len(list((out / "nonfinite").iterdir())) == 3  # no disk full of them
@@ -88,7 +89,7 @@ def test_an_output_is_named_before_its_loss(shapes_root, tmp_path, monkeypatch, 
 
     forward = FPN.forward
     monkeypatch.setattr(FPN, "forward", lambda fpn, x: {k: v / 0 for k, v in forward(fpn, x).items()})
-    with pytest.raises(UserError, match="first: output of fpn"):
+    with pytest.raises(UserError, match="first non-finite tensor: output of fpn"):
         train(tiny.config(shapes_root, tmp_path / "run", max_iters=9, eval_every=0))
 
 
@@ -135,7 +136,7 @@ def test_unreadable_pictures_cost_no_run_up_to_a_share(shapes_root, tmp_path, mo
     assert train(config).finished
     said = capsys.readouterr().out
     assert said.count(f"{train_file}: not a picture") == 1  # named once, in two epochs
-    assert "another took its place" in said
+    assert "replaced by another image" in said
     assert said.count(f"{val_file}: not a picture") == 1
     identity = {
         e["file_name"]: e["id"] for e in json.loads((root / "annotations/instances_val2017.json").read_text())["images"]
@@ -159,7 +160,7 @@ def test_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, capsys) -> None:
         log.write(1, loss=1.0)
         log.write(2, loss=1.0)
     said = capsys.readouterr().out
-    assert said.count("cannot be written (No space left on device); training goes on") == 1
+    assert said.count("(No space left on device); training continues without it") == 1
     assert "2 lines could not be written" in said
 
 
@@ -167,5 +168,5 @@ def test_going_on_with_another_batch_size_says_what_that_does(shapes_root, tmp_p
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=0))
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=0, batch_size=4), resume=True)
     said = capsys.readouterr().out
-    assert "train.batch_size is 4, was 2: iterations are counted on" in said
-    assert "train.max_iters is 3, was 2: the schedule counts from iteration 1" in said
+    assert "train.batch_size is 4, was 2: the iteration count continues" in said
+    assert "train.max_iters is 3, was 2: the new schedule applies from iteration 1" in said

@@ -146,11 +146,11 @@ def test_checkpoints_of_before_are_not_lost(shapes_root, tmp_path, capsys, name:
     checkpoints.mkdir()
     (checkpoints / name).write_bytes(b"weights")
     config = tiny.config(shapes_root, tmp_path, max_iters=2)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         train(config)
     if name == "best.pt":
         train(config, resume=True)
-        assert "best weights of before are in" in capsys.readouterr().out
+        assert "best weights of the previous one are in" in capsys.readouterr().out
         (checkpoints / "last.pt").unlink()  # and again, before it is saved for the first time
         (checkpoints / "00000002.pt").unlink()
         train(config, resume=True)
@@ -161,7 +161,7 @@ def test_checkpoints_of_before_are_not_lost(shapes_root, tmp_path, capsys, name:
 def test_an_output_folder_is_not_overwritten_and_resume_may_start_afresh(shapes_root, tmp_path) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=0)
     assert train(config, resume=True).iteration == 1
-    with pytest.raises(UserError, match="holds a run already: go on with --resume"):
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
         train(config)
 
 
