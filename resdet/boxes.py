@@ -55,7 +55,7 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (area(a) + area(b) - inter).clamp(min=1e-7)
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
+def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of corresponding boxes (Rezatofighi et al. 2019, arXiv:1902.09630): (..., 4), (..., 4) -> (...) in -1..1.
 
     The IoU, less the share of the smallest box around both that neither covers.

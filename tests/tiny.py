@@ -127,3 +127,15 @@ def pack(images: Sequence[ImageInfo], folder: Path) -> ImageList:
         [label for found in objects for label in found.labels.tolist()],
         [mask for found in objects for mask in found.segmentations],
     )
+
+
+DENSE = ("retinanet", "fcos", "atss", "gfl", "yolof")
+
+
+def dense_model(kind: str, channels: int = 64, **head: object) -> dict:
+    """The model section of a small one-stage detector."""
+    body = {"kind": kind, "backbone": {"name": "resnet18", "weights": "none"}}
+    if kind == "yolof":
+        encoder = {"channels": channels, "width": 16, "dilations": [1, 2]}
+        return {**body, "encoder": encoder, "head": {"class_convs": 1, "box_convs": 1, **head}}
+    return {**body, "fpn": {"channels": channels}, "head": {"num_convs": 1, **head}}

@@ -8,6 +8,14 @@ from resdet.config.data import TrainSplitConfig as TrainSplitConfig
 from resdet.config.data import data_root as data_root
 from resdet.config.data import of_source as of_source
 from resdet.config.data import train_sources as train_sources
+from resdet.config.dense import ATSSConfig as ATSSConfig
+from resdet.config.dense import DenseConfig as DenseConfig
+from resdet.config.dense import FCOSConfig as FCOSConfig
+from resdet.config.dense import GFLConfig as GFLConfig
+from resdet.config.dense import PredictConfig as PredictConfig
+from resdet.config.dense import PyramidConfig as PyramidConfig
+from resdet.config.dense import RetinaNetConfig as RetinaNetConfig
+from resdet.config.dense import YOLOFConfig as YOLOFConfig
 from resdet.config.io import dump_config as dump_config
 from resdet.config.io import dump_settings as dump_settings
 from resdet.config.io import find_config as find_config

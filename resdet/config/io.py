@@ -240,7 +240,8 @@ def _explain(error: Any) -> str:
             f"; did you mean {near[0]!r}?" if near else ""
         )
     if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key{_did_you_mean(path)}"
+        kind = next((str(part).strip("<>") for part in error["loc"] if str(part).startswith("<")), None)
+        return f"{path}: unknown key{_did_you_mean(path, kind)}"
     given = error.get("input")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
@@ -259,8 +260,12 @@ def _shortened(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:200]}…"
 
 
-def _did_you_mean(path: str) -> str:
-    known, path = list(_keys(Config)), re.sub(r"\[\d+\]", "", path)
+def _did_you_mean(path: str, kind: str | None) -> str:
+    """kind: of the model, if the key is inside it."""
+    path = re.sub(r"\[\d+\]", "", path)
+    known = list(_keys(Config, kind=kind))
+    if path in _keys(Config):
+        return f" of a model of kind {kind}"
     parent, _, last = path.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     near = difflib.get_close_matches(last, siblings, n=1)
@@ -270,9 +275,12 @@ def _did_you_mean(path: str) -> str:
     return f"; did you mean {' or '.join(elsewhere[:2])}?" if elsewhere else ""
 
 
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _keys(section: type[BaseModel], prefix: str = "", kind: str | None = None) -> Iterator[str]:
+    """All keys, dotted; of the kinds of models those of one, if it is given."""
     for name, field in section.model_fields.items():
         yield prefix + name
         for inner in _members(field.annotation):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from _keys(inner, f"{prefix}{name}.")
+            if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+                continue
+            if not (kind and issubclass(inner, ModelConfig) and inner.model_fields["kind"].default != kind):
+                yield from _keys(inner, f"{prefix}{name}.", kind)

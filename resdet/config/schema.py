@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Discriminator, Tag, model_validator
 
 from resdet.config.data import DataConfig
+from resdet.config.dense import ATSSConfig, FCOSConfig, GFLConfig, RetinaNetConfig, YOLOFConfig
 from resdet.config.rcnn import RCNNConfig
 from resdet.config.train import TrainConfig
 from resdet.config.types import Count, Section, UserPath
 
+
+def _kind(model: Any) -> str:
+    kind = model.get("kind", "rcnn") if isinstance(model, dict) else getattr(model, "kind", "rcnn")
+    return f"<{kind}>"
+
+
 # Each kind of detector has its own keys, and some that all have (`config/model.py`).
-AnyModelConfig = RCNNConfig
+AnyModelConfig = Annotated[
+    Annotated[RCNNConfig, Tag("<rcnn>")]
+    | Annotated[RetinaNetConfig, Tag("<retinanet>")]
+    | Annotated[FCOSConfig, Tag("<fcos>")]
+    | Annotated[ATSSConfig, Tag("<atss>")]
+    | Annotated[GFLConfig, Tag("<gfl>")]
+    | Annotated[YOLOFConfig, Tag("<yolof>")],
+    Discriminator(_kind),
+]
 
 
 class Config(Section):

@@ -34,13 +34,15 @@ class Prediction(nn.Module):
 
 def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:
     """The graph of `Prediction`, on the model's device, with its thresholds. B is free from 1 to MOST_IMAGES, H and W in
-    multiples of 32 from 96 to LONGEST_SIDE. dtype: of the images; float32 where resizing does not round (torchvision's).
-    Suppression stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation mode."""
+    multiples of 32 from 96 (160 for a pyramid with p7) to LONGEST_SIDE. dtype: of the images; float32 where resizing does not
+    round (torchvision's). NMS stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation
+    mode."""
     device = model.pixel_mean.device
-    images = torch.zeros(2, len(model.pixel_mean), 96, 160, dtype=dtype, device=device)
+    least = max(3, max(model.fpn.strides.values()) // 32 + 1)  # no map may have a single row or column
+    images = torch.zeros(2, len(model.pixel_mean), 32 * least, 32 * least + 64, dtype=dtype, device=device)
     sizes = torch.tensor([[96, 160], [80, 150]], device=device)
     batch = Dim("batch", min=1, max=MOST_IMAGES)
-    height, width = (32 * Dim(name, min=3, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))
+    height, width = (32 * Dim(name, min=least, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))
     with torch.no_grad():
         return torch.export.export(
             Prediction(model.eval().to(memory_format=torch.contiguous_format)), (images, sizes), strict=True,

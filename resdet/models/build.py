@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from resdet.config import ModelConfig, RCNNConfig
+from resdet.config import DenseConfig, ModelConfig, RCNNConfig
 from resdet.errors import UserError
 from resdet.models.backbones.resnet import ResNet, architecture
+from resdet.models.build_dense import build_dense
 from resdet.models.build_rcnn import build_rcnn, use_of_c5
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
@@ -19,6 +20,8 @@ def build_model(config: ModelConfig) -> Detector:
     detector: Detector
     if isinstance(config, RCNNConfig):
         detector = build_rcnn(config, build_backbone(config, use_of_c5(config)))
+    elif isinstance(config, DenseConfig):
+        detector = build_dense(config, build_backbone(config))
     else:
         raise AssertionError(config.kind)
     for module in detector.modules():

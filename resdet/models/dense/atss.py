@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resdet.boxes import center, decode, giou, paired_iou, sides, upcast
+from resdet.boxes import center, decode, paired_giou, paired_iou, sides, upcast
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.fcos import centerness_of
@@ -76,7 +76,7 @@ class ATSSHead(DenseHead):
         levels = self.anchors(features, input_size)
         anchors = torch.cat(levels)
         to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
-        error = 1 - giou(decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True), to.boxes)
+        error = 1 - paired_giou(decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True), to.boxes)
         wanted = torch.where(to.positive, centerness_of(sides(center(anchors), to.boxes)), 0.0)
         entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), wanted, reduction="none")
         count = positives(to.positive)

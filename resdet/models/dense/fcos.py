@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resdet.boxes import area, box_around, center, giou, paired_iou, sides, upcast
+from resdet.boxes import area, box_around, center, paired_giou, paired_iou, sides, upcast
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
@@ -88,7 +88,7 @@ class FCOSHead(DenseHead):
         points = torch.cat(levels)
         to = assigned(targets, *assign(levels, self.points.strides, targets, self.radius), self.num_classes)
         boxes = box_around(points, torch.cat(distances, dim=1))
-        error = iou_error(boxes, to.boxes) if self.box_loss == "iou" else 1 - giou(boxes, to.boxes)
+        error = iou_error(boxes, to.boxes) if self.box_loss == "iou" else 1 - paired_giou(boxes, to.boxes)
         wanted = torch.where(to.positive, centerness_of(sides(points, to.boxes)), 0.0)
         weight = wanted if self.weighted else to.positive.to(wanted.dtype)
         entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), wanted, reduction="none")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resdet.boxes import box_around, center, giou, paired_iou, sides, upcast
+from resdet.boxes import box_around, center, paired_giou, paired_iou, sides, upcast
 from resdet.models.anchors import Anchors
 from resdet.models.dense.atss import BOX_WEIGHT, assign
 from resdet.models.dense.detector import DenseHead
@@ -85,7 +85,7 @@ class GFLHead(DenseHead):
         weight = torch.where(to.positive, score, 0.0)
         wanted = (sides(points, to.boxes) / stride).clamp(0, self.farthest - 0.1)
         spread = distribution_focal(said.reshape(*said.shape[:2], 4, -1), wanted).mean(-1)
-        error = 1 - giou(boxes, to.boxes)
+        error = 1 - paired_giou(boxes, to.boxes)
         return {
             "box_class": Loss(quality_focal(logits, to.labels, quality, targets.known).sum(), positives(to.positive)),
             "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * weight, 0.0).sum(), weight.sum()),

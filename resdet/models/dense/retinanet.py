@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resdet.boxes import decode, delta_distance, encode, giou
+from resdet.boxes import decode, delta_distance, encode, paired_giou
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
@@ -69,7 +69,7 @@ class RetinaNetHead(DenseHead):
         to = assigned(targets, found.gt_index, found.positive, self.num_classes, ignored)
         said = torch.cat(deltas, dim=1)
         if self.box_loss == "giou":
-            distance = 1 - giou(decode(said, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), to.boxes)
+            distance = 1 - paired_giou(decode(said, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), to.boxes)
         else:
             distance = delta_distance(said, encode(to.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
         sums = {

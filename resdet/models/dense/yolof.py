@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from resdet.boxes import center, decode, giou, iou, paired_iou, upcast
+from resdet.boxes import center, decode, iou, paired_giou, paired_iou, upcast
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
@@ -127,7 +127,7 @@ class YOLOFHead(DenseHead):
         found = assign(boxes.detach(), anchors, targets, self.matches, self.low, self.high)
         to = assigned(targets, found.gt_index, found.positive, self.num_classes, found.ignored)
         objects = targets.boxes.repeat(1, found.matched.shape[1] // targets.boxes.shape[1], 1)
-        error = 1 - giou(gather_rows(boxes, found.matched), objects)
+        error = 1 - paired_giou(gather_rows(boxes, found.matched), objects)
         count = positives(to.positive)
         return {
             "box_class": Loss(focal([logits], to.labels, targets.known).sum(), count),
