@@ -35,8 +35,8 @@ class Prediction(nn.Module):
 def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:
     """The graph of `Prediction`, on the model's device, with its thresholds. B is free from 1 to MOST_IMAGES, H and W in
     multiples of 32 from 96 (160 for a pyramid with p7) to LONGEST_SIDE. dtype: of the images; float32 where resizing does not
-    round (torchvision's). NMS stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation
-    mode."""
+    round (torchvision's). NMS stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in
+    evaluation mode."""
     device = model.pixel_mean.device
     least = max(3, max(model.fpn.strides.values()) // 32 + 1)  # no map may have a single row or column
     images = torch.zeros(2, len(model.pixel_mean), 32 * least, 32 * least + 64, dtype=dtype, device=device)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from resdet.boxes import iou
 from resdet.config import parse_config
-from resdet.export.program import export_prediction
 from resdet.models.matching import sample_rois
 from resdet.models.rcnn import RCNN
 from resdet.structures import Batch, Detections, Samples
@@ -199,23 +198,3 @@ def test_images_without_objects_train(counts: list[int]) -> None:
 def test_lists_are_as_long_as_there_are_stages() -> None:
     with pytest.raises(Exception, match="one entry for each stage in each list, but ious has 2, delta_weights has 3"):
         parse_config({"model": {"cascade": {"ious": [0.5, 0.6]}}})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, MMDETECTION])
-def test_losses_predictions_and_the_exported_program_are_one_graph(options: dict) -> None:
-    model, batch, other = small(cascade=options), make_batch([3, 5]), make_batch([0, 8], seed=7)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    found, expected = [compiled(batch)], [model(batch), model(other)]
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        found.append(compiled(other))
-    for ours, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
-    model.eval().selection.score_threshold = 0.0
-    wanted = model.predict(batch)
-    assert wanted.valid.all()
-    given = export_prediction(model).module()(batch.images, batch.image_sizes)
-    results = [value for value in wanted if isinstance(value, Tensor) and value is not wanted.image_sizes]
-    for ours, theirs in zip(given, results, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)

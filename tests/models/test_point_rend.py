@@ -16,8 +16,8 @@ from resdet.checkpoints.recognise import recognise
 from resdet.checkpoints.transfer import fill
 from resdet.models.build import build_model
 from resdet.models.heads.point_rend import PointRendHead, regular_grid, sample_feature
-from resdet.structures import Batch, Detections, Samples, Targets
-from tiny import make_batch, small
+from resdet.structures import Detections, Samples, Targets
+from tiny import small
 
 BOXES = torch.tensor([[10, 12, 60, 70], [0, 0, 158, 126], [100, 50, 120, 90.5], [3, 4, 19, 18], [20, 30, 140, 100.0]])
 IMAGE = torch.tensor([0, 1, 0, 1, 1])
@@ -136,35 +136,6 @@ def test_training_points_are_mostly_uncertain() -> None:
 
 
 SMALL = {"width": 16, "point_width": 8, "points": 12, "steps": 3, "subdivision_points": 49}
-
-
-def test_losses_and_prediction_are_graphs() -> None:
-    """Of fixed shapes: nothing breaks the graph, and other objects do not recompile it."""
-    torch._dynamo.reset()
-    model = small(mask={"point_rend": SMALL}, keypoint=None)
-    losses = torch.compile(model, fullgraph=True, backend="eager")
-    first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
-    expected = [model(first), model(second)]
-    found = [losses(first)]
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        found.append(losses(second))
-    for ours, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours["mask_point"], wanted["mask_point"], rtol=1e-3, atol=1e-4)
-    torch.stack(list(found[0].values())).sum().backward()
-    assert model.heads["mask"].point.logits.weight.grad.abs().sum() > 0
-    model.eval().heads["box"].selection.score_threshold = 0.0
-    program = torch.export.export(Predicts(model), (first.images, first.image_sizes))
-    masks = program.module()(first.images, first.image_sizes)
-    torch.testing.assert_close(masks, model.predict(first).mask_probs, rtol=1e-3, atol=1e-3)
-
-
-class Predicts(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
-        return self.model.predict(Batch(images, sizes, sizes[:, 0], None)).mask_probs
 
 
 @pytest.mark.parametrize("old", [True, False])

@@ -13,7 +13,6 @@ from resdet.config import parse_config, settings_of
 from resdet.data.coco import read_coco
 from resdet.data.relabel import as_objects
 from resdet.errors import UserError
-from resdet.export.program import Prediction, export_prediction
 from resdet.export.torchvision import save_torchvision
 from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
@@ -46,18 +45,6 @@ def test_losses_and_proposals_are_those_inside_a_faster_r_cnn() -> None:
     assert fewer.boxes.shape == (2, 20, 4)
     assert torch.equal(fewer.valid, found.valid[:, :20] & (found.scores[:, :20] > limit))
     assert fewer.valid[0].sum() == 10
-
-
-def test_exported_it_predicts_the_same() -> None:
-    model = small(mask=None, **ALONE).eval()
-    batch = make_batch([1, 1])
-    program = export_prediction(model)
-    for ours, theirs in zip(
-        Prediction(model)(batch.images, batch.image_sizes),
-        program.module()(batch.images, batch.image_sizes),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_what_needs_a_box_head_is_refused() -> None:
