@@ -12,7 +12,8 @@ import torch
 
 from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
-from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
+from resdet.checkpoints.rcnn import fit_hint
+from resdet.checkpoints.recognise import Recognised, open_checkpoint
 from resdet.checkpoints.transfer import FROM_DATA, completed
 from resdet.config import Config, ModelConfig, keypoint_section, load_config
 from resdet.data.collate import pad_images, to_device
