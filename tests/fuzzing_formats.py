@@ -39,10 +39,14 @@ VIA_CSV = (
     '1.jpg,9,"{}",1,0,"' + '","'.join(_CELLS) + '"\n2.jpg,9,"{}",0,0,"{}","{}"\n'
 )
 CVAT = """<annotations><version>1.1</version><meta><task><labels><label><name>dog</name></label><label><name>cat</name></label>
+<label><name>blurred</name><type>tag</type></label><label><name>man</name><type>skeleton</type></label>
+<label><name>head</name><type>points</type><parent>man</parent></label><label><name>foot</name><parent>man</parent></label>
 </labels></task></meta><image id="0" name="1.jpg" width="50" height="40"><box label="cat" xtl="10.5" ytl="20" xbr="40"
 ybr="35"/><box label="cat" xtl="20" ytl="25" xbr="40" ybr="35" rotation="90"/><polygon label="dog" points="0,0;40,0;40,30"/>
 <ellipse label="dog" cx="20" cy="20" rx="10" ry="5" rotation="30"/><mask label="dog" rle="3, 4, 5, 4" left="30"
-top="20" width="4" height="4"/></image><image id="1" name="2.jpg" width="50" height="40"/></annotations>"""
+top="20" width="4" height="4"/><tag label="blurred"/><skeleton label="man"><points label="foot" points="9,20.5"/>
+<points label="head" occluded="1" points="5,6"/></skeleton></image>
+<image id="1" name="2.jpg" width="50" height="40"/></annotations>"""
 
 
 def encode_brush(alpha: np.ndarray) -> list[int]:
@@ -76,6 +80,14 @@ LABEL_STUDIO = [
         _result("brushlabels", "dog", format="rle", rle=BRUSH),
     ]}]},
     {"id": 2, "data": {"image": "https://example.com/2.jpg?x=1"}, "annotations": [{"result": [], "was_cancelled": True}]},
+]  # fmt: skip
+LABEL_STUDIO_MIN = [
+    {"annotation_id": 1, "annotator": 1, "id": 1, "image": "/data/local-files/?d=set/1.jpg", "box": [
+        {"x": 12.5, "y": 25, "width": 50, "height": 50, "rotation": 5, "rectanglelabels": ["cat"], "original_width": W},
+    ]},
+    {"annotation_id": 2, "annotator": 1, "id": 2, "image": "s3://set/2.jpg", "outline": [
+        {"points": [[0, 0], [50, 0], [50, 50]], "closed": True, "polygonlabels": ["dog"]},
+    ]},
 ]  # fmt: skip
 _ALPHA = np.dstack([np.zeros((5, 5, 3), np.uint8), np.full((5, 5), 255, np.uint8)])
 BITMAP = base64.b64encode(zlib.compress(cv2.imencode(".png", _ALPHA)[1].tobytes())).decode()
@@ -112,6 +124,12 @@ EXPORTS = {
     "via csv": Export(BOTH, {"via.csv": VIA_CSV}),
     "cvat": Export(BOTH, {"annotations.xml": CVAT}),
     "label_studio": Export(BOTH, {"export.json": LABEL_STUDIO}),
+    "label_studio min": Export(BOTH, {"export.json": LABEL_STUDIO_MIN}),
+    "yolo darknet": Export(BOTH, {
+        "1.txt": "0 0.3 0.25 0.4 0.25\n1 0.5 0.5 -0.5 0.25\n",
+        "obj.data": "classes = 2\ntrain = data/train.txt\nnames = obj.names\n",
+        "train.txt": "data/1.jpg\ndata/2.jpg\n", "obj.names": "cat\ndog\n",
+    }),
     "supervisely": Export(["train/img/1.jpg"], {
         "train/ann/1.jpg.json": SUPERVISELY, "meta.json": {"classes": [{"title": "cat"}, {"title": "dog"}]},
     }),

@@ -112,6 +112,7 @@ def _set(content: Any, *path: Any) -> None:
     ("coco lvis", ("lvis_v1_train.json", "images", 0, "neg_category_ids", [[7]])),
     ("coco lvis", ("lvis_v1_train.json", "images", 0, "coco_url", 5)),
     ("supervisely", ("train/ann/1.jpg.json", "objects", 1, "bitmap", "data", "é")),
+    ("via", ("via.json", "null")),
     ("kitti", ("training/label_2/000000.txt", "Car 1 2\n")),
     ("mot", ("MOT-02/gt/gt.txt", "1,1,21,30,15,1,1,1.0\n")),
     ("open_images", ("train-annotations-bbox.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf\n"

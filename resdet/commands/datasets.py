@@ -50,6 +50,7 @@ def open_splits(place: Path, kind: str, part: str | None, images: Path | None = 
 
 def _open(place: Path, kind: str, part: str | None, images: Path | None) -> tuple[Source, list[str]]:
     """-> also the names of the splits that are left out though none was asked for."""
+    from resdet.data.rules import class_name
     from resdet.data.sources import detected, other_splits, read_source, read_whole
 
     if not place.exists():
@@ -61,6 +62,8 @@ def _open(place: Path, kind: str, part: str | None, images: Path | None) -> tupl
         source = read_whole(data, found, images, None).whole()
     else:
         source = read_source(data, given, "train").whole()
+    if nameless := [entry.get("id") for entry in source.content["categories"] if not class_name(entry)]:
+        raise UserError(f"{source.path}: category {nameless[0]!r} has no name: give it one")
     if not source.content["images"]:
         raise UserError(f"{place}: lists no images, so nothing is written")
     return source, other_splits(found, source) if part is None else []
@@ -71,7 +74,7 @@ def _tell_left_out(source: Source, names: list[str]) -> None:
 
     if names:
         what = f"split {names[0]} is" if len(names) == 1 else f"splits {few(names)} are"
-        console.print(f"{source.path}: the {what} left out; --split NAME reads one split alone", markup=False)
+        console.print(f"{source.path}: the {what} left out; --split NAME reads one split alone")
 
 
 def write(source: Source, output: Path) -> None:

@@ -75,6 +75,11 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     ]
     if problems:
         raise listed(f"{path}: not a COCO annotation file:", problems)
+    if any("segments_info" in entry for entry in content["annotations"][:1]):
+        raise UserError(
+            f"{path}: COCO's panoptic annotations, whose masks are PNGs: convert them with panopticapi's "
+            "converters/panoptic2detection_coco_format.py"
+        )
     return content
 
 

@@ -101,7 +101,7 @@ def without_outside(value: Sequence[float], size: tuple[int, int]) -> list[float
 def dense_keypoints(poses: Sequence[list[float] | None], count: int) -> np.ndarray:
     """[x, y, visibility, …] in pixels' numbers, or None, of M objects -> (M, K, 3) float32 in continuous coordinates."""
     keypoints = np.zeros((len(poses), count, 3), np.float32)
-    for row, pose in zip(keypoints.reshape(len(poses), -1), poses, strict=True):
+    for row, pose in zip(keypoints.reshape(len(poses), 3 * count), poses, strict=True):
         if pose is not None:
             row[:] = pose
     labelled = keypoints[..., 2:] > 0

@@ -79,8 +79,8 @@ class Depth(NamedTuple):
     )  # of each image's percentiles 0.1 and 99.9: hot pixels are out, small objects are not
 
     def __str__(self) -> str:
-        channels = " or ".join(map(str, self.channels)) or "unknown"
-        text = f"{self.sampled} sampled images: {', '.join(self.dtypes) or 'unreadable'}, {channels} channel(s)"
+        text = f"{self.sampled} sampled images: {', '.join(self.dtypes) or 'unreadable'}"
+        text += f", {' or '.join(map(str, self.channels))} channel(s)" if self.channels else ""
         text += f", {len(self.void)} without a finite value" if self.void else ""
         if not self.deep:
             return text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,8 @@ def other_splits(found: Detected, source: Source) -> list[str]:
         names = list(read_layout(found.path).entries)
     elif found.format == "cityscapes" and (folder := cityscapes_folder(found.path)):
         names = cityscapes_splits(folder)
+    # Of VOC's lists, not those of one class, such as cat_train, and of train and val together.
+    names = [name for name in names if not re.fullmatch(r"trainval|.+_(train|val|trainval|test)", name)]
     return [name for name in names if source.split not in (name, usual_name(name))]
 
 

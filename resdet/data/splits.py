@@ -56,7 +56,8 @@ def missing_data(config: Config, splits: list[Split]) -> list[str]:
         else f"$RESDET_DATASETS/coco = {root}" if "RESDET_DATASETS" in os.environ
         else f"{root} (data.root and $RESDET_DATASETS are not set)"
     )  # fmt: skip
-    lines = ["The data was not found:", *(f"  missing:      {path}" for path in missing), f"  looked in:    {origin}"]
+    lines = ["The data was not found:", *(f"  missing:      {path}" for path in missing)]
+    lines += [f"  looked in:    {origin}"] if any(path.is_relative_to(root) for path in missing) else []
     lines += [
         "  to fix:       get COCO 2017 (datasets/README.md has the commands), or point to a copy: data.root=/path/to/coco",
         "  your own:     data.train.images=FOLDER data.train.annotations=FILE.json, the same under data.val,",

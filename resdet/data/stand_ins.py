@@ -16,12 +16,11 @@ def stand_in(data: bytes, name: str | Path) -> str:
         return ""
     try:
         target = data.decode().strip()
-        there = "\n" not in target and (Path(name).parent / target).exists()
+        if "\n" in target or not Path(name).is_file() or not (Path(name).parent / target).exists():
+            return ""
     except (OSError, ValueError):  # no name that a file can have
-        return ""
-    if not target or not there:
         return ""
     return (
         f"a text file that holds the path {target!r}: a symbolic link that Git checked out as text; check it out again after "
-        "`git config core.symlinks true` (on Windows with developer mode), or copy that file here"
+        "`git config core.symlinks true` (on Windows with developer mode), or put a copy of that in its place"
     )

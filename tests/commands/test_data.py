@@ -102,4 +102,6 @@ def test_a_made_split_needs_no_validation_files(shapes_root, tmp_path) -> None:
     values["data"] |= {"val_fraction": 0.25, "val": {}}
     assert missing_data(parse_config(values), ["val"]) == []
     values["data"] |= {"val_fraction": None, "val": {"annotations": str(tmp_path / "not there.json")}}
-    assert "not there.json" in missing_data(parse_config(values), ["val"])[0]
+    said = missing_data(parse_config(values), ["val"])[0]
+    assert "not there.json" in said
+    assert "looked in" not in said  # a file that is named is not looked for in data.root

@@ -150,6 +150,7 @@ def test_all_mistakes_are_listed_at_once(tmp_path) -> None:
         ("", "is empty"),
         ('{"images": [], "annotations": [1], "annotations": []}', "the key 'annotations' occurs 2 times in one object"),
         ('[{"id": 3, "bbox": [1], "bbox": []}]', "the key 'bbox' occurs 2 times in one object .id 3, keys id, bbox"),
+        ('{"images": [], "annotations": [{"segments_info": []}], "categories": []}', "COCO's panoptic annotations"),
         ("x.txt", "a text file that holds the path 'x.txt'"),
     ],
 )

@@ -338,6 +338,11 @@ def test_splits_of_each_layout_are_found(tmp_path) -> None:
     assert list(coco_splits(tmp_path / "coco")) == ["train2017", "val2017", "person_keypoints_val2017"]
     assert list(coco_splits(tmp_path / "flat")) == ["train", "val"]
     assert list(coco_splits(tmp_path / "one")) == ["train"]
+    (tmp_path / "flat/val.json").unlink()
+    with pytest.raises(
+        UserError, match=r"no annotations of val, but train\.json: name the file with data\.val\.annotations"
+    ):
+        open_split(DataConfig(root=tmp_path / "flat"), "val")
     names = ["train2017", "valid", "test", "person_keypoints_val2017", "trainval"]
     assert [usual_name(name) for name in names] == ["train", "val", "test", None, None]
     for name in ("train/a", "valid/b", "other/c"):

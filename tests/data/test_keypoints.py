@@ -84,6 +84,12 @@ def test_objects_without_keypoints_have_none_labelled(tmp_path) -> None:
     assert not keypoints[1:].any()
 
 
+def test_a_dataset_with_keypoints_may_have_no_objects(tmp_path) -> None:
+    read = annotations(tmp_path, content() | {"annotations": []})
+    assert read.images.keypoints.shape == (0, 3, 3)
+    assert read.skeleton
+
+
 def test_a_dataset_without_keypoints_takes_no_memory_for_them(tmp_path) -> None:
     given = content()
     del given["categories"][0]["keypoints"]

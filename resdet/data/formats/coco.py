@@ -8,12 +8,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from resdet.class_names import few
 from resdet.data.coco import read_coco_json
 from resdet.data.formats.common import ALIASES, Source
-from resdet.data.formats.glimpse import HEAD, json_kind
+from resdet.data.formats.glimpse import HEAD, head_of, json_kind
 from resdet.data.image_folder import VARIANT, take_variants
 from resdet.data.normalise import normalise
 from resdet.data.root_category import without_root
+from resdet.data.stand_ins import stand_in
 from resdet.errors import UserError
 
 
@@ -23,7 +25,8 @@ def read_coco_files(path: Path, images: Path | None, split: str | None) -> Sourc
     content["images"] = with_names(content["images"])
     folder = images or image_folder(path, path.parent)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder (the images of {path})")
+        what = stand_in(head_of(folder), folder) or "no such image folder"
+        raise UserError(f"{folder}: {what} (the images of {path})")
     content["images"], taken, problems = take_variants(content["images"], folder)
     plain = normalise(content, folder)
     content, left_out = without_root(plain.content)
@@ -79,7 +82,7 @@ def coco_splits(root: Path) -> dict[str, Path]:
 def find_annotations(root: Path, split: str) -> Path:
     """The JSON file of a split below `root`, or the only one there is; where there is none, COCO's own name for it.
 
-    Raises `UserError` for several.
+    Raises `UserError` for several, or where all there are belong to other splits.
     """
     names = ALIASES.get(split, (split,))
     usual = root / "annotations" / f"instances_{split}2017.json"
@@ -99,6 +102,12 @@ def find_annotations(root: Path, split: str) -> Path:
         )
     if not ours and len(there) == 1 and not _is_of_another_split(there[0]) and split in ALIASES:
         return there[0]
+    if there and not ours and split in ALIASES:
+        found = few([str(path.relative_to(root)) for path in there])
+        other = ", or use data.val_fraction=0.2 to hold out a split" * (split == "val")
+        raise UserError(
+            f"{root}: has no annotations of {split}, but {found}: name the file with data.{split}.annotations=…{other}"
+        )
     return ours[0] if ours else usual
 
 

@@ -17,11 +17,11 @@ MAX_FOLDERS = 500  # that are listed in search of annotations
 def json_kind(path: Path) -> str:
     """ "coco", "labelme", a name from KINDS, or "" for none of these."""
     try:
-        content = json.loads(path.read_bytes()) if path.stat().st_size <= SMALL else None
+        if path.stat().st_size > SMALL:
+            return _kind_of_large(path)
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return ""
-    if content is None:
-        return _kind_of_large(path)
     first: Any = (
         next(iter(content.values() if isinstance(content, dict) else content), None) if _listy(content) else None
     )

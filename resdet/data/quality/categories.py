@@ -27,7 +27,7 @@ def examine_categories(source: Source, found: Findings) -> dict[Any, str]:
             found.add("category-id", f"{name}: {identity!r}")
             continue
         if not name:
-            found.add("category-unnamed", f"{source.path}: category {identity!r}: name {str(entry['name'])[:40]!r}")
+            found.add("category-unnamed", f"{source.path}: category {identity!r}: name {entry['name']!r:.40}")
         elif name in categories.values():
             found.add(
                 "category-name", f"{name}: ids {next(k for k in categories if categories[k] == name)} and {identity}"
@@ -45,6 +45,8 @@ def compare(train: Source, val: Source) -> list[Finding]:
     found = Findings("both")
     categories = [read_categories(source.content["categories"], []) for source in (train, val)]
     names = [list(by_id.values()) for by_id in categories]
+    if "" in names[0] + names[1]:
+        return []  # without a name nothing can be matched; they are reported by themselves
     labels, ambiguous = find_matches(names[1], names[0])
     for name, options in ambiguous:
         found.add("categories-ambiguous", f"{name!r} of val could be {' or '.join(map(repr, options))} of train")

@@ -74,7 +74,8 @@ def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool, channels:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return Report("file-missing", f"image {identity}: {path} ({error.strerror})", identity, b"")
+        link = f", a link to {os.readlink(path)}" if path.is_symlink() else ""
+        return Report("file-missing", f"image {identity}: {path} ({error.strerror}{link})", identity, b"")
     if not data:
         return Report("file-empty", f"image {identity}: {path}", identity, b"")
     try:
