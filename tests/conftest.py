@@ -48,6 +48,10 @@ def shapes(shapes_root) -> Annotations:
     return read_coco(shapes_root / "annotations" / "instances_train2017.json", shapes_root / "train2017")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-images", action="store_true", help="compare with other tools on every image at hand")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # one of several processes of pytest-xdist, which share the cores
         torch.set_num_threads(1)

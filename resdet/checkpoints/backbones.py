@@ -1,4 +1,4 @@
-"""Backbones alone: torchvision's and timm's names, detectron2's, Caffe2's (the MSRA files), under any prefix -> ours."""
+"""Checkpoints of backbones: names of torchvision, timm, detectron2 or Caffe2 (the MSRA files), under any prefix -> ours."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ EPS = 1e-5
 
 
 class Backbone(NamedTuple):
-    """weights: names as in `ResNet`. values: the config's `input` and `backbone` keys that belong to them.
+    """weights: names as in `ResNet`. values: the `input` and `backbone` sections that belong to them.
 
-    origin: whose names they are, for people. left_over: names beside the backbone's; a classifier's are not counted.
+    origin: whose names they are, for messages. left_over: names that are not the backbone's or a classifier's.
     """
 
     origin: str
@@ -29,7 +29,7 @@ class Backbone(NamedTuple):
 
 
 def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
-    """None if no residual backbone is among these tensors. Raises `KeyError` for one that resdet cannot build."""
+    """The residual backbone in these tensors, None without one. Raises `KeyError` for one that resdet cannot build."""
     for origin, sign, translate in (
         ("torchvision's or timm's names", r"layer1\.0\.conv1\.weight$", _torchvision_names),
         ("detectron2's names", r"res2\.0\.conv1\.weight$", _detectron2_names),
@@ -46,7 +46,7 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
         grouped = values["name"].startswith("resnext")
         if values["norm"] != "gn":
             values |= {"norm_eps": EPS}
-            del values["norm"]  # frozen, trained, synchronised: all the same weights
+            del values["norm"]  # the weights are the same whether frozen, trained or synchronised
         values["stride_in_1x1"] = caffe and not grouped
         origin += f", prefix {prefix!r}" if prefix else ""
         section = input_section(pixels(caffe, grouped), input_channels(weights, prefix=""))
@@ -62,7 +62,7 @@ def pixels(caffe: bool, grouped: bool) -> dict[str, Any]:
 
 
 def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The keys of `model.backbone` that shapes and names tell, also without a layer4. Raises `KeyError`."""
+    """The keys of `model.backbone` that follow from shapes and names, with or without a layer4. Raises `KeyError`."""
     blocks = tuple(
         len({m[1] for m in (re.match(rf"layer{k}\.(\d+)\.", name) for name in weights) if m}) for k in range(1, 5)
     )
@@ -73,12 +73,12 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         groups = middle.shape[0] // middle.shape[1]
         base_width = middle.shape[0] // groups
     if not blocks[3]:
-        whole = [
+        matching = [
             known.blocks
             for known in RESNETS.values()
             if (known.bottleneck, known.blocks[:3]) == (bottleneck, blocks[:3])
         ]
-        blocks = whole[0] if whole else blocks
+        blocks = matching[0] if matching else blocks
     wanted = Architecture(bottleneck, blocks, groups, base_width)  # type: ignore[arg-type]
     name = architecture_name(wanted)
     if name is None:
@@ -97,12 +97,12 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _deformable(weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Version, stages and offset groups, from the shapes of the offsets' convolutions; {} without any."""
+    """Version, stages and offset groups of deformable convolutions, from the shapes of their offsets; {} without any."""
     offsets = {m[1]: v for k, v in weights.items() if (m := re.match(r"layer(\d)\.\d+\.conv2\.offset\.weight", k))}
     if not offsets:
         return {}
     channels = len(next(iter(offsets.values())))
-    # 18 numbers a group in version 1, 27 in version 2: one that both divide is taken for a single group's multiple of 27.
+    # 18 channels per group in version 1, 27 in version 2; a multiple of both is taken for version 2.
     modulated = channels % 27 == 0
     return {
         "deformable": "v2" if modulated else "v1",
@@ -148,7 +148,7 @@ def _caffe2_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
         ours = f"layer{int(block[1]) - 1}.{block[2]}.{ours}" if block else ours
         kept[f"{ours}.{last}"] = value
         if part in ("bn_s", "bn_gamma"):
-            # The MSRA files hold batch norms as a scale and a shift: mean 0, a variance that its epsilon completes to 1.
+            # The MSRA files hold batch norms as a scale and a shift: mean 0, variance + epsilon = 1.
             kept.setdefault(f"{ours}.running_mean", torch.zeros(len(value)))
             kept.setdefault(f"{ours}.running_var", torch.full((len(value),), 1 - EPS))
     return kept, unknown

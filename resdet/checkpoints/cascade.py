@@ -1,4 +1,4 @@
-"""The stages of a Cascade R-CNN in a checkpoint: whether all are there, and what the source's config says of them."""
+"""The stages of a Cascade R-CNN in a checkpoint: whether all are there, and their settings in mmdetection's config."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-# A stage's modules, in our names, and ours of a model with a single box head.
+# The modules of a stage, by our names, and the names in a model with a single box head.
 PLACES = {"heads.box.stages": "heads.box", "heads.box.masks": "heads.mask"}
 STAGES = 3  # of every published model
 
 
 def single(name: str) -> str:
-    """The name of a parameter that a model with one box head and one mask head would have in this one's place."""
+    """The name that a parameter of a stage has in a model with one box head and one mask head."""
     for place, alone in PLACES.items():
         name = re.sub(rf"^{re.escape(place)}\.\d+\.", f"{alone}.", name)
     return name
@@ -30,7 +30,7 @@ def is_cascade(weights: dict[str, Tensor]) -> bool:
 
 
 def missing(weights: dict[str, Tensor], stages: int = STAGES) -> list[str]:
-    """What a cascade of so many stages has and these weights have not, or the other way round, a line each."""
+    """One line per stage that is incomplete or too many, for a cascade of `stages` stages."""
     parts = {"heads.box.stages.{}.trunk.": "box head", "heads.box.stages.{}.classifier.": "classifier",
              "heads.box.stages.{}.regressor.": "box regressor"}  # fmt: skip
     if any(name.startswith("heads.box.masks.") for name in weights):
@@ -46,7 +46,7 @@ def missing(weights: dict[str, Tensor], stages: int = STAGES) -> list[str]:
 
 
 def of_mmdetection(model: dict[str, Any]) -> dict[str, Any]:
-    """The `model.cascade` section of mmdetection's numerics; from the `model` of its config where that tells."""
+    """The `model.cascade` section of an mmdetection model, from the `model` of its config as far as given."""
     head, train = model.get("roi_head") or {}, model.get("train_cfg") or {}
     section = {
         "ious": [0.5, 0.6, 0.7], "loss_weights": [1.0, 0.5, 0.25],
@@ -58,11 +58,11 @@ def of_mmdetection(model: dict[str, Any]) -> dict[str, Any]:
         section["loss_weights"] = [float(w) for w in head["stage_loss_weights"]]
         section["ious"] = [float(stage["assigner"]["pos_iou_thr"]) for stage in train["rcnn"]]
     except (KeyError, TypeError, ValueError):
-        pass  # an older or shortened config: the usual
+        pass  # an older or incomplete config: keep the defaults
     return {**section, "delta_weights": [[1 / s for s in one] for one in stds]}
 
 
 def stages_in(model: dict[str, Any]) -> int:
-    """How many stages the `model` of mmdetection's config has; the usual number where it does not tell."""
+    """The number of stages in the `model` of mmdetection's config; the default if it is not given."""
     count = (model.get("roi_head") or {}).get("num_stages")
     return count if isinstance(count, int) and count > 0 else STAGES

@@ -1,8 +1,8 @@
-"""Checkpoints: one file that `torch.load(weights_only=True)` opens, written so that a crash leaves the old one whole.
+"""resdet's checkpoints: one file that `torch.load(weights_only=True)` opens, written atomically.
 
-A training checkpoint holds "model" (the weights that evaluation uses: EMA's where it is on), "class_names",
-"category_ids", "config" (YAML text), "iteration", "metrics", "training" (all that resuming needs), and a "checksum" of
-all that.
+A training checkpoint holds "model" (the weights that evaluation uses: averaged ones if `train.ema_decay` is on),
+"class_names", "category_ids", "config" (YAML text), "iteration", "metrics", "training" (the state to resume from), and a
+"checksum" of all these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resdet.writing import atomic_write
 
 @dataclass
 class Checkpoint:
-    """A checkpoint's content; a bare state dict has no more than `model`."""
+    """The content of a checkpoint; a bare state dict has `model` only."""
 
     model: dict[str, Tensor]
     class_names: list[str] = field(default_factory=list)
@@ -33,22 +33,22 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """At any moment `path` is a whole file or none. Raises `UserError`."""
+    """Write `path` atomically. Raises `UserError`."""
     with atomic_write(path) as temporary:
         torch.save({**vars(checkpoint), "checksum": checksum(vars(checkpoint))}, temporary)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a resdet checkpoint or a bare state dict, on the CPU. Never runs code from the file.
+    """Read a resdet checkpoint or a bare state dict to the CPU, without running code from the file.
 
-    Raises `UserError`, also for content that is not what its checksum says.
+    Raises `UserError`, also if the checksum does not match.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # fed with garbage, an unpickler raises anything, struct.error and IndexError included
+    except Exception as error:  # on garbage, an unpickler may raise anything, such as struct.error or IndexError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(content, dict):
@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise UserError(f'{path}: its "model" is not a state dict of tensors')
     known = {name: content[name] for name in Checkpoint.__dataclass_fields__ if name in content}
     if "checksum" in content and content["checksum"] != checksum(known):
-        raise UserError(f"{path}: damaged: its content is not what its checksum says")
+        raise UserError(f"{path}: damaged: its content does not match its checksum")
     return Checkpoint(**known)
 
 
@@ -87,15 +87,16 @@ def checksum(content: Any) -> str:
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str | Path, hint: str = "") -> None:
-    """Fill `model` exactly; raises one `UserError` that lists missing, left-over and misshapen entries, first ones first.
+    """Load weights that must match the model exactly; raises one `UserError` that lists missing and left-over entries and
+    wrong shapes, in the order of the model.
 
     hint: what would make them fit, for the error.
     """
     own = model.state_dict()
-    # A batch norm counts its batches, a frozen one does not; the number means nothing for prediction.
+    # Only trainable batch norms count their batches; the number does not matter for prediction.
     given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked") or k in own}
     problems = []
-    for k in own:  # in the order of the computation
+    for k in own:
         if k not in given:
             problems += [] if k.endswith("num_batches_tracked") else [f"missing: {k}"]
         elif own[k].shape != given[k].shape:

@@ -1,4 +1,4 @@
-"""A recognised checkpoint in a few lines for people."""
+"""A recognised checkpoint -> a summary of a few lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def describe(found: Recognised) -> str:
-    """Source, kind of detector, numerics, notes and what was left over."""
+    """Source, kind of detector, numerics, notes and tensors that were not recognised."""
     m = found.model
     name, details = _rcnn(m) if isinstance(m, RCNNConfig) else (m.kind, [])
     classes = f", {m.num_classes} classes" if found.whole and "proposals" not in m.outputs else ""
@@ -32,14 +32,14 @@ def describe(found: Recognised) -> str:
 
 
 def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
-    """Its name, and a line on its numerics."""
+    """The name of the architecture, and a line on its numerics."""
     kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
     kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
     kind += " with PointRend" if m.mask and m.mask.point_rend else ""
     line = f"anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}"
     if m.box:
         samples = m.pool.sampling_ratio or "adaptive"
-        line += f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, {samples} samples a bin side"
+        line += f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, {samples} samples per bin side"
     line += f"; masks pasted as {m.mask.paste}" if m.mask else ""
     line += f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else ""
     return kind if m.box else "RPN alone", [line]

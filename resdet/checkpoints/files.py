@@ -1,7 +1,7 @@
-"""Checkpoint files of any tool -> tensors by name and plain metadata. No file ever runs code.
+"""Checkpoint files of any tool -> tensors by name and plain metadata, without running code from the file.
 
-`.pth`, `.pt`, `.bin` open through torch's weights-only unpickler, `.pkl` (detectron2, Caffe2) through one that admits
-NumPy arrays and plain containers alone, `.safetensors` hold no code to begin with.
+`.pth`, `.pt`, `.bin` are read by torch's weights-only unpickler, `.pkl` (detectron2, Caffe2) by one that allows only NumPy
+arrays and plain containers; `.safetensors` contain no code.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from resdet.errors import UserError
 
 
 class Contents(NamedTuple):
-    """weights: name -> tensor on the CPU, nested dicts flattened. meta: what else the file says, plain Python."""
+    """weights: name -> tensor on the CPU, nested dicts flattened. meta: the file's other content, plain Python."""
 
     weights: dict[str, Tensor]
     meta: dict[str, Any]
 
 
 def read_file(path: str | Path) -> Contents:
-    """Read a checkpoint of any known container. Raises `UserError`, in one line, for anything else."""
+    """Read a checkpoint file. Raises `UserError` if it is not one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
@@ -39,7 +39,7 @@ def read_file(path: str | Path) -> Contents:
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path}: is a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
     if head.lstrip()[:1] == b"<":
-        raise UserError(f"{path}: is an HTML page, not weights; the download link led elsewhere")
+        raise UserError(f"{path}: is an HTML page, not weights; the download link was wrong")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     torch_file = zipfile.is_zipfile(path) or b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." in head[:32]  # zip, or torch < 1.6
@@ -48,20 +48,20 @@ def read_file(path: str | Path) -> Contents:
 
 
 def require_finite(weights: dict[str, Tensor], path: str | Path) -> None:
-    """Raises `UserError` that names the first tensor with a NaN or an infinity."""
+    """Raises `UserError` if a tensor contains NaN or infinity; names the first."""
     bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {len(bad)} tensor(s) hold NaN or infinity, the first {bad[0]}")
 
 
 def _read_torch(path: Path) -> Any:
-    """torch.save's format. mmengine's logging objects, which are of no use here, become empty ones."""
+    """torch.save's format. mmengine's logging objects are not needed and become empty objects."""
     try:
         unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
         inert = [(_Inert, name) for name in unknown if re.match(r"(mmengine|mmcv|mmdet)\.", name)]
         with torch.serialization.safe_globals([*inert, *_NUMPY_GLOBALS]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # fed with garbage, an unpickler raises anything
+    except Exception as error:  # on garbage, an unpickler may raise anything
         raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from None
 
 
@@ -84,7 +84,7 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _flattened(content: Any, path: Path) -> Contents:
-    """Every tensor by its path through nested dicts ("state_dict.module.conv1.weight"); the top level's rest as metadata."""
+    """Every tensor by its path in nested dicts ("state_dict.module.conv1.weight"), and the other top-level entries."""
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     weights: dict[str, Tensor] = {}
@@ -93,7 +93,7 @@ def _flattened(content: Any, path: Path) -> Contents:
     while waiting:
         prefix, value = waiting.pop()
         if isinstance(value, dict) and id(value) not in seen:
-            seen.add(id(value))  # a hostile dict may contain itself
+            seen.add(id(value))  # a malicious dict may contain itself
             waiting += [(f"{prefix}.{k}" if prefix else str(k), v) for k, v in reversed(value.items())]
         elif isinstance(value, Tensor | np.ndarray):
             tensor = _tensor(value)
@@ -112,7 +112,7 @@ def _tensor(value: Tensor | np.ndarray) -> Tensor | None:
 
 
 class _Inert:
-    """Stands in for an object whose class we neither need nor trust."""
+    """Replaces an object whose class is neither needed nor trusted."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -120,16 +120,16 @@ class _Inert:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in protocol 2; any other use of codecs is refused."""
+    """`_codecs.encode` as Python 3 uses it to pickle bytes in protocol 2; any other use is refused."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"encoding {encoding!r}")
     return text.encode("latin1")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Admits what arrays and plain containers are made of, by exact name."""
+    """Allows only the globals that pickled arrays and plain containers need."""
 
-    _reconstruct = np.zeros(0).__reduce__()[0]  # lives in another module from NumPy 2 on
+    _reconstruct = np.zeros(0).__reduce__()[0]  # its module changed in NumPy 2
     _scalar = np.float64(0).__reduce__()[0]
     allowed = {  # noqa: RUF012
         ("numpy", "ndarray"): np.ndarray,

@@ -1,4 +1,4 @@
-"""What a config calls weights -> a file on disk: a path, or a name of torchvision's or timm's that is found or downloaded."""
+"""The `weights` of a config -> a file: a path, or a torchvision or timm model, cached or downloaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet_v1": "IMAGENET1K_V1", "imagen
 
 
 def find_weights(weights: str, backbone: str | None = None) -> Path:
-    """`weights` -> a whole file. Raises `UserError` that says which one is missing, where it was looked for, what to do.
+    """`weights` -> a file. Raises `UserError` that says what is missing, where it was looked for and how to fix it.
 
-    weights: a path; "torchvision:NAME", a detector or classifier of torchvision's; "timm:NAME"; with a `backbone`
-             ("resnet50") also "imagenet", "imagenet_v1" or "imagenet_v2", which are torchvision's files.
+    weights: a path; "torchvision:NAME", a detector or classifier of torchvision; "timm:NAME"; with a `backbone`
+             ("resnet50") also "imagenet", "imagenet_v1" or "imagenet_v2", torchvision's weights.
     """
     if weights in IMAGENET:
         if backbone is None:
-            raise UserError(f"{weights}: names a backbone's weights: set model.backbone.weights, not model.weights")
+            raise UserError(
+                f"{weights}: these are weights of a backbone: set model.backbone.weights, not model.weights"
+            )
         return _cached(_torchvision_url(backbone, IMAGENET[weights], weights), "model.backbone.weights")
     kind, _, name = weights.partition(":")
     if kind == "torchvision":
@@ -60,9 +62,9 @@ def _torchvision_url(name: str, version: str, asked: str) -> str:
 
 
 def _cached(url: str, key: str) -> Path:
-    """torch.hub's file of that address, downloaded if need be; its name's hash must fit either way.
+    """torch.hub's cached file of that URL, downloaded if necessary; it must match the hash in its name.
 
-    key: of the config, for what the error advises.
+    key: the config key that named the weights, for errors.
     """
     path = cache_folder() / url.rpartition("/")[2]
     digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
@@ -71,8 +73,8 @@ def _cached(url: str, key: str) -> Path:
         actual = _sha256(path)
         if not actual.startswith(wanted):
             raise UserError(
-                f"{path}: damaged: its name promises a SHA-256 that begins with {wanted}, "
-                f"but it is {actual[:8]}…; delete it and start again, or fetch {url}"
+                f"{path}: damaged: its SHA-256 should begin with {wanted}, but is {actual[:8]}…: "
+                f"delete it and start again, or download {url}"
             )
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +82,11 @@ def _cached(url: str, key: str) -> Path:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=wanted)  # to another name, then renamed
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise UserError(
-            f"weights are not there and could not be downloaded ({error}).\n"
+            f"the weights were not found and could not be downloaded ({error}).\n"
             f"  looked for:   {path}\n"
             f"  to fix:       download {url} elsewhere and put it there"
             f"{'' if 'TORCH_HOME' in os.environ else ' (or set TORCH_HOME)'},\n"
-            f"                or name a file of your own: {key}=/path/to/{path.name},\n"
+            f"                or give a file: {key}=/path/to/{path.name},\n"
             f"                or train from scratch: "
             f"{'model.backbone.weights=none' if 'backbone' in key else 'another config, with model.backbone.weights=none'}"
         ) from None
@@ -92,15 +94,15 @@ def _cached(url: str, key: str) -> Path:
 
 
 def _timm(name: str) -> Path:
-    """A file put by hand into torch.hub's cache, or the one of the Hugging Face hub that timm would take."""
-    by_hand = cache_folder() / f"{name}.safetensors"
-    if by_hand.is_file():
-        return by_hand
+    """A file placed manually in torch.hub's cache, or else timm's file on the Hugging Face Hub."""
+    manual = cache_folder() / f"{name}.safetensors"
+    if manual.is_file():
+        return manual
     try:
         import timm
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise UserError(f"timm:{name} needs the extra: pip install 'resdet[timm]', or the file {by_hand}") from None
+        raise UserError(f"timm:{name} needs the extra: pip install 'resdet[timm]', or the file {manual}") from None
     try:
         config = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError:
@@ -111,14 +113,14 @@ def _timm(name: str) -> Path:
         raise UserError(f"timm:{name}: timm has no such pretrained model{hint}")
     hub_log = logging.getLogger("huggingface_hub")
     level = hub_log.level
-    hub_log.setLevel(logging.CRITICAL)  # its ten warnings about retries say less than one error
+    hub_log.setLevel(logging.CRITICAL)  # no warnings about retries
     try:
         return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
-    except Exception as error:  # of a dozen kinds, by the version of three libraries
+    except Exception as error:  # the type depends on the versions of three libraries
         raise UserError(
-            f"timm:{name} is not there and could not be downloaded ({type(error).__name__}).\n"
-            f"  looked for:   {by_hand}, and Hugging Face's cache (HF_HOME)\n"
-            f"  to fix:       put https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors there, "
+            f"timm:{name} was not found and could not be downloaded ({type(error).__name__}).\n"
+            f"  looked for:   {manual}, and Hugging Face's cache (HF_HOME)\n"
+            f"  to fix:       download https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors and save it "
             "under that name"
         ) from None
     finally:

@@ -1,6 +1,6 @@
 """Parameter names and class layouts of torchvision, detectron2 and mmdetection -> ours.
 
-One table a source: (pattern at the start of a name, ours). What a pattern leaves of the name is kept.
+One table per source: (pattern of the beginning of a name, our replacement). The rest of the name is kept.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from resdet.checkpoints import dense_names
 
 Source = Literal["torchvision", "detectron2", "mmdetection", "resdet"]
 
-_COARSE = r"roi_heads\.mask_(?:head\.coarse|coarse)_head\."  # of PointRend, in new and old files
+_COARSE = r"roi_heads\.mask_(?:head\.coarse|coarse)_head\."  # PointRend, in new and old files
 _POINT = r"roi_heads\.mask_(?:head\.point|point)_head\."
 
 
 def _detectron2_backbone(prefix: str) -> list[tuple[str, str]]:
-    """A ResNet under a prefix; its res5 is also found among the heads of a C4 detector, which compute it on RoIs."""
+    """A ResNet under a prefix. In C4 detectors res5 is part of the heads, which run it on RoIs."""
     rows = [(rf"{prefix}stem\.conv1\.norm\.", "backbone.bn1."), (rf"{prefix}stem\.conv1\.", "backbone.conv1.")]
     for k in range(1, 5):
         stage, ours = rf"{prefix}res{k + 1}\.(\d+)\.", rf"backbone.layer{k}.\1."
@@ -142,7 +142,7 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_head\.mask_head\.conv_logits\.", "heads.mask.logits."),
     ],
 }
-# Names of each source that no other has; the second where there is no FPN.
+# Names that occur in one source only; with alternatives for detectors without FPN.
 SIGNS: dict[Source, str] = {
     "detectron2": r"(?:backbone\.bottom_up|proposal_generator\.rpn_head)\.",
     "torchvision": r"backbone\.body\.",
@@ -152,9 +152,9 @@ SIGNS: dict[Source, str] = {
 
 
 def source_of(names: Iterable[str]) -> tuple[Source, str] | None:
-    """Whose detector these names are, and the prefix before them ("model.", "state_dict.module.", …); None for no detector.
+    """The source of a detector with these names and their prefix ("model.", "state_dict.module.", …); None for no detector.
 
-    Where several copies are inside (averaged weights, an optimiser's state), the first in the file is meant.
+    If there are several copies (averaged weights, an optimiser's state), the first in the file counts.
     """
     names = list(names)
     for source, sign in SIGNS.items():
@@ -166,7 +166,7 @@ def source_of(names: Iterable[str]) -> tuple[Source, str] | None:
 
 
 def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights by our names and in our class layout, and the names that no rule knows."""
+    """Weights by our names and in our class layout, and the names that are in no table."""
     converted: dict[str, Tensor] = {}
     unknown: list[str] = []
     kind = dense_names.kind_of(weights)
@@ -181,7 +181,7 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
                 value.squeeze(-1) if ours.startswith("heads.mask.point.") else value
             )  # convolutions of width 1
     one_fc = any(k.endswith("trunk.convs.0.conv.weight") for k in converted)
-    if one_fc:  # 4conv1fc's single layer is called like the first of two elsewhere
+    if one_fc:  # the single layer of 4conv1fc; elsewhere it is named like the first of two
         converted = {k.replace(".trunk.fc1.", ".trunk.fc."): v for k, v in converted.items()}
     if kind and source != "resdet":
         converted = dense_names.to_our_layout(dense_names.from_first_level(converted), kind, source)
@@ -192,7 +192,7 @@ def _translate(name: str, table: list[tuple[str, str]]) -> str | None:
     for pattern, ours in table:
         translated, hits = re.subn(f"^{pattern}", ours, name)
         if hits:
-            # "-1" to "-4": layers that are counted from one.
+            # "-1" to "-4": the source numbers its layers from one.
             return re.sub(r"\.(convs|fcs)\.-(\d)\.", lambda m: f".{m[1]}.{int(m[2]) - 1}.", translated)
     return None
 
@@ -203,19 +203,19 @@ def from_ours(name: str, source: Source, kind: dense_names.Kind | None = None) -
     for pattern, ours in TABLES[source] + (dense_names.rows_of(source, kind) if kind else []):
         if "(?=" in pattern:
             continue  # reads a second spelling
-        # "\1", "\2" become the numbers to find; "-" says that layers are counted from one there.
+        # "\1", "\2" become the numbers to find; "-" means that the source numbers its layers from one.
         match = re.match(re.sub(r"-?\\\\\d", r"(\\d+)", re.escape(ours.replace("-", ""))), name)
         if match:
             from_one = re.findall(r"(-?)\\\d", ours)
             numbers = [str(int(number) + bool(sign)) for number, sign in zip(match.groups(), from_one, strict=True)]
             theirs = re.sub(r"\(\\d\+?\)", lambda _: numbers.pop(0), pattern)  # noqa: B023 (called at once)
-            theirs = re.sub(r"\(\?:([^|]+)\|[^)]+\)", r"\1", theirs)  # of two spellings the first
+            theirs = re.sub(r"\(\?:([^|]+)\|[^)]+\)", r"\1", theirs)  # the first of two spellings
             return theirs.replace("\\", "") + name[match.end() :]
     return None
 
 
 def _without_background(name: str, value: Tensor) -> Tensor:
-    """torchvision's background is the first row everywhere; ours the last of the classifier and nowhere else."""
+    """torchvision has a background row first in every predictor; ours is last in the classifier, and nowhere else."""
     if name.startswith("heads.box.classifier."):
         return torch.cat([value[1:], value[:1]])
     if name.startswith("heads.box.regressor."):

@@ -1,6 +1,6 @@
-"""What a checkpoint's shapes cannot tell: channel order, pixel scaling, stride placement, anchors, RoIAlign, classes.
+"""What does not follow from a checkpoint's shapes: channel order, pixel scaling, stride placement, anchors, RoIAlign, classes.
 
-These are the source's conventions, or stand in the config text that mmdetection stores in its files.
+These are the source's conventions, or are in the config text that mmdetection stores in its files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SINGLE_LEVEL = {"pre_nms_train": 12000, "pre_nms_predict": 6000, "post_nms_train
 
 
 def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor], meta: dict[str, Any]) -> list[str]:
-    """Complete the `model` section of an architecture in place. -> what was decided by what, for people.
+    """Add the numerics to the `model` section of an architecture, in place. -> notes on what was inferred from what.
 
     raw: the tensors by their names in the file. meta: the file's other content.
     """
@@ -110,9 +110,10 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
 
 
 def divided_by_std(raw: dict[str, Tensor]) -> bool:
-    """Whether a detectron2 stem saw pixels divided by their standard deviation (some 57), by the variance of its responses.
+    """Whether a detectron2 stem was trained on pixels divided by their standard deviation (about 57), judged by the running
+    variance of its batch norm.
 
-    False where its batch norm has no statistics of its own: group norm, and the MSRA weights, whose statistics are folded.
+    False if there is none: with group norm, and in the MSRA weights, where the statistics are folded.
     """
     at = next((name.removesuffix("stem.conv1.weight") for name in raw if name.endswith("stem.conv1.weight")), None)
     variance = None if at is None else raw.get(f"{at}stem.conv1.norm.running_var")
@@ -126,9 +127,9 @@ def divided_by_std(raw: dict[str, Tensor]) -> bool:
 
 
 def mmdetection_config(meta: dict[str, Any]) -> dict[str, Any]:
-    """The values of the config's text in its files that can be read without running it; {} if there is no Python.
+    """The values in mmdetection's config text that can be read without running it; {} if there is none.
 
-    meta: the file's content beside the tensors.
+    meta: see `Contents`.
     """
     inner = _section(meta, "meta")
     text = inner.get("cfg") or inner.get("config")
@@ -143,7 +144,7 @@ def mmdetection_config(meta: dict[str, Any]) -> dict[str, Any]:
 def class_names(
     source: Source, count: int, meta: dict[str, Any], *, coco_keypoints: bool = False
 ) -> tuple[list[str], list[int]]:
-    """(names, dataset category ids), label by label; empty where neither the file nor COCO's habit tells.
+    """(names, dataset category ids) by label, from the file or, for models of COCO's size, COCO's; empty if unknown.
 
     coco_keypoints: whether the model has as many keypoints as COCO's persons.
     """

@@ -1,4 +1,4 @@
-"""The first convolution and the number of channels that it takes: weights for RGB -> weights for any channels."""
+"""The first convolution: weights for RGB images -> weights for any number of channels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def stem_name(weights: dict[str, Tensor], prefix: str = "backbone.") -> str:
-    """Of the convolution that sees the image: the only one, or the first of a deep stem's three. Raises `KeyError`."""
+    """The name of the convolution on the image: the only one of the stem, or the first of a deep stem's three."""
     names = [f"{prefix}conv1.weight", f"{prefix}conv1.0.weight"]
     return next((name for name in names if name in weights), names[0])
 
 
 def input_channels(weights: dict[str, Tensor], prefix: str = "backbone.") -> int:
-    """Raises `KeyError` or `IndexError` where there is no stem."""
+    """The channels of the images. Raises `KeyError` or `IndexError` if there is no stem."""
     return weights[stem_name(weights, prefix)].shape[1]
 
 
 def input_section(values: dict[str, Any], channels: int) -> dict[str, Any]:
-    """The `input` section that belongs to a stem of so many channels: what does not fit their number gets its default."""
+    """The `input` section `values` for a stem of `channels` channels; values that do not fit their number are dropped."""
     if channels == 3:
         return values
     kept = {k: v for k, v in values.items() if k in ("resize", "rounding")}
@@ -36,12 +36,11 @@ def input_section(values: dict[str, Any], channels: int) -> dict[str, Any]:
 
 
 def inflate(weight: Tensor, channels: int) -> Tensor:
-    """RGB filters (O, 3, h, w) -> (O, C, h, w), such that a grey image in all C channels gets the response that it had in all
-    three.
+    """RGB filters (O, 3, h, w) -> (O, C, h, w), with the same response to a grey image repeated in all channels.
 
-    C < 3: each channel has (W_r + W_g + W_b) / C.
-    C > 3: the first three keep W_r, W_g, W_b, the others have their average, all times 3 / C.
-    Either way the filters of all channels add up to W_r + W_g + W_b.
+    C < 3: each channel gets (W_r + W_g + W_b) / C.
+    C > 3: the first three keep W_r, W_g, W_b, the others get their average, all times 3 / C.
+    Either way the filters sum to W_r + W_g + W_b over the channels.
     """
     average = weight.mean(1, keepdim=True)
     if channels < 3:
@@ -50,16 +49,16 @@ def inflate(weight: Tensor, channels: int) -> Tensor:
 
 
 def with_channels(found: Recognised, channels: int) -> Recognised:
-    """A checkpoint for RGB, made one for so many channels: stem, mean and std. Raises `UserError` for one of other channels.
+    """An RGB checkpoint with stem, mean and std adapted to `channels`. Raises `UserError` if it is not for RGB.
 
-    mean and std follow `config.for_channels`; the equality that `inflate` states is that of normalised images.
+    For mean and std see `config.for_channels`; the response that `inflate` preserves is that to normalised images.
     """
     section = found.model.input
     if section.channels == channels:
         return found
     if section.channels != 3:
         raise UserError(
-            f"{found.path}: takes {section.channels} channels, model.input.channels is {channels}: set "
+            f"{found.path}: takes {section.channels} channels, but model.input.channels is {channels}: set "
             f"model.input.channels={section.channels}, or start from weights for RGB"
         )
     name = stem_name(found.weights)

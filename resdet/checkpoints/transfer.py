@@ -1,4 +1,4 @@
-"""Starting from others' weights: the config that they bring, and which of them go where in a new model."""
+"""Starting from pretrained weights: the config that belongs to them, and loading those that fit into a new model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from torch import Tensor, nn
 
 from resdet.checkpoints.cascade import single
 from resdet.checkpoints.locate import find_weights
-from resdet.checkpoints.recognise import Recognised, fit_hint, open_backbone, recognise
+from resdet.checkpoints.rcnn import fit_hint
+from resdet.checkpoints.recognise import Recognised, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
 from resdet.config import ModelConfig, RCNNConfig, keypoint_section, parse_config, settings_of
 from resdet.errors import UserError, listed
 
-# Layers with rows for every class, and how many rows a class has in them.
+# Layers with rows for every class -> rows per class.
 PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1}
-# Layers that see every class's logits among their inputs, and so start anew with other classes.
+# Layers whose inputs include the logits of all classes; re-initialised if the classes differ.
 OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")
 # Keys of model.keypoint that the training set decides.
 FROM_DATA = ("num_keypoints", "names", "skeleton")
 
 
 def starting_point(config: ModelConfig) -> Recognised | None:
-    """Open what `model.weights`, or else `model.backbone.weights`, names. Raises `UserError`."""
+    """The checkpoint that `model.weights`, or else `model.backbone.weights`, names. Raises `UserError`."""
     if config.weights:
         return _for_input(recognise(find_weights(config.weights)), config)
     b = config.backbone
@@ -34,18 +35,18 @@ def starting_point(config: ModelConfig) -> Recognised | None:
     name = found.model.backbone.name
     if name != b.name:
         raise UserError(
-            f"{found.path}: holds a {name}, the config says {b.name}: set model.backbone.name={name}, or name other weights"
+            f"{found.path}: holds a {name}, but the config has {b.name}: set model.backbone.name={name}, or use other weights"
         )
     return _for_input(found, config)
 
 
 def _for_input(found: Recognised, config: ModelConfig) -> Recognised:
-    """The checkpoint for as many channels as the config asks for; its own where that leaves them open."""
+    """The checkpoint, adapted to `model.input.channels` if the config sets it."""
     return with_channels(found, config.input.channels) if "channels" in config.input.model_fields_set else found
 
 
 def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
-    """The config with the architecture and the numerics of a checkpoint, except where it sets a key itself."""
+    """The config with the architecture and the numerics of a checkpoint, except for keys that it sets itself."""
     if found.whole and found.model.kind != config.kind:
         refuse_keys_of_another_kind(config, found)
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
@@ -71,29 +72,30 @@ def refuse_keys_of_another_kind(config: ModelConfig, found: Recognised) -> None:
 
 
 def disagreements(config: ModelConfig, found: Recognised) -> list[str]:
-    """The numerics in which a config goes against the checkpoint that it starts from."""
+    """One line per numeric setting in which a config differs from the checkpoint that it starts from."""
     ours, lines = config.model_dump(), []
     for section, values in found.model.model_dump(
         include={"input", "anchors", "pool"} if found.whole else {"input"}
     ).items():
         lines += [
-            f"model.{section}.{key}={ours[section][key]} is the config's; the weights are made for {value}"
+            f"model.{section}.{key}={ours[section][key]} in the config, but the weights need {value}"
             for key, value in values.items()
             if ours[section][key] != value
         ]
     if config.backbone.stride_in_1x1 != found.model.backbone.stride_in_1x1:
         lines.append(
-            f"model.backbone.stride_in_1x1={config.backbone.stride_in_1x1} is the config's; the weights' is other"
+            f"model.backbone.stride_in_1x1={config.backbone.stride_in_1x1} in the config, but the weights need "
+            f"{found.model.backbone.stride_in_1x1}"
         )
     return lines
 
 
 def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config: ModelConfig) -> str:
-    """Put the weights where they belong. -> a report: loaded, re-initialised and why, missing, left over.
+    """Load the weights that fit into `model`. -> a report: loaded, re-initialised and why, missing, left over.
 
-    Predictors of other classes stay random but for the rows of classes that both sides name (and, with such, the
-    background's). What the file does not have stays random too, which for a part of the backbone is an error, as is a
-    part of another shape. Raises `UserError`.
+    If the classes differ, predictors stay random except for the rows of classes that both sides name (and, if there are any,
+    the background's). Parameters that are not in the file stay random; it is an error if the backbone is incomplete or shapes
+    differ. Raises `UserError`.
     """
     own = model.state_dict()
     rcnn = config if isinstance(config, RCNNConfig) else None
@@ -101,8 +103,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
     same = kept == list(range(len(class_names)))
     ready: dict[str, Tensor] = {}
     wrong: list[str] = []
-    redone: list[str] = []
-    points: list[str] = []
+    reinitialised: list[str] = []
+    other_keypoints: list[str] = []
     for name, value in own.items():
         given = found.weights.get(name)
         if given is None:
@@ -114,42 +116,42 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         if layer == "heads.mask.logits" and rcnn and rcnn.mask and rcnn.mask.class_agnostic:
             rows = None
         if layer == "heads.keypoint.logits" and not _same_keypoints(config, found):
-            points.append(name)
+            other_keypoints.append(name)
             continue
         if rows and not (same and given.shape == value.shape):
-            redone.append(name)
+            reinitialised.append(name)
             if given.shape[1:] == value.shape[1:]:
                 ready[name] = _with_rows(value, given, kept, rows)
                 continue
         if found.whole and not same and name.startswith(OF_ALL_CLASSES):
-            redone.append(name)
+            reinitialised.append(name)
         elif given.shape != value.shape:
             wrong.append(f"{name}: the file has {tuple(given.shape)}, the config builds {tuple(value.shape)}")
         else:
             ready[name] = given
     missing = [k for k in own if k not in found.weights and not k.endswith("num_batches_tracked")]
-    torn = [k for k in missing if k.startswith("backbone.")]
-    if torn or wrong:
+    incomplete = [k for k in missing if k.startswith("backbone.")]
+    if incomplete or wrong:
         hint = fit_hint(found.weights, config) if found.whole else ""
-        problems = [f"missing: {k}" for k in torn] + wrong
+        problems = [f"missing: {k}" for k in incomplete] + wrong
         raise listed(
-            f"{found.path}: does not fit the config{f' ({hint})' if hint else ''}; where they first differ:",
+            f"{found.path}: does not fit the config{f' ({hint})' if hint else ''}; the first differences:",
             problems,
             4,
         )
     model.load_state_dict(ready, strict=False)
     left = [k for k in found.weights if k not in own and not k.endswith("num_batches_tracked")]
-    lines = [f"  loaded: {len(ready) - len(redone)} tensors, all of the backbone's"]
-    if redone:
+    lines = [f"  loaded: {len(ready) - len(reinitialised)} tensors, including the whole backbone"]
+    if reinitialised:
         carried = [name for name, old in zip(class_names, kept, strict=True) if old is not None]
-        layers = dict.fromkeys(name.rpartition(".")[0] for name in redone)
+        layers = dict.fromkeys(name.rpartition(".")[0] for name in reinitialised)
         lines.append(
-            f"  re-initialised: {', '.join(layers)}: the data have {len(class_names)} classes, the file "
+            f"  re-initialised: {', '.join(layers)}: the dataset has {len(class_names)} classes, the file "
             f"{found.model.num_classes}{'' if found.class_names else ' without names'}; rows carried over for: "
             + (few(carried) if carried else "none, no class has a name in both")
         )
-    if points:
-        lines.append("  re-initialised: heads.keypoint.logits: the data's keypoints are others than the file's")
+    if other_keypoints:
+        lines.append("  re-initialised: heads.keypoint.logits: the dataset's keypoints differ from the file's")
     if missing:
         lines.append(f"  not in the file, so random: {_by_part(missing)}")
     if left:
@@ -158,7 +160,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
 
 
 def _same_keypoints(config: ModelConfig, found: Recognised) -> bool:
-    """Whether a file's keypoints are the config's; one without their names is taken to have the same if it has as many."""
+    """Whether the file has the config's keypoints; if it does not name them, their number decides."""
     ours, theirs = keypoint_section(config), keypoint_section(found.model)
     assert ours
     assert theirs
@@ -166,10 +168,10 @@ def _same_keypoints(config: ModelConfig, found: Recognised) -> bool:
 
 
 def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:
-    """For each class its label in the checkpoint, by name; None for one that it does not know.
+    """The label in the checkpoint of each class, by name; None for a class that it does not have.
 
-    A file without class names is taken to have the same classes if it has as many. Raises `UserError` for names that could be
-    several of the file's.
+    A file without class names is assumed to have the same classes if their number agrees. Raises `UserError` for ambiguous
+    names.
     """
     if not found.whole:
         return [None] * len(class_names)
@@ -179,7 +181,7 @@ def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:
 
 
 def _with_rows(value: Tensor, given: Tensor, kept: list[int | None], rows: int) -> Tensor:
-    """`value` with the rows of `given` for the classes that both have; the background is a last row of its own."""
+    """`value` with the rows of `given` for the classes in `kept`, and the background's, the last row, if there are any."""
     result = value.clone()
     for new, old in enumerate(kept):
         if old is not None:

@@ -1,11 +1,11 @@
-"""Detectors and backbones that are known but cannot be built: parameter names -> what they are called."""
+"""Detectors and backbones that resdet knows but cannot build: parameter names -> the name of the model, for errors."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Patterns inside a parameter's name, the most telling first.
+# (model, pattern in a parameter's name); the most specific first.
 SIGNS = (
     ("a RegNet backbone (RegNetX, RegNetY)", r"(?:^|\.)bottom_up\.s1\.b1\.|backbone\.(?:bottom_up\.)?s1\.b1\."),
     ("a RegNet backbone (RegNetX, RegNetY)", r"trunk_output\.block1\.block1-0\.f\."),
@@ -29,7 +29,7 @@ SIGNS = (
 
 
 def known_but_unsupported(names: Iterable[str]) -> str | None:
-    """What these parameters belong to, for an error; None where that is not known."""
+    """The unsupported model that has these parameters; None if there is none."""
     names = list(names)
     if any(re.search(r"(?:^|\.)rpn_head\.rpn_conv\.", n) for n in names) and not any("neck." in n for n in names):
         return "an R-CNN of mmdetection without FPN (C4, DC5)"

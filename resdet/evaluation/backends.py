@@ -20,11 +20,13 @@ def accumulated(
     sigmas: Sequence[float] = (),
     by_class: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The backend's precision (T, R, K, A, M) and recall (T, K, A, M): IoU thresholds 0.5 to 0.95, recall thresholds, classes,
-    areas as in AREAS (but no small one for keypoints), `limits`; K is 1 unless by_class; -1
-    where there is nothing to measure."""
+    """Precision (T, R, K, A, M) and recall (T, K, A, M), -1 where there is nothing to measure.
+
+    T IoU thresholds 0.5 to 0.95, R recall thresholds, K classes (1 unless by_class), A areas as in `coco.AREAS` (for keypoints
+    without the small ones), M `limits`.
+    """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hotcoco's of sigmas that are not COCO's
+        warnings.simplefilter("ignore")  # hotcoco warns of sigmas that are not COCO's
         if backend == "hotcoco":
             import hotcoco
 

@@ -1,4 +1,4 @@
-"""A model on an annotated dataset -> its COCO numbers: the one path of training's evaluations and of `eval`."""
+"""A model on an annotated dataset -> COCO metrics, for evaluation during training and for `eval`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resdet.runtime.distributed import Distributed
 
 
 class Scores(NamedTuple):
-    """images: how many were looked at. entries: COCO results. losses: their means over the dataset, by name."""
+    """images: how many were evaluated. entries: COCO results. losses: their means over the dataset, by name."""
 
     metrics: Metrics
     tables: str
@@ -38,11 +38,11 @@ def evaluate_dataset(
     losses: bool = False,
     distributed: Distributed | None = None,
 ) -> Scores | None:
-    """Predict all images and score the detections: all kinds of results that the model gives and the dataset has.
+    """Predict all images and score every kind of result that the model predicts and the dataset has annotations of.
 
-    As many detections of an image count as the model gives, and at least COCO's 100.
-    seen: called for each batch that has been predicted.
-    distributed: the processes that share the images out; the main one scores, the others get None.
+    All detections that the model keeps per image count, and at least COCO's 100.
+    seen: called after each batch.
+    distributed: the images are split over its processes; the main one scores, the others return None.
     """
     distributed = distributed or Distributed()
     entries: list[dict[str, Any]] = []

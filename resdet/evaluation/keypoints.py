@@ -1,7 +1,4 @@
-"""What keypoints add to COCO's numbers: ground truth, detections and sigmas for the object keypoint similarity (OKS).
-
-https://cocodataset.org/#keypoints-eval.
-"""
+"""COCO's keypoint evaluation by object keypoint similarity (OKS): https://cocodataset.org/#keypoints-eval."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ LIMIT = 20  # detections per image and class that COCO counts
 
 
 def sigmas_of(skeleton: Skeleton | None, given: Sequence[float] | None, source: Path) -> list[float]:
-    """How far annotators differ, by keypoint, as a share of an object's size: as given, COCO's, or `OTHER_SIGMA`.
+    """The standard deviation of annotators per keypoint, relative to the object's size: as given, COCO's, or `OTHER_SIGMA`.
 
-    Raises `UserError` for another number than there are keypoints.
+    Raises `UserError` if there is not one for each keypoint.
     """
     names = skeleton.names if skeleton else []
     if given is None or skeleton is None:
@@ -36,7 +33,7 @@ def sigmas_of(skeleton: Skeleton | None, given: Sequence[float] | None, source: 
 
 
 def truth_of(value: Any, count: int, problems: list[str]) -> dict[str, Any]:
-    """The keypoints of an annotated object, all unlabelled where it has none."""
+    """The keypoint fields of an annotation; all keypoints are unlabelled if it has none."""
     wrong = keypoint_problem(value, count) if value else ""
     if wrong:
         problems.append(wrong)
@@ -45,7 +42,7 @@ def truth_of(value: Any, count: int, problems: list[str]) -> dict[str, Any]:
 
 
 def detection_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a detection; its size is its box's or, without one, that of the box around its keypoints."""
+    """The keypoint fields of a detection; its area is that of its box or, without one, of the box around its keypoints."""
     keypoints = entry["keypoints"]
     box = entry.get("bbox")
     if not box:
@@ -56,7 +53,7 @@ def detection_of(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def summary(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
-    """COCO's ten numbers from precision (T, R, K, A, 1) and recall (T, K, A, 1); areas: all, medium, large."""
+    """COCO's ten metrics from precision (T, R, K, A, 1) and recall (T, K, A, 1); areas: all, medium, large."""
     mean = measured_mean
     numbers: dict[str, float | None] = {}
     for name, values in (("AP", precision), ("AR", recall)):

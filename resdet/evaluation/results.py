@@ -11,14 +11,15 @@ from resdet.data.normalise import Ids, normalise_objects
 from resdet.data.readings import Readings
 from resdet.data.rules import check_ids, is_box, is_number, is_numbers, is_size, parse_segmentation
 from resdet.errors import UserError, listed
-from resdet.evaluation.coco import ANY_SIZE, Evaluation, Kind, Metrics
+from resdet.evaluation.coco import Evaluation, Kind, Metrics
 from resdet.evaluation.tables import COCO_LIMIT
+from resdet.evaluation.truth import ANY_SIZE
 from resdet.structures import Output
 from resdet.writing import write_json
 
 
 class Results(NamedTuple):
-    """The detections of a results file in plain form, what they can be scored for, and what was read how."""
+    """The detections of a results file, normalised; the evaluations they allow; and how unusual values were read."""
 
     entries: list[dict[str, Any]]
     kinds: tuple[Kind, ...]
@@ -26,7 +27,7 @@ class Results(NamedTuple):
 
 
 def read_results(path: Path, evaluation: Evaluation) -> Results:
-    """A COCO results JSON. Raises one `UserError` that lists all mistakes."""
+    """Read a COCO results JSON. Raises one `UserError` that lists all problems."""
     given = read_json(path)
     if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         raise UserError(
@@ -55,7 +56,7 @@ def read_results(path: Path, evaluation: Evaluation) -> Results:
 
 
 def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
-    """What is wrong with a detection."""
+    """The problems of a detection."""
     wrong: list[str] = []
     image_id, _ = check_ids(entry, evaluation.image_sizes, evaluation.category_names, wrong)
     if image_id is None:
@@ -79,13 +80,13 @@ def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
 
 
 def write_evaluation(folder: Path, metrics: Metrics, entries: list[dict[str, Any]]) -> None:
-    """metrics.json and detections.json. Raises `UserError`."""
+    """Write metrics.json and detections.json. Raises `UserError`."""
     write_json(folder / "metrics.json", metrics, indent=2)
     write_json(folder / "detections.json", entries)
 
 
 def crowding_note(evaluation: Evaluation, entries: list[dict[str, Any]]) -> str:
-    """What COCO's limit of detections costs this ground truth and these detections; "" where it costs nothing."""
+    """How COCO's limit of detections per image bounds the AP on this ground truth; "" if it does not."""
     crowding = evaluation.crowding(COCO_LIMIT)
     if not crowding.images:
         return ""

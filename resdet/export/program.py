@@ -1,4 +1,4 @@
-"""A detector's prediction as one graph without Python code around it (`torch.export`): to run elsewhere, or to translate."""
+"""A detector's prediction as an exported graph (`torch.export`), to run without resdet's code or to convert further."""
 
 from __future__ import annotations
 

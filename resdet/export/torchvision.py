@@ -1,4 +1,4 @@
-"""A recognised checkpoint -> a file: resdet's own format, or torchvision's names."""
+"""A recognised checkpoint -> a file in resdet's own format, or a state dict for torchvision."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from resdet.config import ModelConfig, RCNNConfig
 from resdet.errors import UserError, listed
 from resdet.writing import atomic_write
 
-EPS = 1e-5  # of the batch norms that torchvision's builders make
+EPS = 1e-5  # of batch norm in torchvision's builders
 
 
 def save_own(found: Recognised, path: Path) -> None:
-    """resdet's own format: safetensors by our names, with config and classes as metadata. Raises `UserError`."""
+    """Write resdet's own format: safetensors with config and classes as metadata. Raises `UserError`."""
     data = {"min_size": [found.min_size], "max_size": found.max_size}
     if found.pixel_range:
         data["pixel_range"] = list(found.pixel_range)
@@ -39,9 +39,9 @@ def save_own(found: Recognised, path: Path) -> None:
 
 
 def save_torchvision(found: Recognised, path: Path) -> str:
-    """A state dict that torchvision's builder loads strictly. -> how to load it there, and what differs there.
+    """Write a state dict for torchvision's builder. -> the code that loads it, and what torchvision computes differently.
 
-    Epsilon and channel order are worked into the weights. Raises `UserError` for what torchvision cannot build.
+    Epsilon and channel order are folded into the weights. Raises `UserError` for models that torchvision cannot build.
     """
     builder = _builder(found)
     weights = to_torchvision(found.weights, found.model, found.path)
@@ -62,7 +62,7 @@ def save_torchvision(found: Recognised, path: Path) -> str:
     different = _differences(found)
     if different:
         lines += [
-            "torchvision computes differently, so boxes will move a little:",
+            "torchvision computes some things differently, so boxes will differ slightly:",
             *(f"  {line}" for line in different),
         ]
     return "\n".join(lines)
@@ -95,9 +95,9 @@ def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str |
 
 
 def _builder(found: Recognised) -> str:
-    """The call that builds the model in torchvision. Raises one `UserError` with all that it cannot build."""
+    """The call that builds the model in torchvision. Raises one `UserError` that lists everything it cannot build."""
     if not found.whole:
-        raise UserError(f"{found.path}: a backbone alone has torchvision's names already")
+        raise UserError(f"{found.path}: a backbone alone already has torchvision's names")
     m = found.model
     if not isinstance(m, RCNNConfig):
         raise UserError(f"{found.path}: torchvision has no detector of this kind (model.kind={m.kind})")
@@ -183,4 +183,6 @@ def _differences(found: Recognised) -> list[str]:
         same["mask.paste"] = (m.mask.paste, "torchvision")
     if m.keypoint:
         same["keypoint.decode"] = (m.keypoint.decode, "torchvision")
-    return [f"model.{key} is {value} here, {theirs} there" for key, (value, theirs) in same.items() if value != theirs]
+    return [
+        f"model.{key} is {value}, {theirs} in torchvision" for key, (value, theirs) in same.items() if value != theirs
+    ]

@@ -1,4 +1,4 @@
-"""A batch on the device -> its detections: what single images and whole datasets have in common."""
+"""A batch on the device -> detections, for single images and for datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resdet.structures import Batch, Detections
 
 
 def predict_batch(predict: Callable[[Batch], Detections], batch: Batch, amp: str = "off") -> Detections:
-    """`predict` in mixed precision, on ever smaller parts of the batch where the device's memory does not hold it whole.
+    """Run `predict` under autocast; if memory runs out, halve the batch until it fits.
 
     predict: `Detector.predict`, compiled or not. Detections are on the batch's device.
     """

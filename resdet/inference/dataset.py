@@ -1,4 +1,4 @@
-"""A dataset, looked at by a model: loaded batches -> COCO results entries, written while the device has the next batch."""
+"""A model on a dataset: loaded batches -> COCO results, encoded while the device computes the next batch."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from resdet.runtime.device import AsyncHostCopy, autocast
 from resdet.structures import Detections
 
 
-class Predicted(NamedTuple):
-    """Of a batch: what is on its way from the device. losses: (2,) sum and count of each."""
+class PendingBatch(NamedTuple):
+    """A batch whose detections and losses are being copied to the host. losses: (2,) sum and count of each."""
 
     loaded: LoadedBatch
     detections: AsyncHostCopy[Detections]
     losses: dict[str, AsyncHostCopy[Tensor]]
 
 
-class Found(NamedTuple):
-    """Of a batch: its COCO results entries and, if asked for, its losses as (sum, count)."""
+class PredictedBatch(NamedTuple):
+    """A batch, its COCO results entries and, if asked for, its losses as (sum, count)."""
 
     loaded: LoadedBatch
     entries: list[dict[str, Any]]
@@ -44,26 +44,26 @@ def predict_dataset(
     losses: bool = False,
     rank: int = 0,
     world: int = 1,
-) -> Iterator[Found]:
-    """Every batch of the dataset, in order.
+) -> Iterator[PredictedBatch]:
+    """Predict every batch of the dataset, in order; process `rank` of `world` takes its share of the images.
 
-    Process `rank` of `world` takes its share of the images. On CUDA a batch that does not fit is predicted in halves.
-    Detections of a class whose `annotations.category_ids` is None are left out.
-    The model is in evaluation mode while this runs (no statistics of a batch norm move) and as before afterwards.
+    Detections of classes that the dataset does not have (None in `annotations.category_ids`) are left out. The model is in
+    evaluation mode meanwhile; its mode is restored afterwards.
     """
     infos, ids = dataset.annotations.images, dataset.annotations.category_ids
 
-    def predicted(loaded: LoadedBatch) -> Predicted:
+    def predict(loaded: LoadedBatch) -> PendingBatch:
         batch = to_device(loaded.batch, device)
         detections = predict_batch(model.predict, batch, amp)
         with torch.no_grad(), autocast(device, amp):
             values = model.losses(batch) if losses else {}
         pairs = {name: torch.stack([loss.sum, loss.count.to(loss.sum)]) for name, loss in values.items()}
-        return Predicted(loaded, AsyncHostCopy(detections), {name: AsyncHostCopy(pair) for name, pair in pairs.items()})
+        copies = {name: AsyncHostCopy(pair) for name, pair in pairs.items()}
+        return PendingBatch(loaded, AsyncHostCopy(detections), copies)
 
-    def found(predicted: Predicted) -> Found:
-        loaded = predicted.loaded
-        instances = to_instances(predicted.detections.value(), [infos[i].size for i in loaded.indices])
+    def encode(pending: PendingBatch) -> PredictedBatch:
+        loaded = pending.loaded
+        instances = to_instances(pending.detections.value(), [infos[i].size for i in loaded.indices])
         entries = [
             entry
             for index, of_image in zip(loaded.indices, instances, strict=True)
@@ -71,19 +71,19 @@ def predict_dataset(
             for entry in to_coco(of_image, infos[index].image_id, ids)
             if entry["category_id"] is not None
         ]
-        losses = {name: tuple(pair.value().tolist()) for name, pair in predicted.losses.items()}
-        return Found(loaded, entries, losses)
+        losses = {name: tuple(pair.value().tolist()) for name, pair in pending.losses.items()}
+        return PredictedBatch(loaded, entries, losses)
 
     was_training = model.training
     model.eval()
     try:
-        before: Predicted | None = None
+        previous: PendingBatch | None = None
         for loaded in evaluation_loader(dataset, batch_size, dataset.data.workers, rank=rank, world=world):
-            now = predicted(loaded)
-            if before:  # only now, when a GPU has something to do while the host writes run lengths
-                yield found(before)
-            before = now
-        if before:
-            yield found(before)
+            current = predict(loaded)
+            if previous:  # the GPU computes the current batch while the host encodes the previous one
+                yield encode(previous)
+            previous = current
+        if previous:
+            yield encode(previous)
     finally:
         model.train(was_training)

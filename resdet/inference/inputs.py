@@ -1,4 +1,4 @@
-"""Whatever a person has for an image -> its pixels as an array."""
+"""An image in any form that users pass -> an array of pixels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AnyImage = str | Path | bytes | BinaryIO | Image.Image | np.ndarray
 
 
 def read_pixels(image: Any, number: int, channels: int = 3, *, deep: bool = False) -> np.ndarray:
-    """-> (H, W, channels) of the image's own dtype, upright as EXIF says, RGB first.
+    """-> (H, W, channels) in the image's own dtype, rotated as EXIF says, RGB first.
 
-    number: what an error calls an image without a path. deep: whether arrays may have another dtype than uint8.
+    number: names an image without a path in errors. deep: whether arrays may have another dtype than uint8.
     Raises `UserError`.
     """
     if isinstance(image, str | Path):
@@ -38,19 +38,19 @@ def read_pixels(image: Any, number: int, channels: int = 3, *, deep: bool = Fals
         raise UserError(f"{name}: {expected}, got None (a file that cv2.imread could not read?)")
     if isinstance(image, torch.Tensor):
         shape = tuple(image.shape)
-        raise UserError(f"{name}: {expected}, got a tensor of {shape}: give tensor.permute(1, 2, 0).cpu().numpy()")
+        raise UserError(f"{name}: {expected}, got a tensor of {shape}: pass tensor.permute(1, 2, 0).cpu().numpy()")
     if not isinstance(image, np.ndarray):
         raise UserError(f"{name}: {expected}, got a {type(image).__name__}")
     array = image[..., None] if image.ndim == 2 and channels == 1 else image
-    whole = array.ndim == 3 and array.shape[2] == channels and 0 not in array.shape
-    if not whole or (array.dtype != np.uint8 and (not deep or array.dtype.kind not in "uif")):
+    valid_shape = array.ndim == 3 and array.shape[2] == channels and 0 not in array.shape
+    if not valid_shape or (array.dtype != np.uint8 and (not deep or array.dtype.kind not in "uif")):
         fix = ": scale it to 0..255 and round" if image.dtype.kind == "f" and not deep else ""
         raise UserError(f"{name}: {expected}, got {image.shape} {image.dtype}{fix}")
     return np.ascontiguousarray(array)
 
 
 def _from_pillow(image: Image.Image, name: str, channels: int) -> np.ndarray:
-    """Upright as EXIF says, like a file."""
+    """A Pillow image, read like a file."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)

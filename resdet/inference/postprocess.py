@@ -1,4 +1,4 @@
-"""Detections in the network's frame -> `Instances` in each image's own frame -> COCO results entries."""
+"""Detections in the network's input frame -> `Instances` in each image's own frame -> COCO results entries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resdet.structures import Detections, Instances
 
 
 def to_instances(detections: Detections, originals: Sequence[tuple[int, int]]) -> list[Instances]:
-    """One `Instances` for each image, by falling score; originals: (H, W) of each image as it was read."""
+    """One `Instances` per image, sorted by descending score. originals: (H, W) of each image as it was read."""
     host = map_tensors(Tensor.cpu, detections)
     return [_of_image(host, b, size) for b, size in enumerate(originals)]
 
@@ -31,7 +31,9 @@ def _of_image(host: Detections, b: int, original: tuple[int, int]) -> Instances:
         return (chosen.float() if chosen.is_floating_point() else chosen).numpy()
 
     keypoints = None
-    if host.keypoint_logits is not None:  # found in the network's frame, as the sources do it, then scaled
+    if (
+        host.keypoint_logits is not None
+    ):  # decoded in the network's frame, like detectron2 and torchvision do, then scaled
         found = host.keypoint_logits[b, rows], host.boxes[b, rows].float()
         keypoints = heatmaps_to_keypoints(*found, host.keypoint_decode).numpy() * [*scale[:2], np.float32(1)]
     return Instances(
@@ -48,7 +50,7 @@ def _of_image(host: Detections, b: int, original: tuple[int, int]) -> Instances:
 def to_coco(
     instances: Instances, image_id: int | str, category_ids: Sequence[int | str | None]
 ) -> list[dict[str, Any]]:
-    """COCO results entries: bbox as XYWH, the mask as RLE, keypoints by pixels' numbers. category_ids: label by label."""
+    """COCO results entries: bbox as XYWH, the mask as RLE, keypoints in pixel indices. category_ids: by label."""
     rles: Sequence[Any] = instances.rle() or [None] * len(instances)
     poses: Sequence[Any] = [None] * len(instances)
     if instances.keypoints is not None:

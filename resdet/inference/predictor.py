@@ -1,4 +1,4 @@
-"""Any image -> `Instances` in its own frame."""
+"""Images in any form -> `Instances` in their own frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
-from resdet.checkpoints.recognise import Recognised, fit_hint, open_checkpoint
+from resdet.checkpoints.rcnn import fit_hint
+from resdet.checkpoints.recognise import Recognised, open_checkpoint
 from resdet.checkpoints.transfer import FROM_DATA, completed
 from resdet.config import Config, ModelConfig, keypoint_section, load_config
 from resdet.data.collate import pad_images, to_device
@@ -32,18 +33,18 @@ from resdet.structures import Batch, Instances
 class Predictor:
     """A detector ready to use: `predictor([image, …]) -> [Instances, …]`.
 
-    config:          a `Config` or the path of one. What its model section and its data.min_size, max_size and pixel_range
-                     set themselves counts; the rest (architecture, numerics, classes, input size) comes from the checkpoint.
-    weights:         a checkpoint of resdet or of any tool that `from_checkpoint` knows.
-    score_threshold, max_detections: override the config's.
-    device:          "auto", "cpu", "cuda", …; the config's by default.
+    config:          a `Config` or its path. Keys set in its model section, and data.min_size, max_size and pixel_range if set,
+                     override the checkpoint, which determines the rest (architecture, numerics, classes, input size).
+    weights:         a checkpoint of resdet or of any tool that `from_checkpoint` supports.
+    score_threshold, max_detections: override the config.
+    device:          "auto", "cpu", "cuda", …; by default as in the config.
     amp:             "off", "bf16" or "fp16".
-    compile:         torch.compile the network, by its default (True) or with CUDA graphs ("reduce-overhead"); the first image
-                     of each padded size is slow, as it compiles.
-    model:           a detector of your own (with another head, say) to fill instead of one built from the config; it cannot
-                     train afterwards (`Detector.prepare_for_inference`).
-    batch_size:      images at a time; only images of equal padded size share a batch, so the other images of a batch change
-                     results by rounding alone.
+    compile:         torch.compile the network (True), with CUDA graphs ("reduce-overhead"); the first image of each padded
+                     size is slow.
+    model:           a custom detector (with another head, say) to load the weights into instead of one built from the config;
+                     it can no longer be trained (`Detector.prepare_for_inference`).
+    batch_size:      images per batch; only images of the same padded size share a batch, so results depend on the other
+                     images by rounding only.
     Raises `UserError`.
     """
 
@@ -77,8 +78,10 @@ class Predictor:
         self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
         self.model.to(self.device).prepare_for_inference(DTYPES.get(amp))
-        if model_config.fold_norm:  # not where every bit is to be the source's, as another layout rounds otherwise
-            self.model.to(memory_format=torch.channels_last)  # 7 % faster on a CPU
+        if (
+            model_config.fold_norm
+        ):  # off where results must match the source to the last bit: the layout affects rounding
+            self.model.to(memory_format=torch.channels_last)  # 7 % faster on CPUs
         data = config.data
         self.model_config = model_config
         self.min_size = data.min_size[-1] if "min_size" in data.model_fields_set else found.min_size
@@ -99,10 +102,10 @@ class Predictor:
         compile: bool | Literal["reduce-overhead"] = False,
         batch_size: int = 4,
     ) -> Predictor:
-        """A detector of torchvision, detectron2, mmdetection or resdet, its architecture and numerics from the file.
+        """A detector of torchvision, detectron2, mmdetection or resdet, with architecture and numerics from its checkpoint.
 
-        path_or_name: a file, or "torchvision:maskrcnn_resnet50_fpn_v2" and the like.
-        What was recognised is printed by `logging` at INFO, and stays in `predictor.source`. Raises `UserError`.
+        path_or_name: a file, or a name like "torchvision:maskrcnn_resnet50_fpn_v2".
+        What was recognised is logged at INFO and kept in `predictor.source`. Raises `UserError`.
         """
         found = open_checkpoint(find_weights(str(path_or_name)))
         logging.getLogger("resdet").info("%s", found.report())
@@ -118,10 +121,10 @@ class Predictor:
         )
 
     def __call__(self, images: Sequence[AnyImage]) -> list[Instances]:
-        """Images -> one `Instances` each, in order, in the image's own pixels.
+        """Images -> one `Instances` per image, in order, in the image's own pixel coordinates.
 
-        An image is a path, a file's bytes, an open binary file, a Pillow image, or an array (H, W, C) of the channels that the
-        model takes: RGB or its own, (H, W) for one. uint8; other types where the model has a pixel range.
+        An image is a path, a file's bytes, an open binary file, a Pillow image, or an array (H, W, C) of the model's channels,
+        RGB by default, (H, W) for one channel. Arrays are uint8, or any number type if the model has a pixel range.
         Raises `UserError`, naming the item.
         """
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
@@ -129,7 +132,7 @@ class Predictor:
         return self.predict_units(self.read(image, i) for i, image in enumerate(images))
 
     def predict_units(self, images: Iterable[np.ndarray]) -> list[Instances]:
-        """The same, of images as `read` gives them."""
+        """The same for images returned by `read`."""
         results: dict[int, Instances] = {}
         waiting: dict[tuple[int, int], list[tuple[int, np.ndarray, tuple[int, int]]]] = {}
         for i, pixels in enumerate(images):
@@ -147,8 +150,8 @@ class Predictor:
         return [results[i] for i in sorted(results)]
 
     def read(self, image: AnyImage, number: int = 0) -> np.ndarray:
-        """An image in the network's unit: (H, W, C) uint8, or float32 in 0..255 for a model with a pixel range; for people
-        `pixels.for_display` makes RGB of it. number: what an error calls it. Raises `UserError`."""
+        """An image in the network's unit: (H, W, C) uint8, or float32 in 0..255 for a model with a pixel range
+        (`pixels.for_display` turns it into RGB). number: names the image in errors. Raises `UserError`."""
         pixels = read_pixels(image, number, self.model_config.input.channels, deep=self.pixel_range is not None)
         return to_unit(pixels, self.pixel_range, image if isinstance(image, str | Path) else f"image {number}")
 
@@ -161,6 +164,6 @@ class Predictor:
 
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:
-    """Resize an image as the model's numerics say."""
+    """Resize an image for the model."""
     size = (image.shape[0], image.shape[1])
     return resize_image(image, resized_size(size, min_size, max_size, config.input.rounding), config.input.resize)

@@ -205,7 +205,7 @@ def evaluate(run: Run, log: RunLog) -> bool:
     distributed.barrier("an evaluation")
     scores = evaluate_dataset(
         run.evaluated_model(), run.val_set, run.evaluation,
-        lambda loaded: run.unreadable_val.note(loaded.problems, "scored as an image without detections"),
+        lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as having no detections"),
         device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
         distributed=distributed,
     )  # fmt: skip

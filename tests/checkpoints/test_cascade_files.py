@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from resdet.checkpoints.names import from_ours
-from resdet.checkpoints.recognise import fit_hint, recognise
+from resdet.checkpoints.rcnn import fit_hint
+from resdet.checkpoints.recognise import recognise
 from resdet.checkpoints.transfer import fill
 from resdet.config import parse_config
 from resdet.errors import UserError

@@ -68,7 +68,7 @@ def test_a_damaged_file_in_the_cache_is_named(hub, server) -> None:
     name = server("maskrcnn", b"weights")
     hub.mkdir(parents=True)
     (hub / name).write_bytes(b"weig")
-    with pytest.raises(UserError, match=rf"{name}: damaged: its name promises .* delete it"):
+    with pytest.raises(UserError, match=rf"{name}: damaged: its SHA-256 should begin with .* delete it"):
         find_weights("torchvision:maskrcnn")
 
 

@@ -232,6 +232,7 @@ def test_mmdetection_numerics_come_from_the_config_in_the_file(caffe: bool, tmp_
     assert not (tmp_path / "executed").exists()  # the config was read, never run
 
 
+@pytest.mark.slow
 def test_our_own_checkpoints_open_without_a_config(shapes_root, tmp_path) -> None:
     import resdet
     import tiny

@@ -38,5 +38,5 @@ def test_mean_and_std_follow_and_the_order_becomes_rgb() -> None:
     assert not found.model.input.bgr
     assert found.weights["backbone.conv1.weight"].flatten().tolist() == [1.5, 0.75, 0, 0.75]
     assert with_channels(recognised(), 1).weights["backbone.conv1.weight"].item() == 3
-    with pytest.raises(UserError, match=r"x\.pth: takes 4 channels, model\.input\.channels is 5"):
+    with pytest.raises(UserError, match=r"x\.pth: takes 4 channels, but model\.input\.channels is 5"):
         with_channels(found, 5)

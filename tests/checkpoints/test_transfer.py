@@ -67,7 +67,7 @@ def test_other_classes_keep_the_rows_that_both_name_and_the_background(old) -> N
     assert torch.equal(head.classifier.weight[0], before["heads.box.classifier.weight"][0])  # moon: as initialised
     assert torch.equal(m.weight[0], before["heads.mask.logits.weight"][0])
     assert torch.equal(head.trunk.fc1.weight, w["heads.box.trunk.fc1.weight"])
-    assert "the data have 3 classes, the file 4; rows carried over for: Star, disk" in report
+    assert "the dataset has 3 classes, the file 4; rows carried over for: Star, disk" in report
 
 
 def test_as_many_other_classes_are_still_others(old) -> None:
@@ -93,7 +93,7 @@ def test_numerics_come_with_the_file_and_what_is_set_goes_first(old) -> None:
         model_config(weights=str(old), input={"bgr": False}, box={"width": 16, "max_detections": 7}), found
     )
     assert (mine.input.bgr, mine.box.max_detections, mine.box.samples) == (False, 7, 16)
-    assert disagreements(mine, found) == ["model.input.bgr=False is the config's; the weights are made for True"]
+    assert disagreements(mine, found) == ["model.input.bgr=False in the config, but the weights need True"]
 
 
 def test_parts_that_the_file_lacks_and_parts_that_nobody_wants_are_reported(old, tmp_path) -> None:
@@ -118,7 +118,7 @@ def test_a_torn_backbone_and_another_architecture_are_errors(old, tmp_path) -> N
     with pytest.raises(UserError, match=r"missing: backbone\.layer3\.1\.conv2\.weight"):
         filled(tmp_path / "torn.pt", OLD)
     with pytest.raises(
-        UserError, match=r"holds a resnet18, the config says resnet50: set model\.backbone\.name=resnet18"
+        UserError, match=r"holds a resnet18, but the config has resnet50: set model\.backbone\.name=resnet18"
     ):
         starting_point(parse_config({"model": {"backbone": {"weights": str(old)}}}).model)
 
@@ -165,5 +165,5 @@ def test_fine_tuning_and_resuming_without_the_first_file(old, shapes_root, tmp_p
 def test_a_model_of_ones_own_must_be_built_with_the_weights_numerics(old, shapes_root, tmp_path) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=0)
     config.model.weights = str(old)
-    with pytest.raises(UserError, match=r"model\.input\.bgr=False is the config's; the weights are made for True"):
+    with pytest.raises(UserError, match=r"model\.input\.bgr=False in the config, but the weights need True"):
         resdet.train(config, model=build_model(config.model))

@@ -1,4 +1,5 @@
-"""Detections that detectron2 itself made, with a checkpoint in its own layout."""
+"""Detections that detectron2 and mmdetection themselves made, with checkpoints in their own layouts: on two images of each
+fixture, or on all with `pytest --all-images`."""
 
 from __future__ import annotations
 
@@ -34,14 +35,15 @@ class Agreement(NamedTuple):
     apart: np.ndarray
 
 
-def agreement(fixture: Path, checkpoint: Path) -> Agreement:
+def agreement(fixture: Path, checkpoint: Path, count: int | None) -> Agreement:
+    """count: of images to compare on; None for all."""
     if not ZOO.is_dir():
         pytest.skip(f"needs the fixtures in {ZOO}")
     make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
     subprocess.run(make, check=True, cwd=ZOO)
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     total, same, overlaps, doubts, sides, apart = 0, 0, [], [], [], []
-    for image in json.loads(fixture.read_text())["images"]:
+    for image in json.loads(fixture.read_text())["images"][:count]:
         (found,) = predictor([SHARED / image["file"]])
         assert len(found) == len(image["scores"])
         rles = found.rle()
@@ -76,6 +78,11 @@ def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
 
 
 @pytest.fixture
+def count(request) -> int | None:
+    return None if request.config.getoption("--all-images") else 2
+
+
+@pytest.fixture
 def two_threads():
     """As the fixtures were made: with another number, sums are split and rounded otherwise."""
     before = torch.get_num_threads()
@@ -95,41 +102,38 @@ def require_masks(found: Agreement) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "total"),
-    [("detectron2_cascade_mask_rcnn_R_50_FPN_3x", 421), ("mmdetection_cascade-mask-rcnn_r50_fpn_1x", 500)],
+    "name",
+    ["detectron2_cascade_mask_rcnn_R_50_FPN_3x", "mmdetection_cascade-mask-rcnn_r50_fpn_1x"],
 )
-def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, name: str, total: int) -> None:
-    found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"))
-    assert found.total == total
-    assert found.same >= 0.99 * total
+def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, count, name: str) -> None:
+    found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"), count)
+    assert found.same >= 0.99 * found.total > 0
     # Random weights let every stage shrink boxes, most of detectron2's to less than a pixel: a mask is there what rounding of
     # the box's place makes it.
     large = found.sides >= 4
-    assert large.sum() >= 70
+    assert large.sum() >= 20
     assert np.mean(found.overlaps[large] > 0.99) >= 0.97
     assert found.overlaps.mean() > 0.99
 
 
 @pytest.mark.slow
-def test_the_same_detections_as_detectron2(tmp_path, two_threads) -> None:
-    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl")
-    assert found.same == found.total == 298
+def test_the_same_detections_as_detectron2(tmp_path, two_threads, count) -> None:
+    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", count)
+    assert found.same == found.total > 0
     require_masks(found)
 
 
 @pytest.mark.slow
-def test_the_same_detections_as_mmdetection(tmp_path, two_threads) -> None:
+def test_the_same_detections_as_mmdetection(tmp_path, two_threads, count) -> None:
     """Its random RPN saturates, so that its proposals are the order in which an unstable sort leaves equal scores."""
-    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth")
-    assert found.total == 500
-    assert found.same >= 499
+    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", count)
+    assert found.same >= found.total - 1 > 0
     require_masks(found)
 
 
 @pytest.mark.slow
-def test_the_same_keypoints_as_detectron2(tmp_path, two_threads) -> None:
-    found = agreement(ZOO / "detectron2_keypoint_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl")
-    assert found.total == 446
-    assert found.same >= 0.97 * found.total
+def test_the_same_keypoints_as_detectron2(tmp_path, two_threads, count) -> None:
+    found = agreement(ZOO / "detectron2_keypoint_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", count)
+    assert found.same >= 0.97 * found.total > 0
     assert len(found.apart) == 17 * found.same
     assert np.mean(found.apart < 0.1) >= 0.99

@@ -144,6 +144,7 @@ def test_mistakes_name_the_source(shapes_root, tmp_path) -> None:
         parse_config(values)
 
 
+@pytest.mark.slow
 def test_two_sources_train_one_model(shapes_root, tmp_path, capsys) -> None:
     """From check to a resumed run, with every command that reads data.train."""
     values = tiny.values(shapes_root, max_iters=2, eval_every=2)

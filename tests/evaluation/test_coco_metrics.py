@@ -63,6 +63,7 @@ def test_ground_truth_through_our_structures_scores_one(shapes_root) -> None:
     assert metrics["segm"]["AP"] > 0.95  # outlines are resampled twice
 
 
+@pytest.mark.slow
 def test_real_ground_truth_scores_one(coco_open) -> None:
     file = coco_open / "annotations" / "instances_val2017.json"
     metrics, _ = Evaluation(file).score(truth_as_detections(file, coco_open / "val2017", side=224))

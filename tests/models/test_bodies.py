@@ -61,6 +61,7 @@ def test_c4_heads_are_detectron2s_res5_heads() -> None:
     torch.testing.assert_close(found.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_c4_detector_owns_res5_once_and_all_of_it_learns() -> None:
     model = small(**C4)
     names = [name for name, _ in model.named_parameters()]
@@ -76,6 +77,7 @@ def test_a_c4_detector_owns_res5_once_and_all_of_it_learns() -> None:
     assert model.rpn.objectness.out_channels == 15
 
 
+@pytest.mark.slow
 def test_padded_rois_do_not_enter_the_statistics_of_res5() -> None:
     """512 samples of some 70 candidates: most rows are padding, as many as there are slots."""
     means = []

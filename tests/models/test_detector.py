@@ -24,7 +24,7 @@ def backward(losses: dict[str, Tensor]) -> None:
 def test_compiled_losses_learn_as_eager_ones() -> None:
     """By inductor; that every detector is one graph, `test_every_detector` shows."""
     torch._dynamo.reset()
-    model = small()
+    model = small(mask=None)
     first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
     expected = [model(first), model(second)]
     compiled = torch.compile(model, fullgraph=True)
@@ -169,7 +169,7 @@ def test_long_pictures() -> None:
     assert model.eval().predict(batch).boxes.shape == (1, 100, 4)
 
 
-@pytest.mark.parametrize("norm", ["none", "bn", "gn"])
+@pytest.mark.parametrize("norm", ["gn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "bn"))])
 def test_an_images_losses_do_not_depend_on_its_neighbours(norm: str) -> None:
     model = small(box={"trunk": "4conv1fc", "width": 32, "samples": 32, "norm": norm}, mask={"norm": norm}).eval()
     both = make_batch([3, 5])

@@ -69,7 +69,7 @@ def test_shares_of_a_batch_add_up_to_its_losses_and_gradients(model: dict) -> No
 
 
 @pytest.mark.slow
-@every
+@pytest.mark.parametrize("model", [m for n, m in DETECTORS.items() if n != "cascade-resampled"])
 def test_the_exported_program_predicts_the_same_for_other_batches_and_sizes(model: dict) -> None:
     detector = small(**model).eval()
     detector.limit(score_threshold=0.0)

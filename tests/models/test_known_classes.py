@@ -86,6 +86,7 @@ def test_anchors_that_look_like_objects_are_no_background_where_classes_are_unkn
             assert found["rpn_objectness"] == usual["rpn_objectness"]
 
 
+@pytest.mark.slow
 def test_the_losses_are_one_graph() -> None:
     torch._dynamo.reset()
     model, batch = small(), partly_labelled()

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from resdet.checkpoints.recognise import fit_hint, open_checkpoint
+from resdet.checkpoints.rcnn import fit_hint
+from resdet.checkpoints.recognise import open_checkpoint
 from resdet.checkpoints.transfer import completed, fill
 from resdet.config import parse_config, settings_of
 from resdet.data.coco import read_coco
