@@ -18,6 +18,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def thorough(request) -> bool:
+    """Whether `pytest --thorough` asked for what takes minutes and hardly ever finds anything new."""
+    return request.config.getoption("--thorough")
+
+
 @pytest.fixture(scope="session")
 def coco_open() -> Path:
     """Real COCO pictures, where they lie beside the project."""
@@ -49,7 +55,7 @@ def shapes(shapes_root) -> Annotations:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-images", action="store_true", help="compare with other tools on every image at hand")
+    parser.addoption("--thorough", action="store_true", help="compare with other tools on every image and every model")
 
 
 def pytest_configure(config: pytest.Config) -> None:

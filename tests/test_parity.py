@@ -18,6 +18,12 @@ from resdet.structures import Batch, Targets
 
 NAMES = [f"{kind}rcnn_resnet50_fpn{version}" for kind in ("faster", "mask") for version in ("", "_v2")]
 NAMES += ["keypointrcnn_resnet50_fpn"]
+MANY = ["maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn"]  # of what the others have, too
+
+
+def require(name: str, thorough: bool) -> None:
+    if name not in MANY and not thorough:
+        pytest.skip("only with --thorough")
 
 
 def same_detections(name: str, pictures: list[np.ndarray], tmp_path, size: int) -> None:
@@ -65,7 +71,8 @@ def test_detections_equal_torchvisions(name: str, tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_detections_equal_torchvisions_on_real_pictures(name: str, tmp_path, coco_open) -> None:
+def test_detections_equal_torchvisions_on_real_pictures(name: str, tmp_path, coco_open, thorough) -> None:
+    require(name, thorough)
     from resdet.data.images import read_image
 
     pictures = [read_image(p) for p in sorted((coco_open / "val2017").glob("*.jpg"))[:1]]
@@ -104,7 +111,8 @@ def norms_fixed(model: torch.nn.Module) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_equal_torchvisions(name: str) -> None:
+def test_losses_equal_torchvisions(name: str, thorough) -> None:
+    require(name, thorough)
     theirs, ours = exhaustive(name)
     norms_fixed(theirs)
     size = (64, 96)

@@ -1,5 +1,5 @@
 """Detections that detectron2 and mmdetection themselves made, with checkpoints in their own layouts: on two images of each
-fixture, or on all with `pytest --all-images`."""
+fixture, or on all with `pytest --thorough`."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
 
 
 @pytest.fixture
-def count(request) -> int | None:
-    return None if request.config.getoption("--all-images") else 2
+def count(thorough) -> int | None:
+    return None if thorough else 2
 
 
 @pytest.fixture

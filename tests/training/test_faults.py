@@ -135,9 +135,9 @@ def test_unreadable_pictures_cost_no_run_up_to_a_share(shapes_root, tmp_path, mo
     config.data.max_unreadable = 0.3
     assert train(config).finished
     said = capsys.readouterr().out
-    assert said.count(f"{train_file}: not a picture") == 1  # named once, in two epochs
+    assert said.count(f"{train_file}: not an image") == 1  # named once, in two epochs
     assert "replaced by another image" in said
-    assert said.count(f"{val_file}: not a picture") == 1
+    assert said.count(f"{val_file}: not an image") == 1
     identity = {
         e["file_name"]: e["id"] for e in json.loads((root / "annotations/instances_val2017.json").read_text())["images"]
     }
