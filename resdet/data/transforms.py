@@ -84,9 +84,11 @@ def _build(entry: Any, problems: list[str]) -> Any:
         problems.append(f"{name!r} is not an albumentations transform" + (f"; did you mean {near[0]}?" if near else ""))
         return None
     wrong = len(problems)
-    for key in MASK_ARGUMENTS.keys() & arguments.keys():
-        if arguments[key] not in MASK_ARGUMENTS[key]:
-            problems.append(f"{name}: {key} has no effect, since masks move as outlines; leave it out")
+    problems += [
+        f"{name}: {key} has no effect, since masks move as outlines; leave it out"
+        for key in MASK_ARGUMENTS.keys() & arguments.keys()
+        if arguments[key] not in MASK_ARGUMENTS[key]
+    ]
     if "transforms" in arguments:
         if not isinstance(arguments["transforms"], list):
             problems.append(f"{name}: transforms must be a list of transforms")

@@ -242,13 +242,13 @@ def data_parallel(model: nn.Module, processes: Distributed, device: torch.device
     """
     if processes.world == 1:
         return model
-    DDP = nn.parallel.DistributedDataParallel
+    wrap = nn.parallel.DistributedDataParallel
     # With `channels_last`, of the mask head's 1 x 1 kernels, whose strides can be written in two ways.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # A step leaves the buffers alone (`share_buffers` does it before an evaluation); torch 2.15 renamed the option.
-    renamed = "forward_sync_buffers" in inspect.signature(DDP).parameters
+    renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
     alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return DDP(model, device_ids=[device.index] if device.type == "cuda" else None, **alone)
+    return wrap(model, device_ids=[device.index] if device.type == "cuda" else None, **alone)
 
 
 def restarted() -> bool:

@@ -39,10 +39,9 @@ def inspect_files(
     """
     found = Findings(split)
     entries = [e for e in source.content["images"] if isinstance(e.get("file_name"), str) and e["file_name"]]
-    root = source.images
 
     def look(entry: dict[str, Any]) -> Report:
-        report = _look(source.images / entry["file_name"], root, entry, decode, channels)
+        report = _look(source.images / entry["file_name"], entry, decode, channels)
         tick()
         return report
 
@@ -67,7 +66,7 @@ def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:
     return list(found.by_code.values())
 
 
-def _look(path: Path, root: Path, entry: dict[str, Any], decode: bool, channels: int | None) -> Report:
+def _look(path: Path, entry: dict[str, Any], decode: bool, channels: int | None) -> Report:
     identity = entry.get("id")
     if "\0" in str(path) or leads_out(entry["file_name"]):
         return Report("file-outside", f"image {identity}: {entry['file_name']}", identity, b"")
