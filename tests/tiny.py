@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from resdet.config import Config, parse_config
 from resdet.data import index
@@ -139,3 +140,31 @@ def dense_model(kind: str, channels: int = 64, **head: object) -> dict:
         encoder = {"channels": channels, "width": 16, "dilations": [1, 2]}
         return {**body, "encoder": encoder, "head": {"class_convs": 1, "box_convs": 1, **head}}
     return {**body, "fpn": {"channels": channels}, "head": {"num_convs": 1, **head}}
+
+
+RTDETR = {
+    "kind": "rtdetr", "num_classes": K, "queries": 20, "backbone": {"name": "resnet18", "weights": "none"},
+    "encoder": {"width": 32, "heads": 4, "ffn": 48, "expansion": 0.5},
+    "decoder": {"width": 40, "layers": 2, "heads": 4, "ffn": 48}, "denoising": {"queries": 12},
+}  # fmt: skip
+
+
+def small_rtdetr(**model: object) -> Detector:
+    torch.manual_seed(0)
+    return build_model(parse_config({"model": {**RTDETR, **model}}).model)
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Weights and statistics at random, all of some size, so that each of them shows in the results."""
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in (*model.named_parameters(), *model.named_buffers()):
+            if not p.is_floating_point() or name.endswith(("pixel_mean", "pixel_std", "scale")):
+                continue
+            if p.ndim > 1:
+                p.copy_(torch.randn(p.shape, generator=g) / p[0].numel() ** 0.5)
+            elif name.endswith("running_var"):
+                p.copy_(0.5 + torch.rand(p.shape, generator=g))
+            else:
+                p.copy_(torch.randn(p.shape, generator=g) * 0.1 + name.endswith("weight"))
+    return model

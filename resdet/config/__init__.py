@@ -35,6 +35,7 @@ from resdet.config.rcnn import PoolConfig as PoolConfig
 from resdet.config.rcnn import RCNNConfig as RCNNConfig
 from resdet.config.rcnn import RPNConfig as RPNConfig
 from resdet.config.rcnn import keypoint_section as keypoint_section
+from resdet.config.rtdetr import RTDETRConfig as RTDETRConfig
 from resdet.config.schema import AnyModelConfig as AnyModelConfig
 from resdet.config.schema import Config as Config
 from resdet.config.train import TrainConfig as TrainConfig

@@ -118,6 +118,7 @@ RULES = (
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
+    Rule("data.max_size", lambda c: not c.model.input.keep_ratio, "model.input.keep_ratio=False"),
     Rule("data.split_seed", lambda c: not c.data.val_fraction, "without data.val_fraction"),
     Rule("data.mask_size", lambda c: "masks" not in c.model.outputs, "without model.mask"),
     Rule("data.keypoint_flip_pairs", lambda c: "keypoints" not in c.model.outputs, "without model.keypoint"),

@@ -44,11 +44,13 @@ class InputConfig(Section):
     # "opencv": bilinear on uint8; "pillow": the same with antialiasing (detectron2); "torch": on floats (torchvision)
     resize: Literal["opencv", "pillow", "torch"] = "opencv"
     rounding: Literal["nearest", "floor"] = "nearest"  # of the resized height and width
+    keep_ratio: bool = True  # False: both sides become data.min_size, whatever the image's proportions
 
     @model_validator(mode="after")
     def _one_for_each_channel(self) -> InputConfig:
-        for key, default in (("mean", RGB_MEAN), ("std", RGB_STD)):
+        for key in ("mean", "std"):
             if key not in self.model_fields_set:
+                default = type(self).model_fields[key].default
                 setattr(self, key, for_channels(default, self.channels))
                 self.model_fields_set.discard(key)
             elif len(getattr(self, key)) != self.channels:
@@ -72,6 +74,9 @@ class BackboneConfig(Section):
     zero_init_last: bool = False
     deep_stem: bool = False  # with avg_down: ResNet-D
     avg_down: bool = False
+    project_first: bool = (
+        False  # layer1's first shortcut has a convolution though shapes agree (RT-DETR's ResNet-18, 34)
+    )
     residual: bool = True
     weight_standardization: bool = False  # for group norm
     deformable: Literal["none", "v1", "v2"] = "none"  # 3x3 convolutions of deformable_stages

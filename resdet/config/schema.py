@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag, model_validator
 from resdet.config.data import DataConfig
 from resdet.config.dense import ATSSConfig, FCOSConfig, GFLConfig, RetinaNetConfig, YOLOFConfig
 from resdet.config.rcnn import RCNNConfig
+from resdet.config.rtdetr import RTDETRConfig
 from resdet.config.train import TrainConfig
 from resdet.config.types import Count, Section, UserPath
 
@@ -26,7 +27,8 @@ AnyModelConfig = Annotated[
     | Annotated[FCOSConfig, Tag("<fcos>")]
     | Annotated[ATSSConfig, Tag("<atss>")]
     | Annotated[GFLConfig, Tag("<gfl>")]
-    | Annotated[YOLOFConfig, Tag("<yolof>")],
+    | Annotated[YOLOFConfig, Tag("<yolof>")]
+    | Annotated[RTDETRConfig, Tag("<rtdetr>")],
     Discriminator(_kind),
 ]
 

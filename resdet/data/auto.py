@@ -28,8 +28,11 @@ def choose(config: Config, train: Annotations, pretrained: bool) -> tuple[Config
     """Fill in what the config does not set: classes, input size, schedule, learning rate, frozen stages, a mask head or not."""
     names = ", ".join(train.class_names[:8]) + ", …" * (len(train.class_names) > 8)
     classes = Choice("model.num_classes", len(train.class_names), f"as in the dataset: {names}")
-    choices = [classes, *_inputs(train), *_schedule(config, len(train.images))]
-    stages, why = (2, "pretrained: stem and layer1 stay frozen") if pretrained else (0, "nothing is pretrained")
+    choices = [classes, *_inputs(config, train), *_schedule(config, len(train.images))]
+    stages, why = 0, "nothing is pretrained"
+    if pretrained:
+        stages = type(config.model.backbone).model_fields["frozen_stages"].default
+        why = f"pretrained: {'stem and layer1 stay' if stages == 2 else 'the stem stays'} frozen"
     choices.append(Choice("model.backbone.frozen_stages", stages, why))
     if "masks" in config.model.outputs and not train.images.any_masks:
         # Set by the weights rather than by the user: a mask head has nothing to learn from here.
@@ -59,8 +62,9 @@ def _parent(config: Config, key: str) -> tuple[BaseModel, set[str]]:
     return section, section.model_fields_set
 
 
-def _inputs(train: Annotations) -> list[Choice]:
-    """A short side at which the median object is at least 32 pixels, within 320 to 800 and at most twice the images' own."""
+def _inputs(config: Config, train: Annotations) -> list[Choice]:
+    """A short side, or a square's, at which the median object is at least 32 pixels, within 320 to 800 and at most twice the
+    images' own."""
     boxes = train.images.boxes
     median = float(np.median(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))))
     short = float(np.median(train.images.sizes.min(1)))
@@ -68,6 +72,9 @@ def _inputs(train: Annotations) -> list[Choice]:
     size = int(min(max(round(wanted / 32) * 32, 320), 800))
     sizes = [size - 32 * k for k in range(5, -1, -1) if size - 32 * k >= 0.8 * size]
     reason = f"the median image has a short side of {short:.0f} pixels, the median object a size of {median:.0f}"
+    if not config.model.input.keep_ratio:
+        sizes = [*range(32 * round(size * 0.75 / 32), 32 * round(size * 1.25 / 32) + 1, 32), size]
+        return [Choice("data.min_size", sizes, f"{reason}; batches vary by a quarter, as published")]
     return [
         Choice("data.min_size", sizes, reason),
         Choice("data.max_size", math.ceil(size * 5 / 3), "five thirds of the short side, as published"),

@@ -29,6 +29,8 @@ log = logging.getLogger("resdet")
 
 class DetectionDataset(Dataset[Sample | UserError]):
     """dataset[index, epoch] -> `Sample`, a pure function of (seed, epoch, index): the same in any worker, in any order.
+    dataset[index, epoch, first, its_epoch]: the same in a batch that begins with that image, whose draw of a size counts for
+    all where images become squares.
 
     train: augment, draw a short side, flip; otherwise the last `min_size` and nothing random.
     An image that cannot be read is reported in `Sample.problems`; in training another random one replaces it, in evaluation
@@ -82,12 +84,12 @@ class DetectionDataset(Dataset[Sample | UserError]):
     def __len__(self) -> int:
         return len(self.annotations.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample | UserError:
-        index, epoch = item
+    def __getitem__(self, item: tuple[int, ...]) -> Sample | UserError:
+        index, epoch, *first = item
         problems: list[str] = []
         for candidate in self._candidates(index, epoch):
             try:
-                sample = self._sample(candidate, epoch)
+                sample = self._sample(candidate, epoch, first or [index, epoch])
                 return sample._replace(problems=tuple(problems))
             except AugmentationError as error:
                 return error  # not replaced by another image: the settings are wrong, not the file
@@ -110,7 +112,9 @@ class DetectionDataset(Dataset[Sample | UserError]):
     def _blank(self, index: int, problems: list[str]) -> Sample:
         """A grey image of the annotated size: in evaluation an unreadable image counts as one without detections."""
         info = self.annotations.images[index]
-        size = resized_size(info.size, self.data.min_size[-1], self.data.max_size, self.input.rounding)
+        size = resized_size(
+            info.size, self.data.min_size[-1], self.data.max_size, self.input.rounding, self.input.keep_ratio
+        )
         masks = np.zeros((0, self.data.mask_size, self.data.mask_size), np.uint8) if self.masks else None
         image = np.full((*size, self.input.channels), 127, np.uint8)
         dtype = np.float32 if self.input.resize == "torch" or self.pixel_range else np.uint8
@@ -146,12 +150,14 @@ class DetectionDataset(Dataset[Sample | UserError]):
         all images are resized at random, by our own numerics, and nothing else sees the full-size pixels."""
         if not self.train or self.input.resize != "opencv" or self.annotations.read_image:
             return 1
-        target = resized_size(size, short, self.data.max_size, self.input.rounding)
+        target = resized_size(size, short, self.data.max_size, self.input.rounding, self.input.keep_ratio)
         return max(r for r in (1, 2, 4, 8) if r == 1 or min(size) // r >= min(target))
 
-    def _sample(self, index: int, epoch: int) -> Sample:
+    def _sample(self, index: int, epoch: int, first: Sequence[int]) -> Sample:
         rng = np.random.default_rng([self.seed, epoch, index, 0])
         short = int(rng.choice(self.data.min_size)) if self.train else self.data.min_size[-1]
+        if self.train and not self.input.keep_ratio:
+            short = int(np.random.default_rng([self.seed, first[1], first[0], 0]).choice(self.data.min_size))
         info = self.annotations.images[index]
         reduce = 1 if self._augmentations_of(index) else self._reduction(info.size, short)
         if reduce > 1:
@@ -161,7 +167,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             old = (image.shape[0], image.shape[1])
         masks = crop_masks(objects, self.data.mask_size) if self.masks else None
         flip = self.train and rng.random() < self.data.flip
-        new = resized_size(old, short, self.data.max_size, self.input.rounding)
+        new = resized_size(old, short, self.data.max_size, self.input.rounding, self.input.keep_ratio)
         image = resize_image(image, new, self.input.resize)
         scale = np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
         boxes = objects.boxes * scale
@@ -267,7 +273,7 @@ def padded_sizes(annotations: Annotations, data: DataConfig, model_input: InputC
         return -(-side // data.pad_multiple) * data.pad_multiple
 
     sizes = [
-        resized_size((h, w), data.min_size[-1], data.max_size, model_input.rounding)
+        resized_size((h, w), data.min_size[-1], data.max_size, model_input.rounding, model_input.keep_ratio)
         for h, w in annotations.images.sizes.tolist()
     ]
     return [(up(h), up(w)) for h, w in sizes]

@@ -271,12 +271,15 @@ def images_among(paths: Iterable[Path]) -> list[Path]:
 
 
 def resized_size(
-    size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest"
+    size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest", keep_ratio: bool = True
 ) -> tuple[int, int]:
     """(H, W) scaled so that the short side is `min_size`, unless the long side would pass `max_size`.
 
     "floor" is torchvision's rule, under which a short side may come out one pixel less than asked for.
+    keep_ratio: False makes a square of side `min_size` of every image.
     """
+    if not keep_ratio:
+        return min_size, min_size
     scale = min(min_size / min(size), max_size / max(size))
     up = 0.5 if rounding == "nearest" else 0.0
     return max(1, int(size[0] * scale + up)), max(1, int(size[1] * scale + up))

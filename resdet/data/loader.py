@@ -18,7 +18,7 @@ from resdet.data.dataset import DetectionDataset, aspect_groups, padded_sizes, r
 from resdet.errors import UserError
 from resdet.runtime.workers import load, start_worker
 
-Item = tuple[int, int]  # (index, epoch)
+Item = tuple[int, ...]  # (index, epoch), in training followed by those of the whole batch's first image
 
 
 def training_order(
@@ -63,7 +63,10 @@ def training_loader(
     repeats = repeat_factors(dataset.annotations, dataset.data.repeat_threshold, dataset.data.negatives)
     order = training_order(aspect_groups(dataset.annotations), batch_size, dataset.seed, repeats)
     share = batch_size // world
-    mine = (items[rank * share : (rank + 1) * share] for items in itertools.islice(order, start, None))
+    mine = (
+        [(*item, *items[0]) for item in items[rank * share : (rank + 1) * share]]
+        for items in itertools.islice(order, start, None)
+    )
     return batches(dataset, mine, workers, context)
 
 

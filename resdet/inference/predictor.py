@@ -165,5 +165,6 @@ class Predictor:
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:
     """Resize an image for the model."""
-    size = (image.shape[0], image.shape[1])
-    return resize_image(image, resized_size(size, min_size, max_size, config.input.rounding), config.input.resize)
+    i = config.input
+    size = resized_size((image.shape[0], image.shape[1]), min_size, max_size, i.rounding, i.keep_ratio)
+    return resize_image(image, size, i.resize)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from resdet.config import DenseConfig, ModelConfig, RCNNConfig
+from resdet.config import DenseConfig, ModelConfig, RCNNConfig, RTDETRConfig
 from resdet.errors import UserError
 from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.build_dense import build_dense
 from resdet.models.build_rcnn import build_rcnn, use_of_c5
+from resdet.models.build_rtdetr import build_rtdetr
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
@@ -22,6 +23,8 @@ def build_model(config: ModelConfig) -> Detector:
         detector = build_rcnn(config, build_backbone(config, use_of_c5(config)))
     elif isinstance(config, DenseConfig):
         detector = build_dense(config, build_backbone(config))
+    elif isinstance(config, RTDETRConfig):
+        detector = build_rtdetr(config, build_backbone(config))
     else:
         raise AssertionError(config.kind)
     for module in detector.modules():
@@ -49,6 +52,7 @@ def build_backbone(config: ModelConfig, c5: Literal["map", "rois", "none"] = "ma
         zero_init_last=c.zero_init_last,
         deep_stem=c.deep_stem,
         avg_down=c.avg_down,
+        project_first=c.project_first,
         residual=c.residual,
         weight_standardization=c.weight_standardization,
         deformable=c.deformable,

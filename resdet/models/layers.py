@@ -203,7 +203,7 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
 
 
 class ConvNorm(nn.Module):
-    """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H, W).
+    """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H/stride, W/stride).
 
     bias: of the convolution; None: only without a norm. standardized: use weight standardization (`StandardizedConv2d`).
     """
@@ -216,13 +216,14 @@ class ConvNorm(nn.Module):
         norm: Norm = "none",
         *,
         bias: bool | None = None,
+        stride: int = 1,
         dilation: int = 1,
         standardized: bool = False,
     ) -> None:
         super().__init__()
         kind = StandardizedConv2d if standardized else Conv2d
         bias = norm == "none" if bias is None else bias
-        self.conv = kind(channels, out, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
+        self.conv = kind(channels, out, kernel, stride, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
         self.norm = make_norm(norm, out)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, *, relu: bool = False) -> Tensor:

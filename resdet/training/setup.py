@@ -114,7 +114,7 @@ def with_auto_settings(config: Config, train: Annotations, *, pretrained: bool) 
     config, choices = choose(config.model_copy(deep=True), train, pretrained=pretrained)
     for choice in choices:
         console.print(f"auto: {choice.key} = {choice.value} ({choice.reason})")
-    for line in advise_anchors(resized_objects(train, config.data), config.model):
+    for line in advise_anchors(resized_objects(train, config.data, config.model.input.keep_ratio), config.model):
         console.print(f"auto: {line}")
     return config
 

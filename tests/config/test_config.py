@@ -14,6 +14,7 @@ from resdet.config import (
     find_config,
     load_config,
     parse_config,
+    settings_of,
 )
 from resdet.data.sources import coco_paths
 from resdet.errors import UserError
@@ -115,6 +116,14 @@ def test_all_mistakes_are_listed_with_suggestions(tmp_path) -> None:
         ("", ["train.batch_size=5", "train.accumulate=2"], "must be a multiple of train.accumulate"),
         ("", ["data.min_size=2000"], "is below data.min_size"),
         ("", ["data.pad_multiple=33"], "multiple of 32"),
+        ("", ["model.kind=rtdtr"], r"model\.kind: must be one of rcnn.*rtdetr.*did you mean 'rtdetr'"),
+        (
+            "",
+            ["model.kind=rtdetr", "model.box.width=3"],
+            r"model\.box: unknown key of a model of kind rtdetr",
+        ),
+        ("", ["model.kind=rtdetr", "model.decoder.layer=3"], r"did you mean model\.decoder\.layers"),
+        ("", ["model.kind=rtdetr", "model.decoder.heads=3"], r"decoder\.width \(256\) must be a multiple"),
     ],
 )
 def test_other_mistakes(tmp_path, text: str, overrides: list[str], message: str) -> None:
@@ -231,6 +240,10 @@ def test_what_follows_other_keys_stays_open() -> None:
     config = parse_config({"model": {"backbone": {"weights": "none"}, "input": {"channels": 1}}})
     assert "norm" not in dump_settings(config)
     assert "mean" not in dump_settings(config)
+    model = {"kind": "rtdetr", "input": {"channels": 4}, "encoder": {"layers": 2}}
+    other = parse_config({"model": model})
+    assert other.model.input.std == (255.0,) * 4
+    assert settings_of(other.model) == model
     config.model.backbone.norm = "frozen_bn"
     with pytest.raises(UserError, match=r"frozen_bn with model\.backbone\.weights=none"):
         dump_settings(config)

@@ -48,6 +48,7 @@ IN_VAIN = {
     "data.root=r": PLACES,
     "data.synthetic={size: 64}": PLACES,
     "data.voc_origin=1": ["data.format=coco"],
+    "data.max_size=2000": ["model.input.keep_ratio=false"],
     "data.split_seed=3": [],
     "data.mask_size=28": [],
     "data.keypoint_flip_pairs=[[a, b]]": [],

@@ -29,6 +29,7 @@ from resdet.data.index import ImageInfo, Objects
 from resdet.data.loader import evaluation_loader, evaluation_order, training_loader, training_order
 from resdet.errors import UserError
 from resdet.runtime.workers import start_worker
+from resdet.structures import Batch
 
 SIZES = {"min_size": [96, 112, 128], "max_size": 200}
 
@@ -317,3 +318,24 @@ def test_split_batch_keeps_everything() -> None:
     assert [p.targets.valid.sum().item() for p in parts] == [3, 7]
     assert torch.equal(torch.cat([p.images for p in parts]), batch.images)
     assert split_batch(batch._replace(targets=None), 2)[1].targets is None
+
+
+def test_all_images_of_a_batch_become_squares_of_one_size(shapes) -> None:
+    """Also where two processes share the batch; evaluation takes the last size."""
+    data, square = DataConfig(min_size=[64, 96, 128]), InputConfig(keep_ratio=False)
+    training, evaluation = (
+        DetectionDataset(shapes, data, square, train=train, masks=False, seed=3) for train in (True, False)
+    )
+
+    def loaded(**share: int) -> list[Batch]:
+        return [loaded.batch for loaded in islice(training_loader(training, 4, 0, **share), 6)]
+
+    whole = loaded()
+    for batch, *parts in zip(whole, loaded(rank=0, world=2), loaded(rank=1, world=2), strict=True):
+        side = batch.images.shape[2]
+        assert (batch.image_sizes == side).all()
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert batch.targets
+        assert side / 2 < batch.targets.boxes.amax() <= side
+    assert {batch.images.shape[2] for batch in whole} == {64, 96, 128}
+    assert {b.batch.image_sizes.unique().item() for b in evaluation_loader(evaluation, 4, 0)} == {128}

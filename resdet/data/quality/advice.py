@@ -15,12 +15,14 @@ RECALLED = 0.5  # IoU
 ENOUGH = 20_000  # objects sampled to judge anchors
 
 
-def resized_objects(annotations: Annotations, data: DataConfig) -> np.ndarray:
+def resized_objects(annotations: Annotations, data: DataConfig, keep_ratio: bool = True) -> np.ndarray:
     """(N, 2) float32: width and height of every object in the network's input, at the last `data.min_size`."""
     images = annotations.images
     sizes = images.sizes.astype(np.float32)
-    scale = np.minimum(data.min_size[-1] / sizes.min(1), data.max_size / sizes.max(1))
-    objects: np.ndarray = (images.boxes[:, 2:] - images.boxes[:, :2]) * np.repeat(scale, images.counts)[:, None]
+    scale = np.minimum(data.min_size[-1] / sizes.min(1), data.max_size / sizes.max(1))[:, None]
+    if not keep_ratio:
+        scale = data.min_size[-1] / sizes[:, ::-1]  # of width and height
+    objects: np.ndarray = (images.boxes[:, 2:] - images.boxes[:, :2]) * np.repeat(scale, images.counts, axis=0)
     return objects
 
 
@@ -38,7 +40,7 @@ def best_overlaps(objects: np.ndarray, sizes: Sequence[float], ratios: Sequence[
 def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig) -> tuple[list[Finding], list[str]]:
     """Findings on objects that the input size or the anchors do not fit, and `advise_anchors`."""
     found = Findings("train")
-    objects = resized_objects(annotations, data)
+    objects = resized_objects(annotations, data, model.input.keep_ratio)
     if not len(objects):
         return [], []
     sides = np.sqrt(objects.prod(1))

@@ -66,6 +66,7 @@ class Style(NamedTuple):
     deformable: Literal["none", "v1", "v2"] = "none"
     deformable_groups: int = 1
     dilation: int = 1
+    project: bool = False
 
     def conv3x3(self, inputs: int, channels: int, stride: int = 1, groups: int = 1) -> nn.Module:
         """Plain, dilated, standardized or deformable."""
@@ -130,8 +131,8 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, style: Style) -> nn.Module:
-    """A projection where shapes differ, else the identity."""
-    if not style.residual or (stride == 1 and inputs == outputs):
+    """A projection where shapes differ or the style asks for one, else the identity."""
+    if not style.residual or (stride == 1 and inputs == outputs and not style.project):
         return _Identity()
     norm = make_norm(style.norm, outputs, style.norm_eps)
     if not style.avg_down:
@@ -178,6 +179,8 @@ class ResNet(Backbone):
     deep_stem:         the stem is three 3x3 convolutions (ResNet-C).
     avg_down:          shortcuts downsample by average pooling before their 1x1 convolution. With `deep_stem` this is
                        ResNet-D (He et al. 2018, arXiv:1812.01187), with timm's parameter names.
+    project_first:     layer1's first shortcut has a 1x1 convolution even where shapes agree, as in PaddleDetection's
+                       ResNet-18 and 34.
     residual:          False removes every shortcut: the plain network of He et al. 2015, section 3.3.
     weight_standardization: of all convolutions (Qiao et al. 2019, arXiv:1903.10520), for group norm.
     deformable:        deformable 3x3 convolutions ("v1": Dai et al. 2017, arXiv:1703.06211; "v2": Zhu et al. 2018,
@@ -199,6 +202,7 @@ class ResNet(Backbone):
         zero_init_last: bool = False,
         deep_stem: bool = False,
         avg_down: bool = False,
+        project_first: bool = False,
         residual: bool = True,
         weight_standardization: bool = False,
         deformable: Literal["none", "v1", "v2"] = "none",
@@ -225,7 +229,8 @@ class ResNet(Backbone):
                 here = here._replace(deformable=deformable, deformable_groups=deformable_groups)
             for i in range(count):
                 stride = 2 if k > 1 and i == 0 and dilation == 1 else 1
-                stage.append(block(inputs, channels, stride, arch, here))
+                project = project_first and k == 1 and i == 0
+                stage.append(block(inputs, channels, stride, arch, here._replace(project=project)))
                 inputs = channels * block.expansion
             self.add_module(f"layer{k}", nn.Sequential(*stage))
         self._initialise(zero_init_last)

@@ -1,0 +1,186 @@
+"""Query selection and decoder (sections 4.3 and 3): the encoder's maps -> boxes and class logits, refined layer by layer.
+
+Letters: T tokens, Q queries, C channels, K classes. Boxes here are (x, y, width, height), x and y of the centre, as shares of
+the input's sides; unbounded ones are their logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resdet.boxes import upcast
+from resdet.models.layers import ConvNorm
+from resdet.models.matching import gather_rows
+from resdet.models.rtdetr.attention import Attention, DeformableAttention, Memory
+
+PRIOR = 0.01  # score of every class before training
+SMALLEST, ANCHOR = (
+    0.01,
+    0.05,
+)  # an anchor's distance from the borders; its side on the finest level, doubled on each next
+
+
+class MLP(nn.Module):
+    """Linear layers of these widths with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        x = self.layers[-1](x)
+        return x
+
+
+def score_head(width: int, classes: int) -> nn.Linear:
+    head = nn.Linear(width, classes)
+    nn.init.constant_(head.bias, -math.log((1 - PRIOR) / PRIOR))
+    return head
+
+
+def box_head(width: int) -> MLP:
+    """Starts by moving no box."""
+    head = MLP(width, width, width, 4)
+    for parameter in head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+class Queries(NamedTuple):
+    """content (B, Q, C), boxes (B, Q, 4) unbounded, logits (B, Q, K): what the encoder says of them already."""
+
+    content: Tensor
+    boxes: Tensor
+    logits: Tensor
+
+
+class QuerySelection(nn.Module):
+    """The `count` tokens that score highest in any class become queries (with scores that follow the IoU, as the loss teaches:
+    "uncertainty-minimal"). Fewer where there are fewer tokens."""
+
+    def __init__(self, width: int, classes: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.project, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.project.weight)
+        self.score, self.box = score_head(width, classes), box_head(width)
+
+    def forward(self, memory: Memory) -> Queries:
+        anchors, inside = anchors_of(memory.sizes, memory.tokens.device)
+        content = self.norm(self.project(memory.tokens * inside[:, None].to(memory.tokens)))
+        logits = self.score(content)
+        best = logits.amax(-1).topk(min(self.count, logits.shape[1]), dim=1).indices
+        content = gather_rows(content, best)
+        return Queries(content, upcast(self.box(content)) + anchors[best], gather_rows(logits, best))
+
+
+def anchors_of(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A box around each token: (T, 4) unbounded; and whether it is clear of the borders, (T,) bool: others are as large as can
+    be."""
+    levels = []
+    for k, (h, w) in enumerate(sizes):
+        y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (h, w))
+        side = torch.full((h, w), ANCHOR * 2.0**k, device=device)
+        levels.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w), side, side], dim=-1).flatten(0, 1))
+    boxes = torch.cat(levels)
+    inside = ((boxes > SMALLEST) & (boxes < 1 - SMALLEST)).all(-1)
+    return torch.where(inside[:, None], torch.logit(boxes), torch.finfo(torch.float32).max), inside
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, at the image around their boxes, and at themselves: content and positions (B, Q, C)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn: int,
+        points: Sequence[int],
+        offset_scale: float,
+        sampling: Literal["bilinear", "discrete"],
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.cross_attention = DeformableAttention(width, heads, points, offset_scale, sampling)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.linear1, self.linear2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(self, content: Tensor, positions: Tensor, boxes: Tensor, memory: Memory, mask: Tensor | None) -> Tensor:
+        content = self.norm1(content + self.attention(content, positions, mask))
+        content = self.norm2(content + self.cross_attention(content + positions, boxes, memory))
+        output: Tensor = self.norm3(content + self.linear2(F.relu(self.linear1(content))))
+        return output
+
+
+class Decoder(nn.Module):
+    """in_channels: of the encoder's maps. width: C. points, offset_scale, sampling: see `DeformableAttention`.
+
+    predict_layers: after how many of the layers a prediction is read; all were trained to give one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        num_classes: int,
+        *,
+        layers: int,
+        predict_layers: int | None,
+        heads: int,
+        ffn: int,
+        points: Sequence[int],
+        offset_scale: float,
+        sampling: Literal["bilinear", "discrete"],
+    ) -> None:
+        super().__init__()
+        self.predict_layers = predict_layers or layers
+        self.input = nn.ModuleList(ConvNorm(in_channels, width, 1, "bn") for _ in points)
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, ffn, points, offset_scale, sampling) for _ in range(layers)
+        )
+        self.position = MLP(4, 2 * width, width)
+        for layer in self.position.layers:
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
+        self.scores = nn.ModuleList(score_head(width, num_classes) for _ in range(layers))
+        self.boxes = nn.ModuleList(box_head(width) for _ in range(layers))
+
+    def memory(self, features: dict[str, Tensor]) -> Memory:
+        maps = [conv(x) for conv, x in zip(self.input, features.values(), strict=True)]
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+        return Memory(tokens, [(x.shape[2], x.shape[3]) for x in maps])
+
+    def forward(
+        self, content: Tensor, boxes: Tensor, memory: Memory, layers: int, mask: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """content (B, Q, C) and boxes (B, Q, 4), unbounded -> both after each of the first `layers`, these boxes in 0..1.
+
+        Each layer refines the boxes of the one before. Its loss moves that one's boxes, too, but no others ("look forward
+        twice": Zhang et al. 2022, arXiv:2203.03605, section 3.5).
+        """
+        contents, refined = [], []
+        seen = before = boxes.sigmoid()  # `seen` passes no gradients on
+        for k in range(layers):
+            content = self.layers[k](content, self.position(seen), seen, memory, mask)
+            deltas = upcast(self.boxes[k](content))
+            contents.append(content)
+            refined.append((deltas + unbounded(before)).sigmoid())
+            before = (deltas + unbounded(seen)).sigmoid()
+            seen = before.detach()
+        return contents, refined
+
+
+def unbounded(boxes: Tensor, eps: float = 1e-5) -> Tensor:
+    """The inverse of the sigmoid, clamped."""
+    boxes = boxes.clamp(0, 1)
+    return torch.log(boxes.clamp(min=eps) / (1 - boxes).clamp(min=eps))

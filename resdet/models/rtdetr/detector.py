@@ -1,0 +1,110 @@
+"""RT-DETR: the architecture, in one file that reads like the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from resdet.boxes import clip, upcast
+from resdet.models.backbones.base import Backbone
+from resdet.models.detector import Detector
+from resdet.models.matching import gather_rows
+from resdet.models.rtdetr.decoder import Decoder, QuerySelection
+from resdet.models.rtdetr.denoising import Denoising
+from resdet.models.rtdetr.encoder import HybridEncoder, RepBlock
+from resdet.models.rtdetr.losses import Predictions, SetLoss, corners
+from resdet.models.selection import Selection
+from resdet.structures import Batch, Detections, Loss, Output
+
+
+class RTDETR(Detector):
+    """Backbone, hybrid encoder, query selection, decoder; no suppression.
+
+    denoising: None to train without. loss: matching and losses. selection: its score threshold and number of detections.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: HybridEncoder,
+        queries: QuerySelection,
+        decoder: Decoder,
+        denoising: Denoising | None,
+        loss: SetLoss,
+        selection: Selection,
+        *,
+        num_classes: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        bgr: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone, encoder, num_classes=num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr
+        )
+        self.queries, self.decoder, self.denoising = queries, decoder, denoising
+        self.loss, self._selection = loss, selection
+
+    @property
+    def outputs(self) -> frozenset[Output]:
+        return frozenset({"boxes"})
+
+    @property
+    def selection(self) -> Selection:
+        return self._selection
+
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """class, box and giou of the last layer; the same of the other layers and the encoder together (aux_…) and, with
+        denoising, of all layers for the disturbed objects (denoising_…)."""
+        assert batch.targets is not None, "losses need targets"
+        objects = self.loss.objects(batch.targets, batch.images.shape[2:])
+        memory = self.decoder.memory(self.features(batch))
+        chosen = self.queries(memory)
+        content, boxes, mask = chosen.content.detach(), chosen.boxes.detach(), None
+        noisy = self.denoising(objects, batch.keys, content.shape[1]) if self.denoising else None
+        if noisy:
+            content, boxes = torch.cat([noisy.content, content], dim=1), torch.cat([noisy.boxes, boxes], dim=1)
+            mask = noisy.mask
+        contents, refined = self.decoder(content, boxes, memory, len(self.decoder.layers), mask)
+        logits = [score(content) for score, content in zip(self.decoder.scores, contents, strict=True)]
+        layers = Predictions(torch.stack(logits), torch.stack(refined))
+        before = noisy.content.shape[1] if noisy else 0
+        predicted = layers.queries(before, None)
+        encoder = Predictions(chosen.logits[None], chosen.boxes.sigmoid()[None])
+        losses = self.loss(predicted, encoder, objects)
+        if noisy:
+            losses |= self.loss.denoising(layers.queries(0, before), noisy, objects)
+        return losses
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Detections:
+        """The best (query, class) pairs, in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
+        memory = self.decoder.memory(self.features(batch))
+        chosen = self.queries(memory)
+        contents, refined = self.decoder(chosen.content, chosen.boxes, memory, self.decoder.predict_layers)
+        scores = upcast(self.decoder.scores[self.decoder.predict_layers - 1](contents[-1])).sigmoid()
+        count = min(self.selection.max_detections, scores[0].numel())
+        best, index = scores.flatten(1).topk(count, dim=1)
+        valid = best > self.selection.score_threshold
+        boxes = to_pixels(gather_rows(refined[-1], index // self.num_classes), batch.images.shape[2:])
+        return Detections(
+            boxes=torch.where(valid.unsqueeze(-1), clip(boxes, batch.image_sizes), 0.0),
+            scores=torch.where(valid, best, 0.0),
+            labels=torch.where(valid, index % self.num_classes, 0),
+            valid=valid,
+            image_sizes=batch.image_sizes,
+        )
+
+    def prepare_for_inference(self, dtype: torch.dtype | None = None) -> RTDETR:
+        super().prepare_for_inference(dtype)
+        for module in self.modules():
+            if isinstance(module, RepBlock):
+                module.merge()
+        return self
+
+
+def to_pixels(boxes: Tensor, size: torch.Size) -> Tensor:
+    """(x, y, width, height) in 0..1 -> XYXY in pixels of an input of this (H, W)."""
+    x1, y1, x2, y2 = corners(boxes).unbind(-1)
+    return torch.stack([x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0]], dim=-1)
