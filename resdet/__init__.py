@@ -1,8 +1,8 @@
-"""resdet: Faster and Mask R-CNN on residual backbones.
+"""resdet: object detection and segmentation on residual backbones.
 
 config = resdet.load_config("configs/maskrcnn_r50.yaml", ["train.lr=0.01"])
 resdet.train(config)
-instances = resdet.Predictor(config, "outputs/checkpoints/best.pt")(["picture.jpg"])
+instances = resdet.Predictor(config, "outputs/checkpoints/best.pt")(["image.jpg"])
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "0"
 
-# Imported on first use: `import resdet` and `--help` should not wait for torch.
+# Imported on first use, so that `import resdet` and `--help` do not import torch.
 _HOMES = {
     "Config": "config",
     "load_config": "config",

@@ -1,4 +1,4 @@
-"""Pure functions on boxes: XYXY, absolute pixels (see `structures.py`). Everything here runs in at least float32."""
+"""Pure functions on boxes: XYXY, absolute pixels (see `structures.py`), computed in at least float32."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Deltas of log width and height are clamped here, so that exp never overflows: a box grows at most 62.5 times.
+# The upper bound of log-scale deltas, so that exp does not overflow: a box grows at most 62.5 times.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def upcast(x: Tensor) -> Tensor:
-    """bfloat16 resolves 8 bits, four pixels at 1000: no place for box coordinates or losses."""
+    """To at least float32: bfloat16 has 8 significant bits, four pixels at 1000, too coarse for coordinates and losses."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -38,8 +38,8 @@ def box_around(points: Tensor, distances: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of every pair: (..., N, 4), (..., M, 4) -> (..., N, M); 0 where both are empty."""
-    # Coordinate by coordinate: (..., N, M, 2) intermediates cost twice the memory traffic.
+    """Intersection over union of all pairs: (..., N, 4), (..., M, 4) -> (..., N, M); 0 for two empty boxes."""
+    # Each coordinate separately: (..., N, M, 2) intermediates would double the memory traffic.
     first, second = a.unsqueeze(-2), b.unsqueeze(-3)  # (..., N, 1, 4), (..., 1, M, 4)
     width = (torch.minimum(first[..., 2], second[..., 2]) - torch.maximum(first[..., 0], second[..., 0])).clamp(min=0)
     height = (torch.minimum(first[..., 3], second[..., 3]) - torch.maximum(first[..., 1], second[..., 1])).clamp(min=0)
@@ -70,14 +70,14 @@ def paired_giou(a: Tensor, b: Tensor) -> Tensor:
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Deltas (dx, dy, dw, dh) that turn `anchors` into `boxes`, (..., 4) each (Girshick et al. 2014, appendix C).
 
-    `anchors` must have positive width and height; a `boxes` entry without area gives log 0, so it is clamped.
+    `anchors` must have positive width and height; the sides of `boxes` are clamped, since those of empty ones give log 0.
     """
     wx, wy, ww, wh = weights
     aw, ah = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     ax, ay = anchors[..., 0] + 0.5 * aw, anchors[..., 1] + 0.5 * ah
     bw, bh = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     bx, by = boxes[..., 0] + 0.5 * bw, boxes[..., 1] + 0.5 * bh
-    # Padded rows are masked out of every loss, but 0 * inf would still be nan.
+    # Padding is masked in every loss, but 0 * inf would still be nan.
     aw, ah, bw, bh = (t.clamp(min=1e-6) for t in (aw, ah, bw, bh))
     return torch.stack(
         [wx * (bx - ax) / aw, wy * (by - ay) / ah, ww * torch.log(bw / aw), wh * torch.log(bh / ah)], dim=-1
@@ -92,9 +92,9 @@ def decode(
     clamp_shrink: bool = False,
     max_shift: float | None = None,
 ) -> Tensor:
-    """Inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4).
+    """The inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4).
 
-    clamp_shrink: bound shrinking as growth is (mmdetection), not growth alone (detectron2, torchvision).
+    clamp_shrink: bound shrinking like growth (mmdetection), not growth only (detectron2, torchvision).
     max_shift: pixels that the centre moves at most, along each axis.
     """
     deltas, anchors = upcast(deltas), upcast(anchors)
@@ -117,7 +117,7 @@ def delta_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
 
 
 def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """Boxes (B, N, 4) cut to their images; image_sizes (B, 2) as (H, W)."""
+    """Clip boxes (B, N, 4) to their images; image_sizes (B, 2) as (H, W)."""
     h, w = image_sizes.to(boxes.dtype).unsqueeze(-1).unbind(1)  # (B, 1) each
     x1, y1, x2, y2 = boxes.unbind(-1)
     zero = torch.zeros_like(h)
@@ -127,6 +127,6 @@ def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:
 
 
 def big_enough(boxes: Tensor, min_size: float) -> Tensor:
-    """(..., 4) -> (...) bool: both sides positive and at least `min_size` pixels (also False for nan)."""
+    """(..., 4) -> (...) bool: whether both sides are positive and at least `min_size` pixels (False for nan)."""
     w, h = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return (w > 0) & (h > 0) & (w >= min_size) & (h >= min_size)

@@ -1,7 +1,7 @@
-"""Matches the class names of two lists -> the label of each name in the other list. Used wherever two lists meet.
+"""Matching of class names: two lists -> the label of each name in the other list.
 
-In order: equal lists by position; a name that both write the same; a name spelled differently (case, spaces, "_", "-",
-Unicode form), where it is the only such name on either side. Ambiguous names are refused, never guessed.
+Equal lists match by position. Otherwise equal names match, then names that differ only in case, spaces, "_", "-" or Unicode
+form, if that is unambiguous. Ambiguous names are an error.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from resdet.errors import listed
 
-OBJECT = "object"  # the one class of a model of proposals
+OBJECT = "object"  # the only class of a proposal model
 
 
 class Matches(NamedTuple):
-    """labels: for each name its label in the other list, None where that has no such class. ambiguous: names of the first
-    list, each with the names of the other that it could be; their labels are None."""
+    """labels: the label of each name in the other list, None if it has none. ambiguous: (name, candidates in the other list);
+    their labels are None."""
 
     labels: list[int | None]
     ambiguous: list[tuple[str, list[str]]]
@@ -39,7 +39,7 @@ def find_matches(names: Sequence[str], others: Sequence[str]) -> Matches:
             labels[label] = same[0]
             continue
         fold = folded_name(name)
-        # A name that has an exact match is not available to others.
+        # Names with an exact match are taken.
         left = same or [k for k in other_folded.get(fold, []) if k not in taken]
         if left and len(folded[fold]) == len(other_folded[fold]) == 1:
             labels[label] = left[0]
@@ -49,9 +49,9 @@ def find_matches(names: Sequence[str], others: Sequence[str]) -> Matches:
 
 
 def match_classes(names: Sequence[str], others: Sequence[str], owner: str, other_owner: str) -> list[int | None]:
-    """`find_matches`, where nothing may be ambiguous. owner, other_owner: whose the lists are, for the message.
+    """The labels of `find_matches`. owner, other_owner: names of the lists, for the error.
 
-    Raises one `UserError` that names every pair.
+    Raises one `UserError` that lists all ambiguous names.
     """
     labels, ambiguous = find_matches(names, others)
     if ambiguous:
@@ -65,12 +65,12 @@ def match_classes(names: Sequence[str], others: Sequence[str], owner: str, other
 
 
 def folded_name(name: str) -> str:
-    """A class name without what people spell differently: case, spaces, underscores, hyphens, Unicode form."""
+    """A class name normalised in case, spaces, underscores, hyphens and Unicode form."""
     return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).strip().casefold())
 
 
 def few(names: Sequence[str], count: int = 10) -> str:
-    """The first names, and how many there are in all."""
+    """The first `count` names, and how many there are in all."""
     return ", ".join(names[:count]) + (f", … {len(names)} in all" if len(names) > count else "")
 
 

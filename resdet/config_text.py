@@ -1,4 +1,4 @@
-"""The names that moved to `resdet.config`."""
+"""The former home of names in `resdet.config`."""
 
 from resdet.config.io import _keys as _keys
 from resdet.config.io import dump_config as dump_config

@@ -1,6 +1,6 @@
-"""The same done to every field of a structure (`Batch`, `Targets`, `Detections`, …), so that a new field is one line there.
+"""Operations on all fields of a structure (`Batch`, `Targets`, `Detections`, …).
 
-A structure is a NamedTuple of tensors, None, other structures and plain values. All of this compiles as part of a graph.
+A structure is a NamedTuple of tensors, None, other structures and plain values. Everything here can be compiled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ S = TypeVar("S", bound=tuple[Any, ...])
 
 
 def replace(structure: S, **fields: Any) -> S:
-    """The structure with these fields replaced; `_replace` does the same, but torch 2.11 cannot compile it."""
+    """The structure with some fields replaced, like `_replace`, which torch 2.11 cannot compile."""
     names: tuple[str, ...] = structure._fields  # type: ignore[attr-defined]
     assert set(fields) <= set(names)
     values = zip(names, structure, strict=True)
@@ -24,7 +24,7 @@ def replace(structure: S, **fields: Any) -> S:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], structure: T) -> T:
-    """A tensor, or a structure with `function` of each of its tensors; all else stays as it is."""
+    """Apply `function` to a tensor or to all tensors of a structure; other values are unchanged."""
     if isinstance(structure, Tensor):
         return function(structure)  # type: ignore[return-value]
     if isinstance(structure, tuple):
@@ -33,7 +33,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], structure: T) -> T:
 
 
 def cat(parts: Sequence[T]) -> T:
-    """The parts of a batch as one: tensors joined along their first dimension; of all else, the first part's."""
+    """Concatenate the tensors of structures along their first dimension; other values are the first structure's."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))  # type: ignore[arg-type, return-value]
@@ -43,7 +43,7 @@ def cat(parts: Sequence[T]) -> T:
 
 
 def chunk(structure: T, parts: int) -> list[T]:
-    """The reverse of `cat`, as `torch.chunk`: equal parts, the last one smaller where the batch does not divide."""
+    """The inverse of `cat`, like `torch.chunk`: equal parts, the last one possibly smaller."""
     if isinstance(structure, Tensor):
         return list(structure.chunk(parts))  # type: ignore[arg-type]
     if isinstance(structure, tuple):

@@ -1,7 +1,7 @@
-"""Pure functions on masks: ground truth cropped to its box, training targets, pasting, COCO run lengths.
+"""Pure functions on masks: ground truth cropped to its box, training targets, pasting, COCO run-length encoding.
 
-A mask lives in a box's frame as a small square. Moving it between two axis-aligned frames is separable:
-`rows @ mask @ columns.T`, with one small matrix an axis. Every function here is that product with other matrices.
+A mask is a small square in the frame of a box. Resampling it from one axis-aligned frame to another is separable:
+`rows @ mask @ columns.T`, with one small matrix per axis.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Rle = dict[str, object]
 PIXELS_AT_ONCE = 2**26  # of `paste_bitmaps`: their probabilities take 256 MiB
-Placed = tuple[int, np.ndarray]  # along an axis: first pixel, and the matrix (pixels, m) that resamples a mask
+Placed = tuple[int, np.ndarray]  # along an axis: the first pixel, and the matrix (pixels, m) that resamples a mask
 
 
 # ---- ground truth: polygon or bitmap -> (M, M) crop of its own box ---------------------------------------------------
@@ -27,7 +27,7 @@ def crop_polygons(polygons: Sequence[Sequence[float]], box: np.ndarray, size: in
     The polygon is scaled into the box's frame first, so the crop's resolution does not depend on the image's.
     """
     origin, scale = box[:2], size / np.maximum(box[2:] - box[:2], 1e-6)
-    far = 100 * size  # points so far off change nothing inside, and pycocotools walks along every pixel of an edge
+    far = 100 * size  # moving distant points here changes nothing inside; pycocotools visits every pixel along an edge
     scaled = [((np.reshape(p, (-1, 2)) - origin) * scale).clip(-far, far).ravel().tolist() for p in polygons]
     crop: np.ndarray = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, size, size)))
     return crop
@@ -46,9 +46,9 @@ def crop_bitmap(bitmap: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
 
 
 def rle_covers(counts: object, pixels: int) -> bool:
-    """Whether COCO run lengths, compressed or a list, are whole and cover exactly so many pixels.
+    """Whether COCO run lengths, compressed or a list, are valid and cover exactly `pixels` pixels.
 
-    pycocotools believes what it is given: others make it loop for ever or write past its memory.
+    pycocotools does not check them: invalid ones make it loop forever or write out of bounds.
     """
     if isinstance(counts, list):
         return all(type(c) is int and 0 <= c <= pixels for c in counts) and sum(counts) == pixels
@@ -59,16 +59,16 @@ def rle_covers(counts: object, pixels: int) -> bool:
 
 
 def rle_runs(counts: object) -> np.ndarray:
-    """COCO run lengths, compressed or a list, known to be whole -> (N,) int64: of zeros, of ones, of zeros, …"""
+    """Valid COCO run lengths, compressed or a list -> (N,) int64: of zeros, of ones, of zeros, …"""
     runs = np.array(counts, np.int64) if isinstance(counts, list) else _decompress(counts)  # type: ignore[arg-type]
     assert runs is not None
     return runs
 
 
 def _decompress(counts: str | bytes) -> np.ndarray | None:
-    """COCO's compressed run lengths -> (N,) int64, or None if they are none."""
+    """COCO's compressed run lengths -> (N,) int64; None if they are invalid."""
     text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    chars = np.frombuffer(text, np.uint8).astype(np.int64) - 48  # five bits each, and whether more follow
+    chars = np.frombuffer(text, np.uint8).astype(np.int64) - 48  # five bits each, and a flag that more follow
     if not len(chars) or chars.min() < 0 or chars.max() > 63 or chars[-1] & 32:
         return None
     last = np.flatnonzero((chars & 32) == 0)
@@ -78,8 +78,8 @@ def _decompress(counts: str | bytes) -> np.ndarray | None:
         return None
     place = np.arange(len(chars)) - np.repeat(first, lengths)
     runs: np.ndarray = np.add.reduceat((chars & 31) << (5 * place), first)
-    runs -= np.where(chars[last] & 16, np.int64(1) << (5 * lengths), 0)  # signed, and from the third on
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # differences to the last but one
+    runs -= np.where(chars[last] & 16, np.int64(1) << (5 * lengths), 0)  # signed
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])  # stored as differences to the last but one
     return runs
 
 
@@ -95,9 +95,9 @@ def decode_rle(segmentation: Rle, height: int, width: int) -> np.ndarray:
 
 
 def targets_in_rois(masks: Tensor, gt_boxes: Tensor, rois: Tensor, size: int) -> Tensor:
-    """The share of each RoI bin that the object covers: (P, M, M), (P, 4), (P, 4) -> (P, size, size) in 0..1.
+    """The fraction of each RoI bin that the object covers: (P, M, M), (P, 4), (P, 4) -> (P, size, size) in 0..1.
 
-    An exact integral over each bin of the M x M crop, zero outside the ground-truth box.
+    The exact integral of the M x M crop over each bin, zero outside the ground-truth box.
     """
     side = masks.shape[-1]
     columns = _overlap(rois[:, 0], rois[:, 2], gt_boxes[:, 0], gt_boxes[:, 2], size, side)
@@ -106,7 +106,7 @@ def targets_in_rois(masks: Tensor, gt_boxes: Tensor, rois: Tensor, size: int) ->
 
 
 def _overlap(start: Tensor, end: Tensor, gt_start: Tensor, gt_end: Tensor, bins: int, side: int) -> Tensor:
-    """(P, bins, side): the share of RoI bin i that lies in crop cell j, along one axis."""
+    """(P, bins, side): the fraction of RoI bin i that lies in crop cell j, along one axis."""
     edges = torch.linspace(0, 1, bins + 1, device=start.device, dtype=start.dtype)
     edges = start[:, None] + (end - start)[:, None] * edges  # (P, bins + 1) in pixels
     scale = side / (gt_end - gt_start).clamp(min=1e-6)
@@ -123,26 +123,26 @@ def _overlap(start: Tensor, end: Tensor, gt_start: Tensor, gt_end: Tensor, bins:
 def paste_in_boxes(
     probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str = "resdet"
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Paste (N, m, m) probabilities -> of each ((y, x) of the top left pixel, (h, w) bool), only the part near the box.
+    """Paste (N, m, m) probabilities -> per mask ((y, x) of the top left pixel, (h, w) bool), only the part near the box.
 
-    "resdet": a pixel's centre is looked up in the box, bilinear, zero outside, on from 0.5 (detectron2's and
-    mmdetection's rule). "torchvision": the box grows by a padding pixel of the mask and is cut to whole pixels, edges
-    are repeated, on above 0.5.
+    "resdet": bilinear interpolation at pixel centres, zero outside the box, threshold >= 0.5 (like detectron2 and
+    mmdetection). "torchvision": the box grows by a padding pixel of the mask and is rounded to whole pixels, edges are
+    repeated, threshold > 0.5.
     """
     for mask, (y, rows), (x, columns) in _placed(probs, boxes, image_size, style):
         yield (y, x), _is_on(style)(rows @ mask @ columns.T, 0.5)
 
 
 def paste_bitmaps(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], style: str = "resdet") -> Tensor:
-    """The same as whole bitmaps, where the tensors are: (N, m, m), (N, 4) -> (N, H, W) bool. Waits for no device."""
+    """The same as full bitmaps on the tensors' device: (N, m, m), (N, 4) -> (N, H, W) bool. Does not synchronise."""
     with torch.autocast(probs.device.type, enabled=False):
         x1, y1, x2, y2 = boxes.double().unbind(1)
         rows = _weights(y1, y2, image_size[0], probs.shape[-1], style)
         columns = _weights(x1, x2, image_size[1], probs.shape[-1], style)
         bitmaps = torch.empty(len(probs), *image_size, dtype=torch.bool, device=probs.device)
         at_once = max(1, PIXELS_AT_ONCE // max(1, image_size[0] * image_size[1]))
-        pieces = (torch.split(t, at_once) for t in (bitmaps, rows, probs.float(), columns.transpose(1, 2)))
-        for out, left, mask, right in zip(*pieces, strict=True):
+        chunks = (torch.split(t, at_once) for t in (bitmaps, rows, probs.float(), columns.transpose(1, 2)))
+        for out, left, mask, right in zip(*chunks, strict=True):
             (torch.gt if style == "torchvision" else torch.ge)(left @ mask @ right, 0.5, out=out)
     return bitmaps
 
@@ -150,7 +150,7 @@ def paste_bitmaps(probs: Tensor, boxes: Tensor, image_size: tuple[int, int], sty
 def encode_in_boxes(
     probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str = "resdet"
 ) -> list[Rle]:
-    """Paste and run-length encode; the same as encoding the pasted bitmaps, without ever making them."""
+    """Paste and run-length encode, without creating the bitmaps."""
     rles = []
     for mask, (y, rows), (x, columns) in _placed(probs, boxes, image_size, style):
         half, height = rows @ mask, len(rows)  # (h, m)
@@ -158,12 +158,12 @@ def encode_in_boxes(
         edges = [np.zeros(0, dtype=int)]
         for first in range(0, len(columns), block):
             some = columns[first : first + block]
-            # Column after column, as COCO's runs are; a pixel that is off before each, and after the last.
+            # Column by column, as in COCO's encoding; one pixel that is off before each column and after the last.
             pixels = np.zeros(len(some) * (height + 1) + 1, dtype=bool)
             _is_on(style)(some @ half.T, 0.5, out=pixels[:-1].reshape(len(some), height + 1)[:, 1:])
-            last = np.flatnonzero(pixels[1:] != pixels[:-1])  # before a change: to on, to off, to on, …
+            last = np.flatnonzero(pixels[1:] != pixels[:-1])  # the pixels before a change: to on, to off, to on, …
             ends = np.arange(len(last)) % 2
-            column, row = np.divmod(last + 1 - ends, height + 1)  # of the first and the last pixel of each run
+            column, row = np.divmod(last + 1 - ends, height + 1)  # the first and the last pixel of each run
             edges.append((x + first + column) * image_size[0] + y + row - 1 + ends)
         rles.append(_encode_runs(np.concatenate(edges), image_size))
     return rles
@@ -180,9 +180,9 @@ def encode_bitmap(bitmap: np.ndarray) -> Rle:
 
 
 def encode_crop(crop: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]) -> Rle:
-    """(h, w) bool whose top left pixel is `corner` (y, x), all inside an image of `image_size` (H, W) -> COCO RLE of it."""
+    """(h, w) bool with its top left pixel at `corner` (y, x) of an image of `image_size` (H, W) -> COCO RLE of the image."""
     height, width = crop.shape
-    columns = np.zeros((width, height + 1), dtype=bool)  # a pixel that is off before each column, and after the last
+    columns = np.zeros((width, height + 1), dtype=bool)  # one pixel that is off before each column and after the last
     columns[:, 1:] = crop.T
     pixels = np.append(columns.ravel(), False)
     last = np.flatnonzero(pixels[1:] != pixels[:-1])
@@ -192,8 +192,8 @@ def encode_crop(crop: np.ndarray, corner: tuple[int, int], image_size: tuple[int
 
 
 def _encode_runs(edges: np.ndarray, image_size: tuple[int, int]) -> Rle:
-    """Where runs of ones begin and end (exclusive), in turn and in column-major order -> COCO RLE."""
-    apart = np.ones(len(edges), dtype=bool)  # but a run that ends a column may go on at the top of the next
+    """The begin and end (exclusive) of each run of ones, alternating, in column-major order -> COCO RLE."""
+    apart = np.ones(len(edges), dtype=bool)  # False where a run at the end of a column continues at the top of the next
     apart[1:-1] = np.repeat(edges[1:-1:2] != edges[2::2], 2)
     bounds = np.concatenate(([0], edges[apart], [image_size[0] * image_size[1]]))
     counts = bounds[1:] - bounds[:-1]
@@ -211,7 +211,7 @@ def _printable(rle: Rle) -> Rle:
 def _placed(
     probs: np.ndarray, boxes: np.ndarray, image_size: tuple[int, int], style: str
 ) -> Iterator[tuple[np.ndarray, Placed, Placed]]:
-    """Of each: (m, m) float32, and where it comes to lie along y and x."""
+    """Per mask: (m, m) float32, and its placement along y and x."""
     side = probs.shape[-1]
     x1, y1, x2, y2 = boxes.astype(np.float64).T
     place = _as_torchvision if style == "torchvision" else _at_centres
@@ -225,7 +225,7 @@ def _at_centres(low: np.ndarray, high: np.ndarray, length: int, side: int) -> li
     end = (np.ceil(high) + 1).clip(begin, length).astype(int)
     pixels, of = _ranges(begin, end)
     extent = (high - low)[of]
-    # Across a box without extent mmdetection, which keeps such boxes, repeats the middle of the mask.
+    # For empty boxes, which mmdetection keeps, it repeats the middle of the mask.
     share = np.divide(pixels + 0.5 - low[of], extent, out=np.full(len(pixels), 0.5), where=extent > 0)
     return _split(begin, end, _bilinear(share * side - 0.5, side, clamp=False))
 
@@ -242,7 +242,7 @@ def _as_torchvision(low: np.ndarray, high: np.ndarray, length: int, side: int) -
 
 
 def _weights(low: Tensor, high: Tensor, length: int, side: int, style: str) -> Tensor:
-    """`_at_centres` or `_as_torchvision` of all pixels of an axis: (N,), (N,) -> (N, length, side) float32."""
+    """`_at_centres` or `_as_torchvision` for all pixels of an axis: (N,), (N,) -> (N, length, side) float32."""
     low, high = low[:, None], high[:, None]
     pixels = torch.arange(length, device=low.device, dtype=low.dtype)
     if style == "torchvision":
@@ -260,7 +260,7 @@ def _weights(low: Tensor, high: Tensor, length: int, side: int, style: str) -> T
 
 
 def _ranges(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) and (N,) -> all pixels of N ranges, one after the other, and which range each is of."""
+    """(N,) and (N,) -> the pixels of N ranges, concatenated, and the index of each one's range."""
     count = end - begin
     of = np.repeat(np.arange(len(count)), count)
     return np.arange(len(of)) - (np.cumsum(count) - count - begin)[of], of
@@ -274,12 +274,12 @@ def _split(begin: np.ndarray, end: np.ndarray, weights: np.ndarray) -> list[Plac
 def _bilinear(where: np.ndarray, size: int, *, clamp: bool) -> np.ndarray:
     """(len(where), size) float32 weights of linear interpolation at `where` (0 is the first sample's centre).
 
-    Past the ends: the end sample repeated (`clamp`) or fading to zero.
+    Beyond the ends, the end sample is repeated (`clamp`) or falls off to zero.
     """
     if clamp:
         where = where.clip(0, size - 1)
     below = np.floor(where).clip(-1, size - 1)
-    weights = np.zeros((len(where), size + 2), dtype=np.float32)  # with a sample more at both ends
+    weights = np.zeros((len(where), size + 2), dtype=np.float32)  # with an extra sample at both ends
     at, each = below.astype(int) + 1, np.arange(len(where))
     weights[each, at] = (1 - np.abs(where - below)).clip(min=0)
     weights[each, at + 1] = (1 - np.abs(below + 1 - where)).clip(min=0)

@@ -1,4 +1,4 @@
-"""`resdet.inference.predictor` under its short name."""
+"""The former home of names in `resdet.inference`."""
 
 from resdet.inference.inputs import read_pixels as _checked  # noqa: F401
 from resdet.inference.postprocess import to_coco as to_coco

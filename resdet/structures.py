@@ -1,22 +1,22 @@
-"""The conventions of resdet, and the few types that carry data between its parts.
+"""The conventions of resdet, and the types that carry data between its parts.
 
-Letters   B images, G objects an image (padded), R RoIs, D detections, A anchors, K classes, M mask side, H W height, width.
+Letters   B images, G objects per image (padded), R RoIs, D detections, A anchors, K classes, M mask side, H W height, width.
 Boxes     XYXY, absolute pixels, float32, continuous coordinates: width = x2 - x1, no "+1"; 0 <= x1 < x2 <= W.
           COCO's XYWH exists only in `data/` (in) and `inference/postprocess.py` (out).
 Sizes     always (H, W).
-Frames    `Batch`, `Targets`, `Samples`, `Detections`: the network's input frame, after resizing, padding at bottom and right.
-          `Instances`: the original image's frame.
-Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data as uint8; deeper data as float32, the values of
-          `data.pixel_range` spread over 0..255 without rounding (`data/pixels.py`). dtype conversion, mean and std, padding
-          value are the model's (`models/detector.py`).
-Labels    int64 in [0, K), contiguous; K counts no background. Inside the box head background is K. -1 is padding.
+Frames    `Batch`, `Targets`, `Samples`, `Detections`: the network's input frame, after resizing and padding at bottom and
+          right. `Instances`: the original image's frame.
+Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data as uint8; deeper data as float32, scaled from
+          `data.pixel_range` to 0..255 without rounding (`data/pixels.py`). dtype conversion, mean, std and the value of the
+          padding are up to the model (`models/detector.py`).
+Labels    int64 in [0, K), contiguous; K does not include background, which has index K inside the box head. -1 is padding.
 Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
           `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the image.
 Levels    c2..c5, p2..p6 have stride 2**k; dicts of them are ordered fine to coarse.
 
-Fields    what is done to all fields of a structure is written once: `fields.py` for NamedTuples, `Instances.select` for arrays.
+Operations on all fields of a structure are in `fields.py` (NamedTuples) and `Instances.select` (arrays).
 
-Every tensor's shape depends on (B, H, W, G) alone, never on its values, so that a training step is one graph.
+The shapes of all tensors depend only on (B, H, W, G), never on values, so that a training step is one graph.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
 
 Output = Literal["boxes", "masks", "keypoints", "proposals"]  # kinds of results
-MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head alone
+MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head only
 
 
 class Targets(NamedTuple):
-    """Ground truth of a batch, padded to G objects an image.
+    """Ground truth of a batch, padded to G objects per image.
 
     boxes  (B, G, 4) float32 XYXY, network-input frame
     labels (B, G) int64 in [0, K), -1 where padded
     valid  (B, G) bool
-    masks  (B, G, M, M) uint8 0 or 1, each cropped to its own box; all MASK_UNKNOWN for an object that
-           comes without one; None for a dataset without masks
-    keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None where no head learns them
-    known  (B, K) bool: the classes that each image's annotations are complete for, so that no annotation means no object;
-           None where that is every class of every image
+    masks  (B, G, M, M) uint8 0 or 1, each cropped to its own box; all MASK_UNKNOWN for an object without a mask; None for a
+           dataset without masks
+    keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None without a keypoint head
+    known  (B, K) bool: the classes that the annotations of each image are complete for, so that no annotation means no object;
+           None if they are complete for all classes
     """
 
     boxes: Tensor
@@ -57,12 +57,12 @@ class Targets(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loader gives and the model takes.
+    """The input of a model.
 
     images      (B, C, H, W) uint8 RGB (or float32 in 0..255), padded at bottom and right
     image_sizes (B, 2) int64, (H, W) of each image before padding
-    keys        (B,) int64: seeds of the random sampling of anchors and RoIs, drawn from (seed, epoch, image), so that
-                an image's losses depend neither on its neighbours in the batch nor on any generator's state
+    keys        (B,) int64: seeds for the random sampling of anchors and RoIs, from (seed, epoch, image), so that the losses of
+                an image depend neither on the other images of the batch nor on the state of a generator
     targets     None for prediction
     """
 
@@ -79,10 +79,10 @@ class Samples(NamedTuple):
     labels   (B, R) int64: class, K for background, -1 where padded
     positive (B, R) bool: matched to an object
     valid    (B, R) bool
-    gt_index (B, R) int64: the matched object's row in `targets` (0 where there is none)
+    gt_index (B, R) int64: the matched object's index in `targets` (0 if there is none)
     gt_boxes (B, R, 4) float32: the matched object's box
     targets, image_sizes  the batch's
-    keys     (B,) int64: what they were drawn with
+    keys     (B,) int64: the seeds they were drawn with
     """
 
     boxes: Tensor
@@ -97,30 +97,30 @@ class Samples(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A loss before its division: the sum of its terms, () float32, and their number, () of any dtype.
+    """A loss as the sum of its terms, () float32, and their number, () of any dtype.
 
-    Only the training step divides, after adding the counts of all processes, so that the gradients do not depend on how a
-    batch is split over processes.
+    The training step divides, by the counts of all processes together, so that the gradients do not depend on how a batch is
+    split over processes.
     """
 
     sum: Tensor
     count: Tensor  # type: ignore[assignment]
 
     def mean(self) -> Tensor:
-        """The loss of these terms alone: () float32."""
+        """The mean of these terms: () float32."""
         return self.sum / self.count.clamp(min=1)
 
 
 class Detections(NamedTuple):
-    """Predictions for a batch, padded to D an image, by falling score. A head takes one and returns a completed one.
+    """Predictions for a batch, padded to D per image, by descending score. A head's `predict` adds its results.
 
     boxes      (B, D, 4) float32 XYXY, network-input frame
     scores     (B, D) float32
     labels     (B, D) int64 in [0, K)
     valid      (B, D) bool
     image_sizes (B, 2) int64, (H, W) of each image before padding
-    mask_probs (B, D, m, m) float32 in 0..1, each in its box's frame; None without a mask head
-    keypoint_logits (B, D, K, S, S) float32, each in its box's frame; None without a keypoint head
+    mask_probs (B, D, m, m) float32 in 0..1, each in the frame of its box; None without a mask head
+    keypoint_logits (B, D, K, S, S) float32, each in the frame of its box; None without a keypoint head
     paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
     keypoint_decode  how `keypoint_logits` become points (see `keypoints.heatmaps_to_keypoints`)
     """
@@ -138,18 +138,18 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class Instances:
-    """The objects of one image, in the image's own frame, for people and files: plain NumPy.
+    """The objects of one image in its own frame, as NumPy arrays: the result that users get.
 
     boxes      (N, 4) float32 XYXY
     scores     (N,) float32 (1.0 for ground truth)
     labels     (N,) int64 in [0, K)
     image_size (H, W)
-    mask_probs (N, m, m) float32, each in its box's frame; None without masks
+    mask_probs (N, m, m) float32, each in the frame of its box; None without masks
     keypoints  (N, K, 3) float32 x, y, score (visibility for ground truth: 0 where not labelled); None without keypoints
     paste      how `mask_probs` become pixels, as in `Detections`
     """
 
-    PER_IMAGE: ClassVar = ("image_size", "paste")  # all other fields have a row for each object, or are None
+    PER_IMAGE: ClassVar = ("image_size", "paste")  # all other fields have a row per object, or are None
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -164,7 +164,7 @@ class Instances:
 
     @cached_property
     def masks(self) -> np.ndarray | None:
-        """(N, H, W) bool, pasted on first use; for very large images prefer `rle`."""
+        """(N, H, W) bool, computed on first use; for very large images prefer `rle`."""
         if self.mask_probs is None:
             return None
         masks = np.zeros((len(self), *self.image_size), dtype=bool)
@@ -174,7 +174,7 @@ class Instances:
         return masks
 
     def rle(self) -> list[dict[str, object]] | None:
-        """COCO run-length masks ({"size": [H, W], "counts": str}); works inside each box, never on a full bitmap."""
+        """COCO run-length encodings ({"size": [H, W], "counts": str}), computed without full bitmaps."""
         if self.mask_probs is None:
             return None
         return encode_in_boxes(self.mask_probs, self.boxes, self.image_size, self.paste)
@@ -191,5 +191,5 @@ class Instances:
 
     @classmethod
     def per_object(cls) -> list[str]:
-        """The names of the fields that have a row for each object."""
+        """The names of the fields that have a row per object."""
         return [field.name for field in fields(cls) if field.name not in cls.PER_IMAGE]

@@ -23,8 +23,8 @@ from resdet.models.detector import Detector
 from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
-SMALLEST_SIDE = 480  # smaller images are enlarged first, so that names fit on them
-KEYPOINT_SCORE = 0.05  # keypoints of no more are not drawn
+SMALLEST_SIDE = 480  # smaller images are enlarged, so that labels fit
+KEYPOINT_SCORE = 0.05  # keypoints must score above it to be drawn
 Rectangle = tuple[float, float, float, float]
 
 
@@ -39,7 +39,7 @@ def draw(
 ) -> np.ndarray:
     """Instances on (H, W, 3) uint8 RGB -> an image of at least `SMALLEST_SIDE`; large objects are drawn first.
 
-    color_by: one colour a class, or neighbouring objects in different ones. edges: pairs of keypoints drawn as limbs.
+    color_by: one colour per class or per object. edges: pairs of keypoints to connect by lines.
     """
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
     size = (image.shape[0] * factor, image.shape[1] * factor)
@@ -67,7 +67,7 @@ def draw(
 
 
 def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None = None, tile: int = 480) -> np.ndarray:
-    """Images (H, W, 3) with their titles -> one image, each scaled into a square cell of side `tile`."""
+    """Images (H, W, 3) with titles -> one image with each of them in a square cell of side `tile`."""
     columns = columns or max(1, int(np.ceil(np.sqrt(len(tiles)))))
     rows, title = -(-len(tiles) // columns), 24
     sheet = Image.new("RGB", (columns * tile, rows * (tile + title)), (24, 24, 24))
@@ -78,13 +78,13 @@ def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None =
         thumbnail.thumbnail((tile - 6, tile - 4), Image.Resampling.LANCZOS)
         sheet.paste(thumbnail, (x + (tile - thumbnail.width) // 2, y + title + (tile - thumbnail.height) // 2))
         while text and pen.textlength(text, font=font) > tile - 8:
-            text = "…" + text[2:]  # the end of a path tells more than its beginning
+            text = "…" + text[2:]  # keep the end, the informative part of a path
         pen.text((x + 6, y + 4), text, font=font, fill=(230, 230, 230))
     return np.asarray(sheet)
 
 
 def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = True) -> Instances:
-    """Ground truth of an image of `size` (H, W) as `Instances` with score 1, for drawing."""
+    """The ground truth of an image of `size` (H, W) as `Instances` with score 1, for drawing."""
     crops = None
     if masks and any(s is not None for s in objects.segmentations):
         crops = crop_masks(objects, 224).astype(np.float32)
@@ -102,7 +102,7 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
 def prediction_sheet(
     model: Detector, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
 ) -> Path:
-    """Annotations and predictions of the first images side by side -> `config.output`/predictions.jpg."""
+    """Draw annotations and predictions of the first images side by side -> `config.output`/predictions.jpg."""
     from resdet.data.collate import collate, to_device
     from resdet.inference.batch import predict_batch
     from resdet.inference.postprocess import to_instances
@@ -115,7 +115,7 @@ def prediction_sheet(
         sample = dataset[index, 0]
         if isinstance(sample, UserError):
             raise sample
-        if sample.problems:  # cannot be read, as evaluation has told
+        if sample.problems:  # unreadable; evaluation has reported it
             continue
         batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
         info = dataset.annotations.images[index]
@@ -124,7 +124,7 @@ def prediction_sheet(
         truth = annotated_instances(info.objects, info.size)
         tiles.append((draw(image, truth, names, scores=False, edges=edges), f"{info.file.name}: annotated"))
         shown = found.above(0.5)
-        tiles.append((draw(image, shown, names, edges=edges), f"predicted: {len(shown)} of score 50 % or more"))
+        tiles.append((draw(image, shown, names, edges=edges), f"predicted: {len(shown)} with a score of 50 % or more"))
     model.train(was_training)
     path = config.output / "predictions.jpg"
     save_image(contact_sheet(tiles, columns=4), path)
@@ -132,7 +132,7 @@ def prediction_sheet(
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
-    """(H, W, 3) uint8 RGB -> a file of the type that its suffix names. Raises `UserError`."""
+    """Write (H, W, 3) uint8 RGB to a file of the type of its suffix. Raises `UserError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, quality=92)
@@ -141,7 +141,7 @@ def save_image(image: np.ndarray, path: Path) -> None:
 
 
 def _color(index: int) -> tuple[int, int, int]:
-    """Neighbouring indices get hues a golden angle apart, in three brightnesses."""
+    """Successive indices get hues a golden angle apart, in three brightnesses."""
     hue = index * 0.618034 % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
     return int(red * 255), int(green * 255), int(blue * 255)
@@ -162,9 +162,9 @@ def _blend_mask(
 def _draw_keypoints(
     canvas: np.ndarray, points: np.ndarray, edges: Sequence[tuple[int, int]], color: tuple[int, int, int], line: int
 ) -> None:
-    """points (K, 3): those of a score, or a visibility, above `KEYPOINT_SCORE` as dots, limbs between them as lines."""
+    """points (K, 3): dots for those whose score or visibility is above `KEYPOINT_SCORE`, lines for the edges between them."""
     shown = points[:, 2] > KEYPOINT_SCORE
-    # OpenCV's coordinates are those of pixels' centres, in eighths.
+    # OpenCV's coordinates are relative to pixel centres, here in eighths.
     at = [(int(x), int(y)) for x, y in np.round((points[:, :2] - 0.5) * 8)]
     for a, b in edges:
         if shown[a] and shown[b]:
@@ -177,7 +177,7 @@ def _draw_keypoints(
 def _write_labels(
     canvas: np.ndarray, boxes: np.ndarray, labels: list[str], colors: list[tuple[int, int, int]]
 ) -> np.ndarray:
-    """Each label at its box, where it covers no label written before."""
+    """Write each label next to its box, where it covers no earlier label."""
     height, width = canvas.shape[:2]
     font = ImageFont.load_default(size=max(13, min(height, width) / 36))
     drawing = Image.fromarray(canvas)
@@ -186,7 +186,7 @@ def _write_labels(
     for box, label, color in zip(boxes, labels, colors, strict=True):
         left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
         w, h = right - left + 6, bottom - top + 6
-        x, y = _free_place(box, w, h, width, height, taken)
+        x, y = _free_position(box, w, h, width, height, taken)
         taken.append((x, y, x + w, y + h))
         pen.rectangle((x, y, x + w, y + h), fill=color)
         dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 120
@@ -194,10 +194,10 @@ def _write_labels(
     return np.asarray(drawing)
 
 
-def _free_place(
+def _free_position(
     box: np.ndarray, w: float, h: float, width: int, height: int, taken: list[Rectangle]
 ) -> tuple[float, float]:
-    """Top left corner of a label: above the box, else inside its top, below, inside its bottom, then further down."""
+    """The top left corner of a label: above the box, else inside its top, below it, inside its bottom, or further down."""
     x1, y1, x2, y2 = box.tolist()
     rows = [y1 - h, y1, y2, y2 - h, *(y1 + k * h for k in range(1, 6))]
     places = [

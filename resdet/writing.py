@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever happens while they are written."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from resdet.errors import UserError
 
 
 def refuse_overwriting(outputs: Iterable[Path], read: Iterable[Path]) -> None:
-    """Raises `UserError` if a file that is to be written is one of those that are read."""
+    """Raises `UserError` if an output is one of the files to read."""
     sources = {path.resolve() for path in read}
     taken = [path for path in outputs if path.resolve() in sources]
     if taken:
         raise UserError(
-            f"{taken[0]}{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: would be written over, but is read here; "
+            f"{taken[0]}{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: is an input and would be overwritten; "
             "choose another place for the output"
         )
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and see that it can be written to: before the work, not after. Raises `UserError`."""
+    """Make a folder for results and check that it is writable, before any work. Raises `UserError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -37,9 +37,9 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; then content and name are synced to disk and it becomes `path`.
+    """Yields a temporary path in the same folder to write to, which is then synced to disk and renamed to `path`.
 
-    Raises `UserError` if that fails, and `path` is what it was.
+    If that fails, raises `UserError` and leaves `path` unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -48,7 +48,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)  # the new name, too, has to reach the disk
+        _sync(path.parent)  # so that the new name is on disk too
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -61,13 +61,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Raises `UserError`."""
+    """Write text atomically. Raises `UserError`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Raises `UserError`."""
+    """Write JSON atomically. Raises `UserError`."""
     write_text(path, json.dumps(content, indent=indent) + "\n")
 
 

@@ -9,7 +9,7 @@ import pytest
 from pictures import textured
 from resdet.data.index import Objects
 from resdet.structures import Instances
-from resdet.visualize import _color, _free_place, annotated_instances, contact_sheet, draw
+from resdet.visualize import _color, _free_position, annotated_instances, contact_sheet, draw
 
 
 def some(size: tuple[int, int], count: int = 3, masks: bool = True) -> Instances:
@@ -60,7 +60,7 @@ def test_colours_by_class_and_by_instance() -> None:
 def test_labels_do_not_cover_each_other() -> None:
     box, taken = np.array([50.0, 50, 150, 150]), []
     for _ in range(8):
-        x, y = _free_place(box, 60, 15, 400, 300, taken)
+        x, y = _free_position(box, 60, 15, 400, 300, taken)
         assert 0 <= x <= 340
         assert 0 <= y <= 285
         assert not any(x < c and a < x + 60 and y < d and b < y + 15 for a, b, c, d in taken)

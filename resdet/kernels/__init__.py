@@ -1,13 +1,13 @@
-"""Custom operators and faster CPU arithmetic. Each has a reference that tests compare it with.
+"""Custom operators and faster CPU kernels; tests compare each with a reference.
 
-nms           fixed-size suppression; the reference is torchvision's operator
-assign        matching of least cost; SciPy's, on the host
-nms_triton    the same on CUDA without a host synchronisation
-convolution   `convolve`: the one function that chooses between torch's convolution and the faster ways
+nms           NMS with outputs of fixed size; the reference is torchvision's operator
+nms_triton    the same on CUDA, without host synchronisation
+assign        minimum-cost matching, by SciPy on the host
+convolution   `convolve`, which chooses between torch's convolution and faster kernels
 winograd      3x3 convolutions with fewer multiplications; the reference is `F.conv2d`
 
-`RESDET_FAST_CPU=0` in the environment turns the faster CPU arithmetic off: convolutions are then `F.conv2d` and RoIAlign and
-deformable attention are torchvision's and torch's operators. Results differ in the last bits only.
+The environment variable `RESDET_FAST_CPU=0` turns the faster CPU kernels off, in favour of `F.conv2d`, torchvision's
+RoIAlign and `F.grid_sample`. Results differ in the last bits only.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""One function for every convolution: torch's own, or on an x86 CPU a faster way (see `kernels.FAST_CPU`)."""
+"""One function for every convolution: torch's own or, on x86 CPUs, a faster kernel (see `kernels.FAST_CPU`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def convolve(
     shortcut: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`conv(x)` with this weight and bias instead of its own, plus a shortcut, rectified: x (B, C, H, W) -> (B, K, H', W').
+    """`relu(conv(x) + shortcut)`, shortcut and ReLU optional, with the given weight and bias instead of the module's own:
+    x (B, C, H, W) -> (B, K, H', W').
 
-    The reference is the last two lines; the ways above them are chosen where they are faster.
+    The reference is the last two lines; the kernels above them are used where they are faster.
     """
     if FAST_CPU and x.device.type == "cpu":
         plain = conv.stride == conv.dilation == (1, 1) and conv.padding == (1, 1) and conv.groups == 1
@@ -48,32 +49,32 @@ def can_fuse(x: Tensor, weight: Tensor, bias: Tensor | None, shortcut: Tensor | 
 
 
 def _adds(conv: nn.Conv2d, weight: Tensor, shortcut: Tensor) -> bool:
-    """Whether the shortcut can be fused: not into grouped convolutions (torch fails in bfloat16), nor, with torch 2.11, into
-    maps of a single pixel or channel."""
+    """Whether the shortcut can be fused: not with grouped convolutions (torch fails in bfloat16) nor, in torch 2.11, with maps
+    of a single pixel or channel."""
     return conv.groups == 1 and min(weight.shape[:2]) > 1 and shortcut.shape[2:] != (1, 1)
 
 
 def _fused(
     x: Tensor, conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, shortcut: Tensor | None, relu: bool
 ) -> Tensor:
-    """By the operators that torch's own compiler replaces a convolution and its epilogue with."""
+    """The operators that torch's compiler uses for a convolution with an epilogue."""
     dtype = winograd.autocast_dtype(x)
     x, (_, c, h, w) = x.to(dtype), weight.shape
-    # Strides of 1 x 1 kernels are ambiguous; taken for another layout, the sum would not be fused.
+    # The strides of 1 x 1 kernels are ambiguous; if they were taken for another layout, the sum would not be fused.
     weight = weight.to(dtype).as_strided(weight.shape, (c * h * w, 1, w * c, c))
     parameters = weight, bias if bias is None else bias.to(dtype), conv.padding, conv.stride, conv.dilation, conv.groups
-    after = "relu" if relu else None
+    activation = "relu" if relu else None
     y: Tensor
     if shortcut is None:
-        y = torch.ops.mkldnn._convolution_pointwise(x, *parameters, after or "none", [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(x, *parameters, activation or "none", [], "")
     else:
         y = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, shortcut.to(dtype), *parameters, "add", 1.0, after, [], None
+            x, shortcut.to(dtype), *parameters, "add", 1.0, activation, [], None
         )
     return y
 
 
 def add_relu(y: Tensor, shortcut: Tensor | None, relu: bool) -> Tensor:
-    """y plus a shortcut, rectified; in place."""
+    """`relu(y + shortcut)`, shortcut and ReLU optional, in place."""
     y = y if shortcut is None else y.add_(shortcut)
     return F.relu(y, inplace=True) if relu else y

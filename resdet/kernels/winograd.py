@@ -1,8 +1,9 @@
 """3x3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2015, arXiv:1509.09308).
 
-A tile of outputs is a polynomial product: the inputs, two more along each axis, and the 3 x 3 kernel are evaluated at as many
-points as there are inputs, multiplied point by point, which over all channels is one matrix product a point, and the outputs
-interpolated from the results. Tiles of 4 x 4 take a quarter of the multiplications, tiles of 2 x 2 a little under half.
+A tile of outputs is a polynomial product. The inputs (two more along each axis) and the 3 x 3 kernel are evaluated at as many
+points as there are inputs; the values are multiplied point by point, which is one matrix product over the channels per point;
+the outputs are interpolated from the products. Tiles of 4 x 4 take a quarter of the multiplications, tiles of 2 x 2 a little
+under half.
 
 Letters: K output channels, T tiles, P points, S side of a tile.
 """
@@ -20,14 +21,14 @@ from numpy.polynomial import polynomial
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-MIN_CHANNELS, MIN_PIXELS = 256, 4096  # below, the detour costs more than it saves
+MIN_CHANNELS, MIN_PIXELS = 256, 4096  # below, the transforms cost more than they save
 Part = tuple[slice, slice]  # images, and rows of tiles
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is faster than `F.conv2d(x, weight, padding=1)`: on an x86 CPU, for large maps, where both are laid
-    out as channels_last (a model that must round as another tool does is not) and nothing is compiled. In float32, and in
-    bfloat16 with AVX-512's instructions for it; AMX multiplies so fast that moving the data decides."""
+    """Whether `conv3x3` is faster than `F.conv2d(x, weight, padding=1)`: on x86 CPUs, outside of a compiled graph, for large
+    maps, if both tensors are channels_last (they are not in models that must round like another tool). In float32, and in
+    bfloat16 with AVX-512 but not with AMX, which multiplies so fast that memory traffic dominates."""
     return (
         x.device.type == "cpu"
         and not torch.compiler.is_compiling()
@@ -36,25 +37,25 @@ def pays(x: Tensor, weight: Tensor) -> bool:
         and len(x) * x.shape[2] * x.shape[3] >= MIN_PIXELS
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, weight))
         and (x.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
-        and _multiplication_decides(autocast_dtype(x))
+        and _bound_by_arithmetic(autocast_dtype(x))
     )
 
 
-def _multiplication_decides(dtype: torch.dtype) -> bool:
+def _bound_by_arithmetic(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
     return dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """What a convolution of x is computed in."""
+    """The dtype that a convolution of x is computed in."""
     casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
     return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W): stride 1, padding 1, channels_last, in autocast's dtype where that is
-    on. Rounds about as `F.conv2d` does in float32, three times as much in bfloat16. Once differentiable."""
+    """(B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W): stride 1, padding 1, channels_last, in autocast's dtype if enabled.
+    Rounding errors are about those of `F.conv2d` in float32, three times as large in bfloat16. Once differentiable."""
     dtype = autocast_dtype(x)
     with torch.autocast("cpu", enabled=False):
         y: Tensor = _Conv3x3.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
@@ -72,12 +73,12 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        of_x, of_weight, of_bias = ctx.needs_input_grad
+        need_x, need_weight, need_bias = ctx.needs_input_grad
         with torch.autocast("cpu", enabled=False):
             return (
-                _convolve(grad, weight.transpose(0, 1).flip(2, 3), None).permute(0, 3, 1, 2) if of_x else None,
-                _weight_gradient(x.permute(0, 2, 3, 1), grad) if of_weight else None,
-                grad.sum((0, 1, 2)) if of_bias else None,
+                _convolve(grad, weight.transpose(0, 1).flip(2, 3), None).permute(0, 3, 1, 2) if need_x else None,
+                _weight_gradient(x.permute(0, 2, 3, 1), grad) if need_weight else None,
+                grad.sum((0, 1, 2)) if need_bias else None,
             )
 
 
@@ -94,14 +95,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         torch.add(outputs, 0 if bias is None else bias, out=windows[part])
     if out.shape[1:3] == (h, w):
         return out
-    return out[:, :h, :w].clone(memory_format=torch.contiguous_format)  # a view could not be changed in place
+    return out[:, :h, :w].clone(memory_format=torch.contiguous_format)  # a view could not be modified in place
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """(B, H, W, C), (B, H, W, K) -> (K, C, 3, 3): the steps of `_convolve` that concern the kernel, transposed."""
+    """(B, H, W, C), (B, H, W, K) -> (K, C, 3, 3): `_convolve` transposed with respect to the kernel."""
     tiles = _tiles(x)
     k, c = grad.shape[3], x.shape[3]
-    total = x.new_zeros(len(tiles.of_input), k, c, dtype=torch.float32)  # bfloat16 would lose sums
+    total = x.new_zeros(len(tiles.of_input), k, c, dtype=torch.float32)  # bfloat16 is too coarse for long sums
     for part in _parts(grad, tiles):
         values = tiles.values(tiles.strip(x, part, margin=1))
         tiles.add_products(total, tiles.gradients(tiles.strip(grad, part, margin=0)), values)
@@ -118,7 +119,8 @@ def _parts(x: Tensor, tiles: _Four | _Two) -> Iterator[Part]:
 
 
 class _Tiles:
-    """side: S. at_once: how many, few enough that what is made of them stays near. points: besides infinity."""
+    """side: S. at_once: tiles per part, few enough for the intermediate results to stay in the cache. points: of evaluation,
+    besides infinity."""
 
     side: int
     at_once = 1024
@@ -126,17 +128,17 @@ class _Tiles:
 
     def __init__(self, like: Tensor) -> None:
         self.of_input, self.of_kernel, self.of_output = (t.to(like) for t in _transforms(self.points))
-        self.like, self.pieces = like, dict[str, Tensor]()
+        self.like, self.buffers = like, dict[str, Tensor]()
 
     def memory(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor, where the last one of that name was: fresh memory would not be in the cache."""
-        if name not in self.pieces:
-            self.pieces[name] = self.like.new_empty(0)
-        return self.pieces[name].resize_(shape)
+        """An uninitialised tensor that reuses the memory of the last one of that name, which is still in the cache."""
+        if name not in self.buffers:
+            self.buffers[name] = self.like.new_empty(0)
+        return self.buffers[name].resize_(shape)
 
     def strip(self, x: Tensor, part: Part, margin: int) -> Tensor:
-        """(B, H, W, C) -> (images, rows * S + 2 * margin, columns * S + 2 * margin, C): the pixels of the part's tiles, and of
-        their margin, with zeros outside of the map."""
+        """(B, H, W, C) -> (images, rows * S + 2 * margin, columns * S + 2 * margin, C): the pixels of a part's tiles with a
+        margin around them, zero outside the map."""
         images, rows = part
         (h, w, c), s = x.shape[1:], self.side
         start, stop = rows.start * s - margin, rows.stop * s + margin
@@ -156,17 +158,17 @@ class _Tiles:
 
 
 class _Four(_Tiles):
-    """4 x 4 outputs, for float32. All points of a tile lie side by side in memory: (T, P, C)."""
+    """4 x 4 outputs, for float32. The points of a tile are contiguous in memory: (T, P, C)."""
 
     side = 4
-    points = (0.0, 0.75, -0.75, 1.5, -1.5)  # the textbook's 0, 1, -1, 2, -2 lose twice as many bits
+    points = (0.0, 0.75, -0.75, 1.5, -1.5)  # the usual 0, 1, -1, 2, -2 lose twice as many bits
 
     def kernel(self, weight: Tensor) -> Tensor:
         """(K, C, 3, 3) -> (P * K, C, 1, 1)."""
         return (self.of_kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(-1, weight.shape[1], 1, 1)
 
     def values(self, strip: Tensor) -> Tensor:
-        """-> (T, P, C): the inputs of the tiles, evaluated."""
+        """-> (T, P, C): the inputs of the tiles, evaluated at the points."""
         return self._times("values", self.of_input, strip, 6)
 
     def products(self, values: Tensor, kernel: Tensor) -> Tensor:
@@ -182,11 +184,11 @@ class _Four(_Tiles):
         return torch.bmm(matrix, products, out=self.memory("outputs", len(products), 16, shape[-1])).view(shape)
 
     def gradients(self, strip: Tensor) -> Tensor:
-        """-> (T, P, K): what `products` is given, when `outputs` is given these pixels."""
+        """-> (T, P, K): the gradient to `products` from the gradient to the outputs (transposed `outputs`)."""
         return self._times("gradients", self.of_output.T.contiguous(), strip, 4)
 
     def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
-        """To total (P, K, C)."""
+        """Add to total (P, K, C)."""
         total.baddbmm_(gradients.permute(1, 2, 0), values.transpose(0, 1))
 
     def _times(self, name: str, matrix: Tensor, strip: Tensor, side: int) -> Tensor:
@@ -198,8 +200,8 @@ class _Four(_Tiles):
 
 
 class _Two(_Tiles):
-    """2 x 2 outputs, for bfloat16, in which 4 x 4 would round three times as much again. All tiles of a point lie side by side:
-    (P, T, C)."""
+    """2 x 2 outputs, for bfloat16, where 4 x 4 would triple the rounding errors again. The tiles of a point are contiguous in
+    memory: (P, T, C)."""
 
     side = 2
     points = (0.0, 1.0, -1.0)
@@ -210,7 +212,7 @@ class _Two(_Tiles):
         return evaluated.view(-1, *weight.shape[:2]).transpose(1, 2)
 
     def values(self, strip: Tensor) -> Tensor:
-        """-> (P, T, C). The matrix holds 0, 1 and -1 alone: additions, axis by axis, move less memory."""
+        """-> (P, T, C). The matrix has entries 0, 1 and -1 only: additions, axis by axis, move less memory."""
         b, h, w, c = strip.shape
         half = self.memory("half", 4, b, h // 2 - 1, w, c)
         values = self.memory("values", 4, 4, b, h // 2 - 1, w // 2 - 1, c)
@@ -240,7 +242,7 @@ class _Two(_Tiles):
         return gradients.view(16, -1, windows.shape[-1])
 
     def add_products(self, total: Tensor, gradients: Tensor, values: Tensor) -> None:
-        """To total (P, K, C), float32."""
+        """Add to total (P, K, C), float32."""
         total += torch.bmm(gradients.transpose(1, 2), values, out=self.memory("sums", *total.shape))
 
 
@@ -249,14 +251,14 @@ def _tiles(x: Tensor) -> _Four | _Two:
 
 
 def _windows(strip: Tensor, step: int, side: int) -> Tensor:
-    """(B, H, W, C) -> a view, (B, rows, columns, C, side, side), of windows every `step` pixels."""
+    """(B, H, W, C) -> a view (B, rows, columns, C, side, side) of windows at every `step` pixels."""
     return strip.unfold(1, side, step).unfold(2, side, step)
 
 
 @functools.cache
 def _transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of flattened tiles, float64: inputs (P, P), kernels (P, 9), outputs (S * S, P). Toom's and Cook's construction:
-    polynomials are evaluated at these points and at infinity."""
+    """The matrices, float64, for flattened tiles: inputs (P, P), kernels (P, 9), outputs (S * S, P), by the Toom-Cook
+    construction: polynomials are evaluated at `points` and at infinity."""
     n = len(points) + 1
     of_input, of_kernel, of_output = np.zeros((n, n)), np.zeros((n, 3)), np.zeros((n - 2, n))
     for j, point in enumerate(points):
@@ -266,6 +268,6 @@ def _transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
         of_output[:, j] = point ** np.arange(n - 2)
     of_input[-1] = polynomial.polyfromroots(points)
     of_kernel[-1, -1] = of_output[-1, -1] = 1  # at infinity only the highest power counts
-    with torch.inference_mode(False):  # or a cached one could never be used elsewhere
+    with torch.inference_mode(False):  # cached inference tensors could not be used in training
         a, b, c = (torch.from_numpy(np.kron(t, t)) for t in (of_input, of_kernel, of_output))
     return a, b, c

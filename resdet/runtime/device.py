@@ -1,4 +1,4 @@
-"""Where to run, and in which precision."""
+"""Device, precision, compilation, and settings of the process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto": CUDA when there, else the CPU. Under `torchrun` each process has a GPU of its own.
+    """ "auto": CUDA if available, else the CPU. Under `torchrun` each process gets its own GPU.
 
-    Raises `UserError` for a device that is not there.
+    Raises `UserError` if the device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,18 +32,18 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device: {name!r} is no device; use auto, cpu, cuda or cuda:0") from None
+        raise UserError(f"device: {name!r} is not a device; use auto, cpu, cuda or cuda:0") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device: {name} asked for, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu"
+            f"device: {name} requested, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu"
         )
     return device
 
 
 def tune_process(device: str) -> None:
-    """Settings of the whole process, for commands only: a library leaves its host's OpenCV and malloc alone.
+    """Process-wide settings, for commands only: a library must not change OpenCV and malloc for its host.
 
-    device: as in the config. Loader workers are the parallelism, so OpenCV gets no threads of its own.
+    device: as in the config. Loader workers provide the parallelism, so OpenCV gets no threads.
     """
     cv2.setNumThreads(0)
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
@@ -52,10 +52,10 @@ def tune_process(device: str) -> None:
 
 @functools.cache
 def keep_memory() -> None:
-    """Make glibc's malloc keep freed memory for this whole process, so only commands call it, never the library.
+    """Make glibc's malloc keep freed memory, for the whole process; only commands may call this.
 
-    A training step on a CPU allocates the same gigabytes again and again; returning them each time costs page faults. Does
-    nothing with another allocator, or where a MALLOC_* variable is set.
+    A training step on the CPU allocates the same gigabytes over and over; returning them to the system costs page faults.
+    Does nothing with another allocator, or if a MALLOC_* variable is set.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -69,23 +69,23 @@ def keep_memory() -> None:
 
 
 def compiled(function: Callable[..., Any], how: bool | str, **options: Any) -> Any:
-    """`torch.compile` by its default (True) or in a mode of its; "reduce-overhead" replays CUDA graphs. False: as it is."""
+    """`torch.compile` in its default mode (True) or another ("reduce-overhead" uses CUDA graphs); unchanged if False."""
     return torch.compile(function, mode=None if how is True else how, **options) if how else function
 
 
 def autocast(device: torch.device, amp: str) -> AbstractContextManager[None]:
-    """Mixed precision: "off", "bf16" or "fp16"."""
+    """The context of mixed precision. amp: "off", "bf16" or "fp16"."""
     return torch.autocast(device.type, dtype=DTYPES.get(amp), enabled=amp != "off")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means exhausted memory, on the GPU or on the host."""
+    """Whether the error means that the GPU or the host is out of memory."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class AsyncHostCopy(Generic[T]):
-    """A copy of a device tensor, or of all those in a structure, to the host that does not block: reading it waits for the
-    copy alone."""
+    """A non-blocking copy of a device tensor, or of all tensors in a structure, to the host; reading it waits for the copy
+    only."""
 
     def __init__(self, value: T) -> None:
         self._events: list[Any] = []
@@ -99,7 +99,7 @@ class AsyncHostCopy(Generic[T]):
         return host
 
     def value(self) -> T:
-        """On the host."""
+        """The copy, once it has arrived."""
         for event in self._events:
             event.synchronize()
         return self._value

@@ -1,6 +1,6 @@
-"""One process among those of a distributed run: its rank, collectives, failures. A single process makes all of it a no-op.
+"""Distributed training: ranks, collectives, failures. With a single process everything is a no-op.
 
-`torchrun` starts the processes and gives each its rank in environment variables.
+`torchrun` starts the processes and passes each its rank in environment variables.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from resdet.runtime.console import console
 
 T = TypeVar("T")
 WRITER = "checkpoint"  # the name of threads that a failing process waits for before it exits
-FAILED = "failed"  # the key under which a failing process leaves its reason to the others
+FAILED = "failed"  # the key in the store under which a failing process writes the reason
 
 
 class Distributed:
-    """Rank 0 <= rank < world, and the collectives of the training loop. The main process, rank 0, writes files and messages.
+    """The collectives of the training loop, in process 0 <= rank < world. The main process, rank 0, writes files and messages.
 
-    Objects and barriers use gloo on the host, whichever backend reduces the gradients.
+    Objects and barriers use gloo on the host, whatever backend reduces the gradients.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, timeout: float = 600.0) -> None:
         self.rank, self.world, self.main, self.timeout = rank, world, rank == 0, timeout
         self.host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world > 1 else None
-        self._asked: tuple[Any, Tensor] | None = None
+        self._pending: tuple[Any, Tensor] | None = None
 
     def barrier(self, what: str) -> None:
         """Wait for all processes. After the timeout, raises a `UserError` that names the missing ranks."""
@@ -50,11 +50,11 @@ class Distributed:
             dist.monitored_barrier(self.host, timedelta(seconds=self.timeout), wait_all_ranks=True)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"rank {self.rank} waited for the others at {what}, in vain: {reason}") from None
+            raise UserError(f"rank {self.rank} timed out waiting for the other processes at {what}: {reason}") from None
 
     @contextmanager
     def main_first(self, what: str) -> Iterator[None]:
-        """The main process goes through the block alone, then all others: it leaves files that they find."""
+        """Run the block in the main process first, then in the others, which can use files that it has written."""
         if not self.main:
             self.barrier(what)
         yield
@@ -62,7 +62,7 @@ class Distributed:
             self.barrier(what)
 
     def broadcast(self, value: T) -> T:
-        """The main process's value."""
+        """The main process's value, in all processes."""
         if self.world == 1:
             return value
         box = [value]
@@ -70,7 +70,7 @@ class Distributed:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's values by rank, in the main process; empty elsewhere."""
+        """The values of all processes by rank, in the main process; empty in the others."""
         if self.world == 1:
             return [value]
         values: list[Any] | None = [None] * self.world if self.main else None
@@ -78,7 +78,7 @@ class Distributed:
         return values or []
 
     def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of the same named scalars in each process."""
+        """The mean over processes of named scalars."""
         if self.world == 1:
             return values
         stacked = torch.stack(list(values.values()))
@@ -86,9 +86,9 @@ class Distributed:
         return dict(zip(values, stacked / self.world, strict=True))
 
     def divisors(self, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What each process divides its sums by, from its counts by name: the mean of all processes' counts, above zero.
+        """The mean over processes of each named count, at least 1 / world; losses are their sums divided by it.
 
-        The mean of the processes' gradients is then the sum over the whole batch divided by the count of the whole batch.
+        The mean of the processes' gradients is then the gradient of the whole batch's sum divided by its count.
         """
         if self.world == 1:
             return {name: count.clamp(min=1) for name, count in counts.items()}
@@ -97,38 +97,38 @@ class Distributed:
         return dict(zip(counts, stacked.clamp(min=1) / self.world, strict=True))
 
     def share_buffers(self, buffers: list[Tensor]) -> None:
-        """The main process's statistics for all, so that all evaluate the same model."""
+        """Copy the main process's buffers to all, so that all evaluate the same model."""
         if self.world > 1:
             for buffer in buffers:
                 dist.broadcast(buffer, src=0)
 
-    def agree(self, wish: bool) -> bool:
-        """Whether anyone wished so at the last call: asked at every step, answered a step later, so that nobody waits."""
+    def agree(self, request: bool) -> bool:
+        """Whether any process made the request in the previous call; the delay of one step avoids waiting."""
         if self.world == 1:
-            return wish
+            return request
         answer = self._settle()
-        flag = torch.tensor(int(wish))
-        self._asked = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host, async_op=True), flag
+        flag = torch.tensor(int(request))
+        self._pending = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.host, async_op=True), flag
         return answer
 
     def _settle(self) -> bool:
-        if self._asked is None:
+        if self._pending is None:
             return False
-        work, flag = self._asked
-        self._asked = None
+        work, flag = self._pending
+        self._pending = None
         work.wait()
         return bool(flag)
 
     def leave(self) -> None:
-        """After the last step: what is still under way ends before the connections do."""
+        """Complete pending communication, before the connections are closed."""
         self._settle()
 
 
 @contextmanager
 def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed]:
-    """Join the processes that `torchrun` started; alone if it did not. timeout: seconds to wait for one another.
+    """Connect to the other processes if `torchrun` started this one. timeout: seconds to wait for each other.
 
-    A process that raises leaves its reason to the others, which then end too, within a second or two.
+    If a process raises, the others end within a second or two and print the reason.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
@@ -151,11 +151,11 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed
         yield processes
         processes.leave()
     except BaseException as error:
-        told = _lost(error, rank)
-        if told is None:
+        lost = _lost(error, rank)
+        if lost is None:
             store.set(FAILED, f"rank {rank}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             raise
-        raise told from None
+        raise lost from None
     finally:
         console.quiet = quiet
         watch.done.set()
@@ -164,10 +164,10 @@ def joined(device: torch.device, timeout: float = 600.0) -> Iterator[Distributed
 
 
 def _name_of_start(store: Any, rank: int, world: int, timeout: float) -> str:
-    """A name that all processes of this start share, and none of an earlier one. Raises `UserError`.
+    """A key prefix shared by all processes of this start, and by none of an earlier one. Raises `UserError`.
 
-    `torchrun` keeps one store over its restarts: without names of their own, the new processes would find the addresses
-    and last words of the dead. Restart counts do not serve, since each machine counts its own.
+    `torchrun` keeps one store across restarts: without a prefix, new processes would read addresses and errors of earlier
+    ones. Restart counts cannot serve as prefix, since each machine has its own.
     """
     mine = uuid.uuid4().hex
     if rank:
@@ -175,15 +175,17 @@ def _name_of_start(store: Any, rank: int, world: int, timeout: float) -> str:
         try:
             start: str = store.get(f"resdet/welcome/{mine}").decode()
         except RuntimeError as error:
-            raise UserError(f"rank {rank} waited for rank 0 to start, in vain: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"rank {rank} timed out waiting for rank 0 to start: {str(error).splitlines()[0]}"
+            ) from None
         store.set(f"resdet/{start}/{rank}", "")
         return f"resdet/{start}"
     missing, deadline = set(range(1, world)), time.monotonic() + timeout
     while missing:
         if time.monotonic() > deadline:
-            raise UserError(f"rank 0 waited {timeout:g} s for ranks {sorted(missing)} to start, in vain")
+            raise UserError(f"rank 0 timed out after {timeout:g} s waiting for ranks {sorted(missing)} to start")
         for other in sorted(missing):
-            if store.check([f"resdet/here/{other}"]):  # perhaps by one of an earlier start, who will not answer
+            if store.check([f"resdet/here/{other}"]):  # possibly of an earlier start, in which case nobody answers
                 store.set(f"resdet/welcome/{store.get(f'resdet/here/{other}').decode()}", mine)
             if store.check([f"resdet/{mine}/{other}"]):
                 missing.remove(other)
@@ -192,7 +194,7 @@ def _name_of_start(store: Any, rank: int, world: int, timeout: float) -> str:
 
 
 def _lost(error: BaseException, rank: int) -> UserError | None:
-    """What to say where the error is only that another process has gone."""
+    """The error for the user if another process has failed; None if the error is this process's own."""
     text = str(error)
     signs = (
         "Connection closed by peer",
@@ -202,19 +204,19 @@ def _lost(error: BaseException, rank: int) -> UserError | None:
         "Read timeout",
     )
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(s in text for s in signs)):
-        silent = any(sign in text for sign in ("Timed out", "timeout"))
-        advice = "it, its machine or the network hangs" if silent else "the message of that one says why"
+        timed_out = any(sign in text for sign in ("Timed out", "timeout"))
+        advice = "it, its machine or the network hangs" if timed_out else "see the message of that process"
         return UserError(f"rank {rank} lost another process ({_reason(text)}): {advice}; continue with --resume")
     return None
 
 
 def _reason(text: str) -> str:
-    """The first line, without the place in gloo's sources."""
+    """The first line, without the location in gloo's source code."""
     return re.sub(r"^\[\S*:\d+\] ", "", text.splitlines()[0])[:120]
 
 
 class _Watch(threading.Thread):
-    """Ends this process when another has failed: a step that waits for a dead process on CUDA never returns by itself."""
+    """Ends this process when another has failed: on CUDA, a step that waits for a dead process never returns."""
 
     def __init__(self, store: Any, rank: int) -> None:
         super().__init__(name="watch", daemon=True)
@@ -225,32 +227,32 @@ class _Watch(threading.Thread):
             try:
                 failed = self.store.check([FAILED])
                 reason = self.store.get(FAILED).decode() if failed else ""
-            except RuntimeError:  # the store went with the process that kept it
+            except RuntimeError:  # the process that hosts the store has ended
                 return
-            while failed and not self.done.wait(1.0):  # a moment for this process to end in its own way
+            while failed and not self.done.wait(1.0):  # give this process time to end by itself
                 writers = [thread for thread in threading.enumerate() if thread.name == WRITER]
                 if not writers:
                     print(f"rank {self.rank} ends because another process failed: {reason}", flush=True)
                     os._exit(1)
-                writers[0].join(60)  # a whole checkpoint is worth the wait
+                writers[0].join(60)  # let it finish writing the checkpoint
 
 
 def data_parallel(model: nn.Module, processes: Distributed, device: torch.device) -> nn.Module:
-    """The same forward, whose backward averages the gradients of all processes.
+    """The model in DistributedDataParallel, which averages gradients over processes; unchanged for a single process.
 
-    Losses are divided by `Distributed.divisors`, so that the mean of the gradients is that of the whole batch.
+    For losses divided by `Distributed.divisors` the average is the gradient of the whole batch.
     """
     if processes.world == 1:
         return model
     wrap = nn.parallel.DistributedDataParallel
-    # With `channels_last`, of the mask head's 1 x 1 kernels, whose strides can be written in two ways.
+    # Caused by the mask head's 1 x 1 kernels, whose channels_last strides are ambiguous.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    # A step leaves the buffers alone (`share_buffers` does it before an evaluation); torch 2.15 renamed the option.
+    # Buffers are not synchronised in every step but before an evaluation (`share_buffers`); torch 2.15 renamed the option.
     renamed = "forward_sync_buffers" in inspect.signature(wrap).parameters
-    alone: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return wrap(model, device_ids=[device.index] if device.type == "cuda" else None, **alone)
+    no_sync: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return wrap(model, device_ids=[device.index] if device.type == "cuda" else None, **no_sync)
 
 
 def restarted() -> bool:
-    """Whether `torchrun --max-restarts` started this process anew after a failure."""
+    """Whether `torchrun --max-restarts` restarted this process after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

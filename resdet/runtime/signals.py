@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted by the main process, held back while workers start."""
+"""Signals that ask a run to stop: recorded by the main process, blocked while workers start."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ STOP_SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1", "SI
 
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields whether one of `STOP_SIGNALS` has arrived, so that a loop can finish its step first.
+    """Yields a function that tells whether one of `STOP_SIGNALS` has arrived, so that a loop can finish its step first.
 
-    Signals that were ignored before stay ignored, as `nohup` wants it; a second SIGINT stops at once.
+    Signals that were ignored stay ignored, as `nohup` needs; a second SIGINT stops immediately.
     """
     received: list[int] = []
 
@@ -29,7 +29,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             for number in STOP_SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
-    except ValueError:  # not the main thread: its handlers are the caller's business
+    except ValueError:  # not the main thread: signal handling is up to the caller
         before = {}
     try:
         yield lambda: bool(received)
@@ -40,7 +40,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """While worker processes start: until they have handlers of their own, a signal to the whole job would kill them."""
+    """For the start of worker processes, which a signal to the whole job would kill until they have set their handlers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield

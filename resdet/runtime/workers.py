@@ -1,4 +1,4 @@
-"""Loader worker processes: how they start, whom they obey, and what is said when one dies."""
+"""Loader worker processes: how they start, which signals end them, and the error when one dies."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from torch.utils.data import DataLoader
 from resdet.errors import UserError
 from resdet.runtime.signals import STOP_SIGNALS, stop_signals_blocked
 
-UNGUARDED = 86  # exit code of a worker whose start ran the main script
+UNGUARDED = 86  # exit code of a worker that ran the main script
 NO_GUARD = (
-    "the script starts this work when it is imported, and a loader worker that is spawned imports it again: put the call "
+    "the script calls resdet when it is imported, and spawned loader workers import it again: put the call "
     'under `if __name__ == "__main__":`, or set data.workers=0'
 )
 
 
 def refuse_unguarded_script() -> None:
-    """End this process if it is a worker that got here by importing the main script; its parent says why."""
+    """End this process if it is a worker that is importing the main script; its parent reports why."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(UNGUARDED)
 
 
 def load(loader: DataLoader[Any], held_by: Callable[[Collection[int | None]], list[str]]) -> Iterator[Any]:
-    """What the loader yields. held_by: the files that workers, given by their pids, were loading.
+    """Iterate over the loader. held_by: the files that the workers with the given pids were loading.
 
-    Raises `UserError` for a worker that died, and for a script without a main guard.
+    Raises `UserError` if a worker dies, and for a script without a main guard.
     """
     refuse_unguarded_script()
     others = active_children()
@@ -47,11 +47,11 @@ def load(loader: DataLoader[Any], held_by: Callable[[Collection[int | None]], li
         with stop_signals_blocked():
             iterator = iter(loader)
         children = [child for child in active_children() if child not in others]
-        _defer_death_notices()
+        _defer_worker_errors()
         yield from iterator
     except (RuntimeError, OSError, EOFError) as error:
         children = children or [child for child in active_children() if child not in others]
-        if not isinstance(error, RuntimeError):  # the pipe broke first; the process behind it may be about to die
+        if not isinstance(error, RuntimeError):  # a broken pipe may be noticed before the worker has ended
             time.sleep(1)
         dead = {child.pid: child.exitcode for child in children if child.exitcode}
         if UNGUARDED in dead.values() or (not children and isinstance(error, ConnectionError | EOFError)):
@@ -60,14 +60,12 @@ def load(loader: DataLoader[Any], held_by: Callable[[Collection[int | None]], li
             raise
         files = held_by(dead)
         if not files and set(dead.values()) == {1} and _imports_script(loader):
-            raise UserError(
-                f"a loader worker failed at its start, with the traceback above. Perhaps {NO_GUARD}"
-            ) from None
+            raise UserError(f"a loader worker failed to start, with the traceback above. Possibly {NO_GUARD}") from None
         raise _worker_died(dead, files, loader.num_workers) from None
 
 
 def _imports_script(loader: DataLoader[Any]) -> bool:
-    """Whether its workers begin by importing the main script."""
+    """Whether the loader's workers import the main script."""
     context = loader.multiprocessing_context or multiprocessing
     return bool(context.get_start_method() != "fork")
 
@@ -76,14 +74,14 @@ def _worker_died(dead: dict[int | None, int], files: list[str], workers: int) ->
     """dead: exit codes by pid."""
     codes = [signal.Signals(-code).name if code < 0 else f"exit code {code}" for code in dead.values()]
     return UserError(
-        f"a loader worker died ({', '.join(codes)}) while it held {' or '.join(files) or 'no image yet'}: if the machine ran "
-        f"out of memory, lower data.workers (now {workers}); otherwise look at that file; then continue with --resume"
+        f"a loader worker died ({', '.join(codes)}) while loading {' or '.join(files) or 'no image yet'}: if the machine ran "
+        f"out of memory, lower data.workers (now {workers}); otherwise check that file; then continue with --resume"
     )
 
 
-def _defer_death_notices() -> None:
-    """By default torch raises a worker's death wherever the main process happens to be, in the middle of a step for instance.
-    From here on it does not: the loader notices when it next waits for that worker."""
+def _defer_worker_errors() -> None:
+    """Make the loader report a dead worker when it next waits for it, instead of raising from torch's signal handler wherever
+    the main process happens to be."""
     on_death = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     silent = isinstance(on_death, partial) and on_death.func is _silently
     if callable(on_death) and not silent and current_thread() is main_thread():
@@ -96,7 +94,7 @@ def _silently(handler: Callable[[int, FrameType | None], object], number: int, f
 
 
 def start_worker(worker: int) -> None:
-    """A worker's own settings: one thread, and no ear for the signals that ask the main process to stop."""
+    """Initialise a worker: one thread; signals that ask the main process to stop are ignored."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     for number in STOP_SIGNALS:
@@ -106,12 +104,12 @@ def start_worker(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - waited_for)
     if waited_for:
-        Thread(target=_obey_parent, daemon=True).start()
+        Thread(target=_exit_on_parents_sigterm, daemon=True).start()
 
 
-def _obey_parent() -> None:
-    """Exit on the parent's SIGTERM alone. A cluster, or `timeout`, sends one to every process of a job, while batches must
-    keep coming until the parent has finished its step and saved."""
+def _exit_on_parents_sigterm() -> None:
+    """Exit only on a SIGTERM from the parent. Clusters and `timeout` send it to every process of a job, but workers must keep
+    loading until the parent has finished its step and saved."""
     parent = parent_process()
     assert parent
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:

@@ -224,7 +224,7 @@ def test_a_dead_worker_is_reported_with_the_picture_it_held(shapes) -> None:
     data.__class__ = Deadly
     file = re.escape(str(shapes.images[5].file))
     with pytest.raises(
-        UserError, match=rf"a loader worker died \(SIGKILL\) while it held {file}: .*lower data\.workers"
+        UserError, match=rf"a loader worker died \(SIGKILL\) while loading {file}: .*lower data\.workers"
     ):
         list(evaluation_loader(data, 1, 2))
 

@@ -93,7 +93,7 @@ def test_mistakes_are_named(predictor, shapes_root, tmp_path) -> None:
         Predictor(config, tmp_path / "w.pt")
     with pytest.raises(UserError, match="CUDA device"):
         Predictor(tiny.config(shapes_root, tmp_path), tmp_path / "w.pt", device="cuda:7")
-    with pytest.raises(UserError, match="is no device"):
+    with pytest.raises(UserError, match="is not a device"):
         Predictor(tiny.config(shapes_root, tmp_path), tmp_path / "w.pt", device="gpu")
 
 

@@ -187,7 +187,7 @@ def test_a_detectors_features_are_hardly_less_precise_in_bfloat16(monkeypatch) -
         precise = model.features(batch)
         model.to(memory_format=torch.channels_last)
         for always in (False, True):
-            monkeypatch.setattr(winograd, "_multiplication_decides", lambda dtype, has=always: has)
+            monkeypatch.setattr(winograd, "_bound_by_arithmetic", lambda dtype, has=always: has)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 found = model.features(batch)
             errors.append([error(found[name], precise[name].double()) for name in precise])

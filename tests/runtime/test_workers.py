@@ -30,7 +30,7 @@ def test_a_worker_that_imports_the_script_ends_with_a_code_of_its_own(monkeypatc
         (
             1,
             RuntimeError("worker exited unexpectedly"),
-            r"exit code 1\) while it held a.jpg: .*lower data.workers \(now 2",
+            r"exit code 1\) while loading a.jpg: .*lower data.workers \(now 2",
         ),
         (-9, RuntimeError("worker exited unexpectedly"), r"\(SIGKILL\)"),
     ],

@@ -121,7 +121,7 @@ def test_keypoints_train_are_scored_and_resumed(shapes_root, tmp_path) -> None:
         ({"model": {"keypoint": {"num_keypoints": 3}}}, "num_keypoints is 3, but .* lists 4 keypoints"),
         ({"model": {"keypoint": {}}, "keypoints": []}, "no object has a labelled keypoint"),
         ({"model": {"keypoint": {}}, "keypoints": [1, 2, 2]}, "keypoints of another count than the category lists"),
-        ({"model": {"keypoint": {}}, "data": {"keypoint_flip_pairs": [["left", "x"]]}}, "not a pair of two of the keypoi"),
+        ({"model": {"keypoint": {}}, "data": {"keypoint_flip_pairs": [["left", "x"]]}}, "not a pair of different keypoints"),
         ({"model": {"keypoint": {}}, "data": {"keypoint_sigmas": [0.1]}}, "keypoint_sigmas has 1 numbers"),
     ],
 )  # fmt: skip
