@@ -214,7 +214,7 @@ def test_a_place_that_takes_no_results_is_told_before_the_work(
     shapes_root, tmp_path, monkeypatch, capsys, arguments: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("resdet.inference.dataset.predict_dataset", None)
+    monkeypatch.setattr("resdet.evaluation.dataset.predict_dataset", None)
     (tmp_path / "file").touch()
     (tmp_path / "gt.json").write_text(json.dumps(fuzzing.COCO))
     (tmp_path / "r.json").write_text(json.dumps(fuzzing.RESULTS))
