@@ -233,7 +233,7 @@ def test_splits_are_stratified(tmp_path) -> None:
         (yolo, "a", "0 0.5 0.5 0.1", r"a\.txt:1: 3 numbers after the class"),
         (yolo, "a", "0 cat", r"a\.txt:1: '0 cat' is not numbers"),
         (labelme, "a", {"shapes": [{"label": "cat", "points": [1, 2]}]}, r"a\.json: shape 1: points must be"),
-        (labelme, "a", {"shapes": [{"points": []}], "imagePath": "a.jpg"}, r"a\.json: shape 1: has no label"),
+        (labelme, "a", {"shapes": [{"label": " "}], "imagePath": "a.jpg"}, r"a\.json: shape 1: has no label"),
     ],
 )  # fmt: skip
 def test_mistakes_name_file_and_item(make, name: str, content: object, message: str, tmp_path) -> None:
@@ -364,6 +364,10 @@ def test_yolo_as_roboflow_lays_it_out(tmp_path) -> None:
         assert found(open_split(DataConfig(root=root), "val")) == {"b": OBJECTS["b"]}
     (root / "data.yaml").write_text("path: ../set\ntrain: train/images\nvalid: valid/images\nnames: [cat, dog]\n")
     assert found(open_split(DataConfig(root=root), "val")) == {"b": OBJECTS["b"]}
+    for place in ("/content/set", "C:\\work\\set"):  # of the machine on which it was exported
+        (root / "data.yaml").write_text(f"train: {place}/train/images\nval: {place}/valid/images\nnames: [cat, dog]\n")
+        source = open_split(DataConfig(root=root), "val")
+        assert (found(source), sum(source.remarks.values())) == ({"b": OBJECTS["b"]}, 1)
     shutil.copytree(root / "train", tmp_path / "train")  # now "../train/images" is there, too
     (root / "data.yaml").write_text("train: ../train/images\nval: valid/images\nnames: [cat, dog]\n")
     with pytest.raises(UserError, match=r"'\.\./train/images' may be .*/set/\.\./train/images or .*/set/train/images"):

@@ -37,9 +37,8 @@ def read_cvat(file: Path, images: Path | None = None, split: str | None = None) 
             f"{file}: holds the tracks of a video; export the task from CVAT as 'CVAT for images 1.1' or COCO"
         )
     labels = [(text, node) for node in root.iter("label") if (text := (node.findtext("name") or "").strip())]
-    used = {shape.get("label", "") for image in root.iter("image") for shape in image if shape.tag not in NO_AREA} - {
-        ""
-    }
+    shapes = [shape for image in root.iter("image") for shape in image if shape.tag not in NO_AREA]
+    used = {name for shape in shapes if (name := shape.get("label", "")).strip()}
     types = {name: (node.findtext("type") or "").strip() for name, node in labels if node.find("parent") is None}
     named = [name for name, kind in types.items() if name in used or kind not in NO_AREA]
     builder = Builder(file, images, list(dict.fromkeys([*named, *sorted(used)])))
@@ -75,7 +74,7 @@ def _add(builder: Builder, image_id: int, shape: Element, origin: str, size: tup
     if shape.tag in NO_AREA:
         builder.source.remarks[f"shapes of type {shape.tag} (left out: they enclose no area)"] += 1
         return
-    if not label:
+    if not label.strip():
         builder.source.problems.append(f"{origin}: has no label")
         return
     try:

@@ -124,7 +124,8 @@ def _plain(kind: Any, value: Any) -> tuple[str, dict[str, Any]]:
 
 def _label(kind: str, value: dict[str, Any]) -> str:
     labels = value.get(kind)
-    return labels[0] if isinstance(labels, list) and len(labels) == 1 and isinstance(labels[0], str) else ""
+    named = isinstance(labels, list) and len(labels) == 1 and isinstance(labels[0], str) and labels[0].strip()
+    return labels[0] if named else ""  # type: ignore[index]
 
 
 def _add(builder: Builder, image_id: int, kind: str, value: dict[str, Any], origin: str, size: tuple[int, int]) -> None:

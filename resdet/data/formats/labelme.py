@@ -142,7 +142,7 @@ def _add(builder: Builder, image_id: int, path: Path, shapes: list[Any], size: t
 def _has_label(shape: dict[str, Any]) -> bool:
     """Whether a shape has a label: text, or a number such as 0."""
     label = shape.get("label")
-    return bool(label) if isinstance(label, str) else type(label) in (int, float)
+    return bool(label.strip()) if isinstance(label, str) else type(label) in (int, float)
 
 
 def _part(shape: dict[str, Any], origin: str, size: tuple[int, int], source: Source) -> Part | None:

@@ -52,7 +52,7 @@ def read_open_images(file: Path, images: Path | None = None, split: str | None =
             f"{file}: none of its {len(absent)} images is below {images} (IMAGEID{'|'.join(sorted(SUFFIXES))})"
         )
     titles = _titles(file)
-    used = {row["LabelName"] or "" for entries in rows.values() for _, row in entries}
+    used = {row["LabelName"] for entries in rows.values() for _, row in entries if (row["LabelName"] or "").strip()}
     builder = Builder(file, images, sorted({titles.get(name, name) for name in used}))
     builder.source.problems = problems
     if absent:
@@ -64,6 +64,9 @@ def read_open_images(file: Path, images: Path | None = None, split: str | None =
         for origin, row in entries:
             if None in row or None in row.values():
                 problems.append(f"{origin}: has other columns than the first line names")
+                continue
+            if not row["LabelName"].strip():
+                problems.append(f"{origin}: has no LabelName")
                 continue
             try:
                 x1, x2, y1, y2 = (float(row[key]) * size[key[0] == "X"] for key in COLUMNS[2:])

@@ -34,9 +34,9 @@ def read_supervisely(folder: Path, images: Path | None = None, split: str | None
     meta = read_json(folder / "meta.json")
     classes = meta.get("classes") if isinstance(meta, dict) else None
     if not isinstance(classes, list) or not all(
-        isinstance(c, dict) and isinstance(c.get("title"), str) for c in classes
+        isinstance(c, dict) and isinstance(c.get("title"), str) and c["title"].strip() for c in classes
     ):
-        raise UserError(f"{folder / 'meta.json'}: must hold classes, a list of objects with a title")
+        raise UserError(f"{folder / 'meta.json'}: must hold classes, a list of objects with a title each")
     builder = Builder(folder, folder, list(dict.fromkeys(c["title"] for c in classes)))
     problems = builder.source.problems
     files: dict[Path, Path] = {}

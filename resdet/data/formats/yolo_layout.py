@@ -174,7 +174,7 @@ def split_images(
     files: dict[Path, None] = {}
     folders: list[Path] = []
     for entry in layout.entries[name]:
-        place = _place(layout, entry)
+        place = _place(layout, entry, remarks)
         if place.is_dir():
             folders.append(place)
             inside = all_files(place)
@@ -189,16 +189,20 @@ def split_images(
     return Images(list(files), folders), name or None
 
 
-def _place(layout: Layout, entry: str) -> Path:
-    """Where an entry lies: below `path:` or the yaml's folder; without a leading "../", too, as Roboflow writes it."""
+def _place(layout: Layout, entry: str, remarks: Counter[str]) -> Path:
+    """Where an entry lies: below `path:` or the yaml's folder; without a leading "../", too, as Roboflow writes it; of an
+    absolute path of another machine its longest end of two parts or more."""
     places = [layout.root / entry, layout.file.parent / entry]
     inner = re.sub(r"^(\.\./)+", "", entry.replace("\\", "/"))
     places += [layout.root / inner, layout.file.parent / inner]
     places += _above(layout.file.parent, entry) if layout.file.suffix.lower() == ".data" else []
-    try:
-        found = list({os.path.realpath(place): place for place in reversed(places) if place.exists()}.values())[::-1]
-    except (OSError, ValueError):  # no name that a file can have
-        found = []
+    found = _existing(places)
+    if (
+        not found
+        and re.match(r"/|[A-Za-z]:/", inner)
+        and (found := _existing(_above(layout.file.parent, inner)[:-1])[:1])
+    ):
+        remarks[f"paths of {layout.file.name} that are another machine's (found by their end)"] += 1
     if not found:
         raise UserError(f"{layout.file}: {places[0]} is neither a folder of images nor a list of them")
     if len(found) > 1 and inner != entry:
@@ -206,6 +210,14 @@ def _place(layout: Layout, entry: str) -> Path:
             f"{layout.file}: {entry!r} may be {found[0]} or {found[1]}: write the path that is meant, without '../'"
         )
     return found[0]
+
+
+def _existing(places: list[Path]) -> list[Path]:
+    """Those that are there, each once."""
+    try:
+        return list({os.path.realpath(place): place for place in reversed(places) if place.exists()}.values())[::-1]
+    except (OSError, ValueError):  # no name that a file can have
+        return []
 
 
 def _listed(listing: Path, root: Path, problems: list[str], remarks: Counter[str]) -> list[Path]:
