@@ -34,6 +34,9 @@ def torchvision_model(name: str, **options: Any) -> nn.Module:
             last = key.endswith("bn3")
             nn.init.uniform_(module.weight, 0.1 if last else 0.8, 0.3 if last else 1.2)
             nn.init.normal_(module.bias, std=0.1)
+    if not hasattr(model, "roi_heads"):
+        randomise_dense(model.head)
+        return model.eval()
     heads = model.roi_heads
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.02)
     nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.005)
@@ -46,6 +49,23 @@ def torchvision_model(name: str, **options: Any) -> nn.Module:
     if heads.keypoint_predictor is not None:
         nn.init.normal_(heads.keypoint_predictor.kps_score_lowres.weight, std=0.1)
     return model.eval()
+
+
+@torch.no_grad()
+def randomise_dense(head: nn.Module, classes: int = CLASSES) -> None:
+    """RetinaNet's or FCOS's head finds well spread objects, none of them of the class that stands for the background."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=(1 / module.weight[0].numel()) ** 0.5)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.normal_(module.weight, 1.0, 0.1)
+            nn.init.normal_(module.bias, std=0.1)
+    last = head.classification_head.cls_logits
+    nn.init.normal_(last.bias, -1.0, 0.3)
+    last.bias.view(-1, classes + 1)[:, 0] = -100
+    last.weight.view(-1, classes + 1, *last.weight.shape[1:])[:, 0] = 0
 
 
 def torchvision_numerics(name: str) -> ModelConfig:

@@ -79,8 +79,11 @@ C4 = {
 
 
 def small(mask: bool | dict | None = True, **model: object) -> Detector:
-    """mask: with mask (the default, or this section) and keypoint heads."""
+    """mask: with mask (the default, or this section) and keypoint heads; neither is in a model of another kind."""
     torch.manual_seed(0)
+    if "kind" in model:
+        body = {"num_classes": K, "backbone": {"name": "resnet18", "weights": "none"}}
+        return build_model(parse_config({"model": body | model}).model)
     values = {
         "num_classes": K,
         "backbone": {"name": "resnet18", "weights": "none"},
@@ -133,13 +136,12 @@ def pack(images: Sequence[ImageInfo], folder: Path) -> ImageList:
 DENSE = ("retinanet", "fcos", "atss", "gfl", "yolof")
 
 
-def dense_model(kind: str, channels: int = 64, **head: object) -> dict:
-    """The model section of a small one-stage detector."""
-    body = {"kind": kind, "backbone": {"name": "resnet18", "weights": "none"}}
+def dense(kind: str, channels: int = 64, **head: object) -> dict:
+    """The model section of a small one-stage detector, without its backbone; its norms see no other image."""
     if kind == "yolof":
-        encoder = {"channels": channels, "width": 16, "dilations": [1, 2]}
-        return {**body, "encoder": encoder, "head": {"class_convs": 1, "box_convs": 1, **head}}
-    return {**body, "fpn": {"channels": channels}, "head": {"num_convs": 1, **head}}
+        encoder = {"channels": channels, "width": 32, "dilations": [1, 2], "norm": "gn"}
+        return {"kind": kind, "encoder": encoder, "head": {"class_convs": 1, "box_convs": 1, "norm": "gn", **head}}
+    return {"kind": kind, "fpn": {"channels": channels}, "head": {"num_convs": 1, **head}}
 
 
 RTDETR = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Kind = Literal["retinanet", "fcos", "atss", "gfl", "yolof"]
+NAMES: dict[str, str] = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS", "gfl": "GFL", "yolof": "YOLOF"}
 RATIOS = 3  # of the nine anchors of every published RetinaNet
 NEVER = -100.0  # the logit of a class that is not there
 
@@ -100,7 +101,7 @@ def from_first_level(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_our_layout(weights: dict[str, Tensor], kind: Kind, source: str) -> dict[str, Tensor]:
     """The predictors' rows by (size, ratio, class) without background; torchvision and mmdetection have (ratio, size, class),
     and torchvision an unused first class."""
-    result = dict(weights)
+    result = {name: value.view(()) if name.startswith("head.scales.") else value for name, value in weights.items()}
     for name, value in _by_anchor(weights, kind):
         if source != "detectron2" and kind == "retinanet":
             value = _transposed(value, RATIOS)
@@ -124,14 +125,16 @@ def to_torchvision_layout(weights: dict[str, Tensor], kind: Kind) -> dict[str, T
 
 def anchors_of(weights: dict[str, Tensor], kind: Kind) -> int:
     """How many anchors a place has."""
-    return len(weights["head.regressor.bias"]) // 4 if kind in ("retinanet", "yolof") else 1
+    several = kind in ("retinanet", "yolof") and "head.regressor.bias" in weights
+    return len(weights["head.regressor.bias"]) // 4 if several else 1
 
 
 def _by_anchor(weights: dict[str, Tensor], kind: Kind) -> list[tuple[str, Tensor]]:
     """The predictors' weights and biases by name, (anchors, rows of each, …)."""
     anchors = anchors_of(weights, kind)
     names = [f"head.{layer}.{leaf}" for layer in ("classifier", "regressor") for leaf in ("weight", "bias")]
-    return [(name, weights[name].reshape(anchors, -1, *weights[name].shape[1:])) for name in names]
+    there = [(name, weights[name]) for name in names if name in weights]
+    return [(name, value.reshape(anchors, -1, *value.shape[1:])) for name, value in there]
 
 
 def _transposed(value: Tensor, outer: int) -> Tensor:

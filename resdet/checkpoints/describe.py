@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from resdet.config import InputConfig, RCNNConfig
+from resdet.checkpoints.dense_names import NAMES
+from resdet.config import (
+    ATSSConfig,
+    DenseConfig,
+    FCOSConfig,
+    GFLConfig,
+    InputConfig,
+    OnPyramidConfig,
+    RCNNConfig,
+    RetinaNetConfig,
+    YOLOFConfig,
+)
 
 if TYPE_CHECKING:
     from resdet.checkpoints.recognise import Recognised
@@ -14,7 +25,7 @@ if TYPE_CHECKING:
 def describe(found: Recognised) -> str:
     """Source, kind of detector, numerics, notes and tensors that were not recognised."""
     m = found.model
-    name, details = _rcnn(m) if isinstance(m, RCNNConfig) else (m.kind, [])
+    name, details = _rcnn(m) if isinstance(m, RCNNConfig) else _dense(m) if isinstance(m, DenseConfig) else (m.kind, [])
     classes = f", {m.num_classes} classes" if found.whole and "proposals" not in m.outputs else ""
     depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
     lines = [
@@ -43,6 +54,24 @@ def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
     line += f"; masks pasted as {m.mask.paste}" if m.mask else ""
     line += f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else ""
     return kind if m.box else "RPN alone", [line]
+
+
+def _dense(m: DenseConfig) -> tuple[str, list[str]]:
+    """The same of a one-stage detector."""
+    h = m.head
+    lines = [
+        f"score above {h.score_threshold:g}, NMS at IoU {h.nms_threshold:g}, at most {h.max_detections} detections"
+    ]
+    if isinstance(m, FCOSConfig):
+        unit = "strides" if m.head.distances == "relu" else "pixels"
+        lines.append(
+            f"points: offset {m.points.offset:g}; distances in {unit}; centerness from the {m.head.centerness_on} tower"
+        )
+    elif isinstance(m, RetinaNetConfig | ATSSConfig | GFLConfig | YOLOFConfig):
+        lines.append(f"anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}")
+    if isinstance(m, OnPyramidConfig):
+        lines[-1] += f"; p6 from {m.fpn.p6_from}, {'with' if m.fpn.relu else 'without'} ReLU before p7"
+    return NAMES[m.kind], lines
 
 
 def _numbers(values: Iterable[float]) -> str:

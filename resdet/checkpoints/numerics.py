@@ -50,9 +50,7 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         if not (alone and key in OF_HEADS):
             values[key] = {**values.get(key, {}), **shared} if isinstance(shared, dict) else shared
     if source == "detectron2":
-        grouped = backbone["name"].startswith("resnext")
-        values["input"] |= pixels(caffe=True, grouped=grouped)
-        backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn"
+        notes = add_detectron2_input(values, raw)
         if "keypoint" in values:  # as its model zoo trains people
             values["rpn"]["post_nms_train"], values["box"]["loss_beta"] = 1500, 0.5
         if "fpn" not in values:
@@ -61,29 +59,10 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["rpn"]["post_nms_train"] = 2000
         if alone:  # as its model zoo trains it
             values["rpn"] |= {"post_nms_predict": 2000, "pre_nms_predict": 1000 if "fpn" in values else 12000}
-        notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
-        # Only where norms were trained: a frozen stem's statistics are those of the weights that training started from.
-        if not grouped and values.get("fpn", {}).get("norm") == "bn" and divided_by_std(raw):
-            values["input"] |= pixels(caffe=True, grouped=True)
-            backbone["stride_in_1x1"] = False
-            notes.append(
-                "but pixels are divided by their std and strides are in the 3x3, as the stem's statistics tell"
-            )
-        if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
-            mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
-            values["input"] |= {"mean": mean, "std": std, "bgr": mean[0] < mean[2]}
-            notes.append("but mean and std are the file's own")
         return notes
     config = mmdetection_config(meta)
     model = _section(config, "model")
-    given = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
-    caffe = _section(model, "backbone").get("style") == "caffe"
-    rgb = bool(given.get("bgr_to_rgb", given.get("to_rgb", not caffe)))
-    usual = pixels(caffe, grouped=False)
-    values["input"] = {
-        "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
-    }  # fmt: skip
-    backbone["stride_in_1x1"] = caffe
+    note = add_mmdetection_input(values, config)
     if alone:
         tested = _section(_section(model, "test_cfg"), "rpn")
         values["rpn"] |= {
@@ -105,8 +84,41 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         values["cascade"] |= cascade.of_mmdetection(model)
         values["rpn"] |= {"post_nms_train": 2000, "loss_beta": 1 / 9}
         values["box"]["loss_beta"] = 1.0
-    told = "the config in the file" if model else "the usual one of the pytorch style: the file has no config"
-    return [f"input scaling and stride placement from {told}"]
+    return [note]
+
+
+def add_detectron2_input(values: dict[str, Any], raw: dict[str, Tensor]) -> list[str]:
+    """Complete `input` and `backbone` of a detector of detectron2. -> what was decided by what."""
+    backbone = values["backbone"]
+    grouped = backbone["name"].startswith("resnext")
+    values["input"] = {**values["input"], **pixels(caffe=True, grouped=grouped)}
+    backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn"
+    notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
+    # Only where norms were trained: a frozen stem's statistics are those of the weights that training started from.
+    if not grouped and values.get("fpn", {}).get("norm") == "bn" and divided_by_std(raw):
+        values["input"] |= pixels(caffe=True, grouped=True)
+        backbone["stride_in_1x1"] = False
+        notes.append("but pixels are divided by their std and strides are in the 3x3, as the stem's statistics tell")
+    if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
+        mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
+        values["input"] |= {"mean": mean, "std": std, "bgr": mean[0] < mean[2]}
+        notes.append("but mean and std are the file's own")
+    return notes
+
+
+def add_mmdetection_input(values: dict[str, Any], config: dict[str, Any], style: str = "pytorch") -> str:
+    """The same of mmdetection, from the config in the file; style: of a backbone without one."""
+    model = _section(config, "model")
+    given = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
+    caffe = (_section(model, "backbone").get("style", "pytorch") if model else style) == "caffe"
+    rgb = bool(given.get("bgr_to_rgb", given.get("to_rgb", not caffe)))
+    usual = pixels(caffe, grouped=False)
+    values["input"] = {
+        "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
+    }  # fmt: skip
+    values["backbone"]["stride_in_1x1"] = caffe
+    told = "the config in the file" if model else f"the usual one of the {style} style: the file has no config"
+    return f"input scaling and stride placement from {told}"
 
 
 def divided_by_std(raw: dict[str, Tensor]) -> bool:

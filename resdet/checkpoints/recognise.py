@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from resdet.checkpoints import cascade
+from resdet.checkpoints import cascade, dense, dense_names
 from resdet.checkpoints.backbones import recognise_backbone
 from resdet.checkpoints.describe import describe
 from resdet.checkpoints.files import Contents, read_file, require_finite
@@ -149,6 +149,16 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             given = config.data.pixel_range
             found.pixel_range = given if isinstance(given, tuple) else None
             return found
+    if source != "resdet" and (kind := dense_names.kind_of(inside)):
+        try:
+            found.values, found.notes = dense.section_of(weights, kind, source, inside, meta, path)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"{path}: a {dense_names.NAMES[kind]} of {source}'s, but not a whole one ({error})"
+            ) from None
+        found.class_names, ids = class_names(source, found.values["num_classes"], meta)
+        found.category_ids = list(ids)
+        return found
     if cascade.is_cascade(weights):
         stages = cascade.stages_in(mmdetection_config(meta).get("model") or {})
         if problems := cascade.missing(weights, stages):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from resdet.checkpoints.cascade import single
@@ -13,11 +13,11 @@ from resdet.checkpoints.rcnn import fit_hint
 from resdet.checkpoints.recognise import Recognised, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
-from resdet.config import ModelConfig, RCNNConfig, keypoint_section, parse_config, settings_of
+from resdet.config import ModelConfig, RCNNConfig, keypoint_section, merged, parse_config, settings_of
 from resdet.errors import UserError, listed
 
 # Layers with rows for every class -> rows per class.
-PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1}
+PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1, "head.classifier": 1}
 # Layers whose inputs include the logits of all classes; re-initialised if the classes differ.
 OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")
 # Keys of model.keypoint that the training set decides.
@@ -52,7 +52,7 @@ def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
     if theirs.get("keypoint"):
         theirs["keypoint"] = {k: v for k, v in theirs["keypoint"].items() if k not in FROM_DATA}
-    values = _merged(theirs, settings_of(config))
+    values = merged(theirs, settings_of(config))
     if found.whole:  # nothing is random then, whatever the backbone's own weights are
         values["weights"] = str(found.path)
     model = parse_config({"model": values}, str(found.path)).model
@@ -121,7 +121,9 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         if rows and not (same and given.shape == value.shape):
             reinitialised.append(name)
             if given.shape[1:] == value.shape[1:]:
-                ready[name] = _with_rows(value, given, kept, rows)
+                anchors = len(value) // len(class_names) if layer == "head.classifier" else 1  # each with all classes
+                pairs = zip(value.chunk(anchors), given.chunk(anchors), strict=True)
+                ready[name] = torch.cat([_with_rows(new, old, kept, rows) for new, old in pairs])
                 continue
         if found.whole and not same and name.startswith(OF_ALL_CLASSES):
             reinitialised.append(name)
@@ -188,15 +190,6 @@ def _with_rows(value: Tensor, given: Tensor, kept: list[int | None], rows: int) 
             result[new * rows : (new + 1) * rows] = given[old * rows : (old + 1) * rows]
     if len(value) == len(kept) * rows + 1 and any(old is not None for old in kept):
         result[-1] = given[-1]
-    return result
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `over` in place of its own."""
-    result = dict(base)
-    for key, value in over.items():
-        inner = base.get(key)
-        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return result
 
 

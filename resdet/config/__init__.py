@@ -12,8 +12,8 @@ from resdet.config.dense import ATSSConfig as ATSSConfig
 from resdet.config.dense import DenseConfig as DenseConfig
 from resdet.config.dense import FCOSConfig as FCOSConfig
 from resdet.config.dense import GFLConfig as GFLConfig
+from resdet.config.dense import OnPyramidConfig as OnPyramidConfig
 from resdet.config.dense import PredictConfig as PredictConfig
-from resdet.config.dense import PyramidConfig as PyramidConfig
 from resdet.config.dense import RetinaNetConfig as RetinaNetConfig
 from resdet.config.dense import YOLOFConfig as YOLOFConfig
 from resdet.config.io import dump_config as dump_config
@@ -21,6 +21,7 @@ from resdet.config.io import dump_settings as dump_settings
 from resdet.config.io import find_config as find_config
 from resdet.config.io import load_config as load_config
 from resdet.config.io import load_yaml as load_yaml
+from resdet.config.io import merged as merged
 from resdet.config.io import parse_config as parse_config
 from resdet.config.io import settings_of as settings_of
 from resdet.config.model import BackboneConfig as BackboneConfig

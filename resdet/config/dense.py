@@ -20,6 +20,14 @@ class PyramidConfig(FPNConfig):
     relu: bool = True  # between p6 and the convolution of p7; mmdetection has it in FCOS only
 
 
+class FCOSPyramidConfig(PyramidConfig):
+    p6_from: Literal["c5", "p5"] = "p5"
+
+
+class ATSSPyramidConfig(FCOSPyramidConfig):
+    relu: bool = False
+
+
 class PredictConfig(Section):
     """What every head has for its predictions."""
 
@@ -39,6 +47,12 @@ class DenseConfig(ModelConfig):
     @property
     def limit(self) -> tuple[str, int]:
         return "model.head.max_detections", self.head.max_detections
+
+
+class OnPyramidConfig(DenseConfig):
+    """All of them but YOLOF."""
+
+    fpn: PyramidConfig = PyramidConfig()
 
 
 class DenseAnchorConfig(AnchorConfig):
@@ -82,9 +96,8 @@ class RetinaNetHeadConfig(PredictConfig):
         return self
 
 
-class RetinaNetConfig(DenseConfig):
+class RetinaNetConfig(OnPyramidConfig):
     kind: Literal["retinanet"] = "retinanet"
-    fpn: PyramidConfig = PyramidConfig()
     anchors: RetinaNetAnchorConfig = RetinaNetAnchorConfig()
     head: RetinaNetHeadConfig = RetinaNetHeadConfig()
 
@@ -117,9 +130,9 @@ class FCOSHeadConfig(PredictConfig):
     score: Literal["mean", "product"] = "product"  # of class and centerness; the geometric mean in torchvision
 
 
-class FCOSConfig(DenseConfig):
+class FCOSConfig(OnPyramidConfig):
     kind: Literal["fcos"] = "fcos"
-    fpn: PyramidConfig = PyramidConfig(p6_from="p5")
+    fpn: FCOSPyramidConfig = FCOSPyramidConfig()
     points: PointConfig = PointConfig()
     head: FCOSHeadConfig = FCOSHeadConfig()
 
@@ -134,8 +147,8 @@ class GFLHeadConfig(ATSSHeadConfig):
     farthest: Positive = 16  # of a box's sides, in strides
 
 
-class _OneAnchor(DenseConfig):
-    fpn: PyramidConfig = PyramidConfig(p6_from="p5", relu=False)
+class _OneAnchor(OnPyramidConfig):
+    fpn: ATSSPyramidConfig = ATSSPyramidConfig()
     anchors: OneAnchorConfig = OneAnchorConfig()
 
     @model_validator(mode="after")

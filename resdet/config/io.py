@@ -284,3 +284,12 @@ def _keys(section: type[BaseModel], prefix: str = "", kind: str | None = None) -
                 continue
             if not (kind and issubclass(inner, ModelConfig) and inner.model_fields["kind"].default != kind):
                 yield from _keys(inner, f"{prefix}{name}.", kind)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `over` in place of its own."""
+    result = dict(base)
+    for key, value in over.items():
+        inner = base.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result

@@ -11,10 +11,13 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from resdet.checkpoints.dense_names import to_torchvision_layout
 from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import Recognised
-from resdet.config import ModelConfig, RCNNConfig
+from resdet.config import FCOSConfig, ModelConfig, RCNNConfig, RetinaNetConfig
 from resdet.errors import UserError, listed
+from resdet.export import torchvision_dense
+from resdet.export.torchvision_dense import Limits
 from resdet.writing import atomic_write
 
 EPS = 1e-5  # of batch norm in torchvision's builders
@@ -74,7 +77,8 @@ def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str |
     source: what an error names. Raises `UserError`.
     """
     converted = {}
-    for name, value in weights.items():
+    kind = model.kind if isinstance(model, RetinaNetConfig | FCOSConfig) else None
+    for name, value in (to_torchvision_layout(weights, kind) if kind else weights).items():
         if name.startswith("backbone.") and name.endswith("running_var"):
             value = value + (model.backbone.norm_eps - EPS)
         if name == "backbone.conv1.weight" and model.input.bgr:
@@ -87,7 +91,7 @@ def to_torchvision(weights: dict[str, Tensor], model: ModelConfig, source: str |
             value = torch.cat([torch.zeros_like(value[:4]), value])
         elif name.startswith("heads.mask.logits."):
             value = torch.cat([torch.zeros_like(value[:1]), value])
-        theirs = from_ours(name, "torchvision")
+        theirs = from_ours(name, "torchvision", kind)
         if theirs is None:
             raise UserError(f"{source}: torchvision has no name for {name}")
         converted[theirs] = value.clone()
@@ -99,25 +103,19 @@ def _builder(found: Recognised) -> str:
     if not found.whole:
         raise UserError(f"{found.path}: a backbone alone already has torchvision's names")
     m = found.model
+    if isinstance(m, RetinaNetConfig | FCOSConfig):
+        _require(found, _of_body(m) | torchvision_dense.limits(m))
+        return torchvision_dense.builder(m)
     if not isinstance(m, RCNNConfig):
         raise UserError(f"{found.path}: torchvision has no detector of this kind (model.kind={m.kind})")
     if m.box is None:
         raise UserError(f"{found.path}: torchvision cannot build the RPN alone (model.box=null)")
     v2 = m.fpn.norm == "bn"
     mask, keypoint = m.mask, m.keypoint
-    fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    fixed: Limits = {
         "cascade": (m.cascade and "set", (None,)),
-        "input.channels": (m.input.channels, (3,)),
-        "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
-        "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),
-        "backbone.deep_stem": (m.backbone.deep_stem, (False,)),
-        "backbone.avg_down": (m.backbone.avg_down, (False,)),
-        "backbone.residual": (m.backbone.residual, (True,)),
-        "backbone.weight_standardization": (m.backbone.weight_standardization, (False,)),
-        "backbone.deformable": (m.backbone.deformable, ("none",)),
-        "backbone.c5_dilation": (m.backbone.c5_dilation, (1,)),
+        **_of_body(m),
         "neck": (m.neck, ("fpn",)),
-        "fpn.weight_standardization": (m.fpn.weight_standardization, (False,)),
         "fpn.channels": (m.fpn.channels, (256,)),
         "fpn.norm": (m.fpn.norm, ("none", "bn")),
         "anchors.sizes": (tuple(m.anchors.sizes), ((32, 64, 128, 256, 512),)),
@@ -150,9 +148,7 @@ def _builder(found: Recognised) -> str:
         }
     if v2 and m.backbone.name != "resnet50":
         fixed["backbone.name"] = (m.backbone.name, ("resnet50",))
-    problems = [f"model.{k} is {v}, torchvision's builder has {ok[0]}" for k, (v, ok) in fixed.items() if v not in ok]
-    if problems:
-        raise listed(f"{found.path}: torchvision cannot build this model:", problems)
+    _require(found, fixed)
     assert m.num_classes is not None
     name = "KeypointRCNN" if keypoint else "MaskRCNN" if mask else "FasterRCNN"
     count = f"num_classes={m.num_classes + 1}" + (f", num_keypoints={keypoint.num_keypoints}" if keypoint else "")
@@ -163,13 +159,44 @@ def _builder(found: Recognised) -> str:
     return f"torchvision.models.detection.{name}(torchvision.models.detection.{body}, {count})"
 
 
+def _of_body(m: RCNNConfig | RetinaNetConfig | FCOSConfig) -> Limits:
+    return {
+        "input.channels": (m.input.channels, (3,)),
+        "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
+        "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),
+        "backbone.deep_stem": (m.backbone.deep_stem, (False,)),
+        "backbone.avg_down": (m.backbone.avg_down, (False,)),
+        "backbone.residual": (m.backbone.residual, (True,)),
+        "backbone.weight_standardization": (m.backbone.weight_standardization, (False,)),
+        "backbone.deformable": (m.backbone.deformable, ("none",)),
+        "backbone.c5_dilation": (m.backbone.c5_dilation, (1,)),
+        "fpn.weight_standardization": (m.fpn.weight_standardization, (False,)),
+    }
+
+
+def _require(found: Recognised, fixed: Limits) -> None:
+    """Raises one `UserError` with all that is other than torchvision builds."""
+    problems = [f"model.{k} is {v}, torchvision's builder has {ok[0]}" for k, (v, ok) in fixed.items() if v not in ok]
+    if problems:
+        raise listed(f"{found.path}: torchvision cannot build this model:", problems)
+
+
 def _differences(found: Recognised) -> list[str]:
     m = found.model
-    assert isinstance(m, RCNNConfig)
-    assert m.box
     same: dict[str, tuple[Any, Any]] = {
         "input.resize": (m.input.resize, "torch"),
         "input.rounding": (m.input.rounding, "floor"),
+    }
+    same |= _of_rcnn(m) if isinstance(m, RCNNConfig) else {}
+    same |= torchvision_dense.same(m) if isinstance(m, RetinaNetConfig | FCOSConfig) else {}
+    return [
+        f"model.{key} is {value}, {theirs} in torchvision" for key, (value, theirs) in same.items() if value != theirs
+    ]
+
+
+def _of_rcnn(m: RCNNConfig) -> dict[str, tuple[Any, Any]]:
+    assert m.box
+    same: dict[str, tuple[Any, Any]] = {
         "anchors.offset": (m.anchors.offset, 0),
         "anchors.rounded": (m.anchors.rounded, True),
         "anchors.grid_stride": (m.anchors.grid_stride, True),
@@ -183,6 +210,4 @@ def _differences(found: Recognised) -> list[str]:
         same["mask.paste"] = (m.mask.paste, "torchvision")
     if m.keypoint:
         same["keypoint.decode"] = (m.keypoint.decode, "torchvision")
-    return [
-        f"model.{key} is {value}, {theirs} in torchvision" for key, (value, theirs) in same.items() if value != theirs
-    ]
+    return same

@@ -208,7 +208,10 @@ def _settled(rows: list[Row], source: str, always: dict[str, Any]) -> tuple[list
     absent = tuple(f"{key}." for key, value in taken.items() if value is None)
     taken = {key: value for key, value in taken.items() if not key.startswith(absent)}
     config = parse_config(nested(taken), source)
-    theirs, default = flat(config.model_dump(mode="json")), flat(Config().model_dump(mode="json"))
+    kind = {"kind": config.model.kind}
+    plain = parse_config({"model": kind}, source)  # our defaults for this kind of model
+    theirs, default = flat(config.model_dump(mode="json")), flat(plain.model_dump(mode="json"))
+    default["model.kind"] = Config().model.kind
     for name in type(config.model).model_fields:  # sections that are not there by default
         section = getattr(config.model, name)
         if default.get(f"model.{name}", "") is None and isinstance(section, BaseModel):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from resdet.migration import mmdetection_data as steps
+from resdet.migration import mmdetection_dense as dense
 from resdet.migration.conventions import MMDETECTION, OF_HEADS
 from resdet.migration.keys import (
     Kind,
     Leaves,
     Row,
+    Table,
     account,
     leaves,
 )
@@ -40,20 +42,43 @@ def migrate(config: PythonConfig, origin: str, images: int | None = None) -> Mig
     """images: how many the training data have, for schedules in epochs. Raises `UserError`."""
     values = {key: value for key, value in config.values.items() if key in RUNNER}
     for name in ("train_cfg", "test_cfg"):  # of version 2, beside the model
-        if isinstance(values.get(name), dict) and {"rpn", "rcnn"} & values[name].keys():
+        if isinstance(values.get(name), dict) and {"rpn", "rcnn", "assigner", "nms_pre"} & values[name].keys():
             values["model"] = {**values["model"], name: values.pop(name)}
     if not isinstance(values.get("model"), dict):
         raise NotAConfig(origin)
     stages = one_head(leaves(values, origin))
     given = stages.given
-    defaults = {**DEFAULTS, **_absent(given), **steps.require_images(images)}
-    numerics = {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
-    rows, ours, always = account(given, defaults, {**MODEL, **TRAINING}, origin, {"model": numerics}, stages.names)
+    table, of_kind, numerics = _model(given)
+    defaults = {**DEFAULTS, **of_kind, **_absent(given), **steps.require_images(images)}
+    rows, ours, always = account(given, defaults, {**table, **TRAINING}, origin, {"model": numerics}, stages.names)
     rows += stages.rows
     variables = [key for key in config.values if key not in RUNNER]
     rows += [Row(Kind.SAME, key, config.values[key], {}, "a variable, taken where it is used") for key in variables]
     rows += [Row(Kind.WARNING, text, "", {}, "a statement that is not run") for text in config.skipped]
     return Migration(origin, rows, ours, always)
+
+
+def one_stage(model: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Our `model` section of a one-stage detector's, as a checkpoint's config text has it; {} for another detector's.
+    Raises `UserError`."""
+    given = leaves({"model": model}, origin)
+    if not dense.dense(given):
+        return {}
+    table, defaults, numerics = _model(given)
+    _, ours, _ = account(given, {**DEFAULTS, **defaults}, table, origin, {"model": numerics}, {})
+    section: dict[str, Any] = ours.get("model", {})
+    return section
+
+
+def _model(given: Leaves) -> tuple[Table, dict[str, Any], dict[str, Any]]:
+    """The rules for the model's keys, defaults of its kind, and what mmdetection computes without having keys for it."""
+    if kind := dense.dense(given):
+        return (
+            {**dense.TABLE, **MODEL, **dense.TABLE},
+            {**kind.defaults, **dense.without_norm(given)},
+            dense.always(kind),
+        )
+    return MODEL, {}, {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
 
 
 def _absent(given: Leaves) -> dict[str, Any]:

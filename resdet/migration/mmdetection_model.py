@@ -28,7 +28,8 @@ def _cascade(all_: Leaves) -> bool:
 def _detector(value: Any, all_: Leaves) -> dict[str, Any]:
     """The sections that a detector has, and those that it has not."""
     masks = {"FasterRCNN": False, "MaskRCNN": True, "CascadeRCNN": f"{MASK}type" in all_, "RPN": False}
-    found: dict[str, Any] = {"model.mask": {} if shared.choice(value, masks, 0) else None}
+    known = {**masks, **dict.fromkeys(("RetinaNet", "FCOS", "ATSS", "GFL", "YOLOF"))}  # with keys of their own
+    found: dict[str, Any] = {"model.mask": {} if shared.choice(value, known, 0) else None}
     if _cascade(all_):
         found |= {
             "model.cascade.resample": True,
@@ -150,8 +151,12 @@ def _weights(value: Any, all_: Leaves) -> dict[str, Any]:
     return {} if all_.get("load_from") else shared.no_weights(frozen)
 
 
+def known_norm(value: Any) -> str:
+    return shared.known_norm(NORMS.get(value), value)
+
+
 def _norm(ours: str) -> Rule:
-    return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
+    return take(ours, lambda v, _: known_norm(v))
 
 
 def _standardized(section: str) -> Rule:

@@ -7,8 +7,8 @@ from resdet.config import (
     DenseConfig,
     FCOSConfig,
     GFLConfig,
+    OnPyramidConfig,
     PredictConfig,
-    PyramidConfig,
     RetinaNetConfig,
     YOLOFConfig,
 )
@@ -46,8 +46,8 @@ def build_neck(config: DenseConfig, backbone: ResNet) -> Neck:
         return DilatedEncoder(
             backbone.channels["c5"], backbone.strides["c5"], e.channels, width=e.width, dilations=e.dilations, norm=e.norm
         )  # fmt: skip
-    assert isinstance(config, RetinaNetConfig | FCOSConfig | ATSSConfig | GFLConfig)
-    f: PyramidConfig = config.fpn
+    assert isinstance(config, OnPyramidConfig)
+    f = config.fpn
     channels = [backbone.channels[name] for name in ("c3", "c4", "c5")]
     top = ConvTop(f.channels, channels[-1] if f.p6_from == "c5" else None, relu=f.relu)
     return FPN(channels, f.channels, norm=f.norm, standardized=f.weight_standardization, top=top)

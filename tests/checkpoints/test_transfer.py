@@ -70,6 +70,26 @@ def test_other_classes_keep_the_rows_that_both_name_and_the_background(old) -> N
     assert "the dataset has 3 classes, the file 4; rows carried over for: Star, disk" in report
 
 
+def test_every_anchor_of_a_one_stage_detector_keeps_the_rows_that_both_name(tmp_path) -> None:
+    values = {**tiny.dense("retinanet"), "backbone": {"name": "resnet18", "weights": "none"}}
+    torch.manual_seed(1)
+    config = parse_config({"model": {**values, "num_classes": 4}})
+    path = tmp_path / "old.pt"
+    save_checkpoint(Checkpoint(build_model(config.model).state_dict(), OLD, [1, 2, 3, 4], dump_config(config)), path)
+    found = recognise(path)
+    new = parse_config({"model": {**values, "num_classes": 3, "weights": str(path)}}).model
+    model = build_model(completed(new, found))
+    before = model.head.classifier.weight.detach().clone().view(9, 3, -1)
+    report = fill(model, found, ["moon", "Star", "disk"], new)
+    after, old = model.head.classifier.weight.view(9, 3, -1), found.weights["head.classifier.weight"].view(9, 4, -1)
+    assert torch.equal(after, torch.stack([before[:, 0], old[:, 3], old[:, 0]], 1))
+    assert torch.equal(model.head.regressor.weight, found.weights["head.regressor.weight"])
+    assert (
+        "re-initialised: head.classifier: the dataset has 3 classes, the file 4; rows carried over for: Star, disk"
+        in report
+    )
+
+
 def test_as_many_other_classes_are_still_others(old) -> None:
     """Four new classes must not inherit the predictors of four unrelated ones by their position."""
     model, before, _, report = filled(old, ["a", "b", "c", "d"])

@@ -137,3 +137,10 @@ def test_the_same_keypoints_as_detectron2(tmp_path, two_threads, count) -> None:
     assert found.same >= 0.97 * found.total > 0
     assert len(found.apart) == 17 * found.same
     assert np.mean(found.apart < 0.1) >= 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detectron2_retinanet_R_50_FPN_3x", "mmdetection_fcos_r50-caffe_fpn_gn-head_1x"])
+def test_the_same_detections_as_of_a_one_stage_detector(tmp_path, two_threads, count, name: str) -> None:
+    found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"), count)
+    assert found.same == found.total > 0

@@ -26,6 +26,7 @@ from resdet.inference.predictor import Predictor
 from resdet.models.build import build_model
 
 V1, V2 = "maskrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"
+DENSE = ("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "fcos_resnet50_fpn")
 
 
 def run_snippet(said: str) -> nn.Module:
@@ -45,7 +46,7 @@ def detections(model: nn.Module, image: np.ndarray) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [V1, V2, "keypointrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("name", [V1, V2, "keypointrcnn_resnet50_fpn", *DENSE])
 def test_back_to_torchvision_gives_the_same_detections(name: str, tmp_path) -> None:
     theirs = torchvision_model(name, min_size=256, max_size=400)
     torch.save(theirs.state_dict(), tmp_path / "in.pth")
@@ -59,6 +60,14 @@ def test_back_to_torchvision_gives_the_same_detections(name: str, tmp_path) -> N
     assert len(before["boxes"]) >= 50
     for key in before:
         assert torch.allclose(before[key], after[key], atol=1e-4), key
+    if name in DENSE:  # R-CNNs have this test in test_parity.py
+        config = parse_config({"data": {"min_size": 256, "max_size": 400}})
+        (ours,) = Predictor(config, found, device="cpu")([image])
+        np.testing.assert_allclose(ours.scores, before["scores"], atol=1e-4)
+        gap = np.abs(ours.boxes[:, None] - before["boxes"].numpy()).max(-1)
+        place = np.where(ours.labels[:, None] + 1 == before["labels"].numpy(), gap, np.inf).argmin(1)
+        assert sorted(place) == list(range(len(ours)))  # two that score the same may have changed places
+        assert gap[np.arange(len(ours)), place].max() < 1e-2
 
 
 def test_epsilon_and_channel_order_are_worked_into_the_weights() -> None:

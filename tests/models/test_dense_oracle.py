@@ -11,6 +11,7 @@ from torchvision.models import resnet18
 from torchvision.models.detection import backbone_utils, fcos, retinanet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from oracle import randomise_dense
 from resdet.checkpoints.names import to_ours
 from resdet.config.model import RGB_MEAN, RGB_STD
 from resdet.models.anchors import Anchors
@@ -47,17 +48,7 @@ def theirs_of(kind: str) -> nn.Module:
         if norm:
             head.regression_head._loss_type = "giou"
         model = retinanet.RetinaNet(body, K + 1, head=head, **limits)
-    for parameter in model.head.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=(1 / parameter[0].numel()) ** 0.5)
-        elif parameter.ndim == 1:
-            nn.init.normal_(parameter, 1.0 if len(parameter) == 32 else 0.0, std=0.1)
-    classifier = model.head.classification_head.cls_logits
-    with torch.no_grad():
-        nn.init.normal_(classifier.bias, -1.0, 0.3)
-        # A class that no object has and that must not be found: torchvision counts the background among its classes.
-        classifier.bias.view(-1, K + 1)[:, 0] = -100
-        classifier.weight.view(-1, K + 1, *classifier.weight.shape[1:])[:, 0] = 0
+    randomise_dense(model.head, K)
     return model.double()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resdet.export.program import Prediction, export_prediction
 from resdet.models.detector import LossSums
-from tiny import C4, make_batch, small
+from tiny import C4, DENSE, dense, make_batch, small
 
 POINT_REND = {"width": 16, "point_width": 8, "points": 12, "steps": 3, "subdivision_points": 49}
 DETECTORS = {
@@ -18,6 +18,7 @@ DETECTORS = {
     "point-rend": {"mask": {"point_rend": POINT_REND}, "keypoint": None},
     "c4": C4,
     "rpn": {"box": None, "mask": None, "keypoint": None},
+    **{kind: dense(kind) for kind in DENSE},
 }
 every = pytest.mark.parametrize("model", DETECTORS.values(), ids=DETECTORS)
 
@@ -74,7 +75,8 @@ def test_the_exported_program_predicts_the_same_for_other_batches_and_sizes(mode
     detector = small(**model).eval()
     detector.limit(score_threshold=0.0)
     program = export_prediction(detector).module()
-    for counts, size in (([1], (96, 96)), ([1, 1, 1], (128, 224))):
+    least = max(96, max(detector.fpn.strides.values()) + 32)
+    for counts, size in (([1], (least, least)), ([1, 1, 1], (least + 32, least + 128))):
         batch = make_batch(counts, size=size)
         sizes = batch.image_sizes - torch.tensor([5, 0])
         with torch.no_grad():
