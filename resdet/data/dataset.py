@@ -15,10 +15,11 @@ from resdet.data.augment import AugmentationError, Augmentations
 from resdet.data.augment_support import refuse_unsupported
 from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
-from resdet.data.images import decode_image, read_header, resize_image, resized_size
+from resdet.data.images import decode_image, read_header
 from resdet.data.index import ImageInfo, Objects
 from resdet.data.patch import Patch, patch_of_rle
 from resdet.data.pixels import PixelRange, to_unit
+from resdet.data.resize import resize_image, resized_size
 from resdet.errors import UserError, listed
 from resdet.keypoints import flip_order
 from resdet.masks import crop_polygons

@@ -1,4 +1,4 @@
-"""Image files -> arrays (H, W, C) of the stored dtype, upright, RGB first; and their resizing.
+"""Image files -> arrays (H, W, C) of the stored dtype, upright, RGB first.
 
 8-bit files become uint8. `pixels.py` scales deeper ones.
 """
@@ -10,12 +10,10 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 from tokenize import TokenError  # of NumPy's headers
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 
 from resdet.data.stand_ins import stand_in
@@ -36,8 +34,6 @@ ARRAY = ".npy"
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".gif", ".jp2", ".ppm", ".pgm", ".pbm"
 }  # fmt: skip
-Resize = Literal["opencv", "pillow", "torch"]
-Rounding = Literal["nearest", "floor"]
 
 # EXIF orientation -> how the stored pixels are brought upright.
 _UPRIGHT = {
@@ -59,7 +55,7 @@ class Header(NamedTuple):
     """Of a file's stored pixels: size (H, W), the EXIF orientation (1: upright), dtype and channels.
 
     bands: the channels are not grey, RGB or alpha, so none may be dropped or mixed.
-    pages: how many pages of equal size a TIFF has.
+    pages: how many pages of equal size a TIFF has. animated: whether it has more frames than the first, which is decoded.
     """
 
     size: tuple[int, int]
@@ -68,6 +64,7 @@ class Header(NamedTuple):
     channels: int = 3
     bands: bool = False
     pages: int = 1
+    animated: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -130,7 +127,8 @@ def _image_header(data: bytes) -> Header:
             image.info.setdefault("exif", _png_exif(data))
         # Not PngImageFile's, which decodes all pixels in search of a chunk behind them.
         orientation = _known(Image.Image.getexif(image).get(0x0112, 1))
-        return Header((image.height, image.width), orientation, dtype, channels)
+        animated = image.format in ("GIF", "WEBP", "PNG") and getattr(image, "is_animated", False)
+        return Header((image.height, image.width), orientation, dtype, channels, animated=animated)
 
 
 def _png_exif(data: bytes) -> bytes | None:
@@ -265,37 +263,3 @@ def images_among(paths: Iterable[Path]) -> list[Path]:
     files = sorted(p for p in paths if p.suffix.lower() in SUFFIXES or p.suffix.lower() == ARRAY)
     stems = {p.with_suffix("") for p in files if p.suffix.lower() != ARRAY}
     return [p for p in files if p.suffix.lower() != ARRAY or p.with_suffix("") not in stems]
-
-
-# ---- resizing --------------------------------------------------------------------------------------------------------
-
-
-def resized_size(
-    size: tuple[int, int], min_size: int, max_size: int, rounding: Rounding = "nearest", keep_ratio: bool = True
-) -> tuple[int, int]:
-    """(H, W) scaled so that the short side is `min_size`, unless the long side would pass `max_size`.
-
-    "floor" is torchvision's rule, under which a short side may come out one pixel less than asked for.
-    keep_ratio: False makes a square of side `min_size` of every image.
-    """
-    if not keep_ratio:
-        return min_size, min_size
-    scale = min(min_size / min(size), max_size / max(size))
-    up = 0.5 if rounding == "nearest" else 0.0
-    return max(1, int(size[0] * scale + up)), max(1, int(size[1] * scale + up))
-
-
-def resize_image(image: np.ndarray, size: tuple[int, int], kernel: Resize = "opencv") -> np.ndarray:
-    """(H, W, C) uint8 or float32 -> (*size, C) of the same dtype, or float32 for "torch", which does not round."""
-    if kernel == "torch":
-        x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
-    if image.shape[:2] == size:
-        return image
-    if kernel == "pillow":
-        if image.dtype == np.uint8 and image.shape[2] == 3:
-            return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        bands = (Image.fromarray(image[..., c]) for c in range(image.shape[2]))
-        return np.dstack([np.asarray(band.resize(size[::-1], Image.Resampling.BILINEAR)) for band in bands])
-    resized: np.ndarray = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
-    return resized if resized.ndim == 3 else resized[..., None]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
-from resdet.config import Config, data_root, of_source
+from resdet.config import Config, data_root, of_source, train_sources
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
@@ -51,6 +51,12 @@ def missing_data(config: Config, splits: list[Split]) -> list[str]:
     missing = [path for path in dict.fromkeys(paths) if not path.exists()]
     if not missing:
         return []
+    own = config.data.root is None and all(given.annotations for given in train_sources(config.data))
+    if own and config.data.val.annotations is None and all(path.is_relative_to(root) for path in missing):
+        return [
+            "data.train names its own files, data.val does not: set data.val.images and data.val.annotations, or hold out a "
+            "part of train with data.val_fraction=0.2"
+        ]
     origin = (
         f"data.root={root}" if config.data.root
         else f"$RESDET_DATASETS/coco = {root}" if "RESDET_DATASETS" in os.environ

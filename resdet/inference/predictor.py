@@ -17,8 +17,8 @@ from resdet.checkpoints.recognise import Recognised, open_checkpoint
 from resdet.checkpoints.transfer import FROM_DATA, completed
 from resdet.config import Config, ModelConfig, keypoint_section, load_config
 from resdet.data.collate import pad_images, to_device
-from resdet.data.images import resize_image, resized_size
 from resdet.data.pixels import to_unit
+from resdet.data.resize import resize_image, resized_size
 from resdet.errors import UserError
 from resdet.inference.batch import predict_batch
 from resdet.inference.inputs import AnyImage, read_pixels

@@ -105,3 +105,7 @@ def test_a_made_split_needs_no_validation_files(shapes_root, tmp_path) -> None:
     said = missing_data(parse_config(values), ["val"])[0]
     assert "not there.json" in said
     assert "looked in" not in said  # a file that is named is not looked for in data.root
+    values["data"] |= {"root": None, "val": {}, "train": {"annotations": str(tmp_path / "a.json")}}
+    assert missing_data(parse_config(values), ["val"])[0].startswith(
+        "data.train names its own files, data.val does not"
+    )

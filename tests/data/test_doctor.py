@@ -111,6 +111,12 @@ def cut_off(s: Source) -> None:
     file.write_bytes(file.read_bytes()[:-300])
 
 
+def animated(s: Source) -> None:
+    frames = [Image.fromarray(textured(60, 80, seed=seed)) for seed in (50, 51)]
+    frames[0].save(s.images / "1.gif", save_all=True, append_images=frames[1:])
+    s.content["images"][0]["file_name"] = "1.gif"
+
+
 def stored_as(s: Source, index: int, pixels: np.ndarray) -> None:
     np.save(s.images / f"{index}.npy", pixels)
     s.content["images"][index]["file_name"] = f"{index}.npy"
@@ -178,6 +184,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("file-truncated", cut_off, 1),
     ("file-size", one("images", 0, height=61), 1),
     ("file-exif", rotated, 1),
+    ("file-animated", animated, 1),
     ("file-outside", one("images", 0, file_name="../train.json"), 1),
     ("same-image", lambda s: (s.images / "2.jpg").write_bytes((s.images / "1.jpg").read_bytes()), 1),
 ]

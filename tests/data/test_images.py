@@ -13,8 +13,9 @@ from PIL import Image
 from pictures import textured
 from resdet.data.dataset import read_annotated
 from resdet.data.image_files import find_images
-from resdet.data.images import decode_image, read_header, read_image, resize_image, resized_size
+from resdet.data.images import decode_image, read_header, read_image
 from resdet.data.index import ImageInfo, Objects
+from resdet.data.resize import resize_image, resized_size
 from resdet.errors import UserError
 
 NOTHING = Objects(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), [])

@@ -104,4 +104,6 @@ def _look(path: Path, entry: dict[str, Any], decode: bool, channels: int | None)
         actual = header.upright_size
         text = f"image {identity}: {path} is {actual[0]} x {actual[1]} (H x W), annotated {size[0]} x {size[1]}"
         return Report("file-size", text, (identity, actual), digest)
+    if header.animated:
+        return Report("file-animated", f"image {identity}: {path}", identity, digest)
     return Report("", "", None, digest)
