@@ -99,6 +99,12 @@ def corners(entry: Content) -> None:
     entry.update(bbox=[x, y, x + w, y + h], segmentation=None)
 
 
+def listed_twice(s: Source) -> None:
+    """The first image, and its second object in a second entry."""
+    s.content["images"].append({**s.content["images"][0], "id": 99, "file_name": "./1.jpg"})
+    s.content["annotations"][1]["image_id"] = 99
+
+
 def rotated(s: Source) -> None:
     """Stored as 60 x 80, upright 80 x 60, annotated as stored."""
     exif = Image.Exif()
@@ -145,6 +151,7 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("image-id", one("images", 1, id="x"), 1),
     ("image-size", one("images", 0, height=0), 1),
     ("image-name", one("images", 1, file_name=None), 1),
+    ("image-twice", listed_twice, 1),
     ("crowd-flag", one("annotations", 3, iscrowd=5), 1),
     ("crowd-only", each("annotations", lambda e: e.update(iscrowd=1)), 24),
     ("mask-missing", lambda s: [e.update(segmentation=None) for e in s.content["annotations"][12:]], 12),

@@ -6,6 +6,7 @@ Nothing raises here, so that all mistakes are listed. The image files are checke
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -88,6 +89,7 @@ def name_of(source: Source, entry: Entry, number: int = 0) -> str:
 def _images(source: Source, found: Findings) -> dict[Id, Entry]:
     images: dict[Id, Entry] = {}
     kind = id_kind(source.content["images"])
+    files: dict[str, Id] = {}
     if not source.content["images"]:
         found.add("empty", f"{source.path}: images")
     for i, entry in enumerate(source.content["images"]):
@@ -96,8 +98,10 @@ def _images(source: Source, found: Findings) -> dict[Id, Entry]:
             found.add("image-id", f"image number {i} ({entry.get('file_name')}): {identity!r}")
             continue
         images[identity] = entry
-        if not is_name(entry.get("file_name")):
-            found.add("image-name", f"image {identity}: {str(entry.get('file_name'))[:40]!r}", identity)
+        if not is_name(name := entry.get("file_name")):
+            found.add("image-name", f"image {identity}: {str(name)[:40]!r}", identity)
+        elif (first := files.setdefault(os.path.normpath(name), identity)) != identity:
+            found.add("image-twice", f"images {first} and {identity}: {name}", (identity, first))
         sides = entry.get("height"), entry.get("width")
         if not is_size(*sides):
             found.add(

@@ -51,8 +51,9 @@ def inspect_files(
             name = str(entry["file_name"])
             if report.code:
                 found.add(report.code, report.text, report.item)
-            if report.digest and report.digest in digests:
-                found.add("same-image", f"{name} is {digests[report.digest]}", entry.get("id"))
+            first = digests.get(report.digest)
+            if first is not None and os.path.normpath(first) != os.path.normpath(name):
+                found.add("same-image", f"{name} is {first}", entry.get("id"))
             elif report.digest:
                 digests[report.digest] = name
     return list(found.by_code.values()), digests

@@ -44,12 +44,16 @@ def repair(source: Source, findings: list[Finding]) -> Repair:
     done: Counter[str] = Counter({code: reading.count for code, reading in source.readings.items()})
     if "unusable" in by_code:
         done["unusable"] = by_code["unusable"].count  # already missing from the content
-    sizes = dict(_sizes(by_code.get("file-size")))
+    sizes = dict(_pairs(by_code.get("file-size")))
+    first_of = dict(_pairs(by_code.get("image-twice")))  # {id of an image: that of the first entry of the same file}
     images = []
     for entry in source.content["images"]:
         code = next((c for c in LOST_FILES if entry.get("id") in marked[c]), None)
         if code:
             done[code] += 1
+            continue
+        if entry.get("id") in first_of:
+            done["image-twice"] += 1
             continue
         if entry.get("id") in sizes:
             done["file-size"] += 1
@@ -61,15 +65,20 @@ def repair(source: Source, findings: list[Finding]) -> Repair:
     for i, entry in enumerate(given):
         dropped = next((c for c in BY_NUMBER if i in marked[c]), None)
         dropped = dropped or next((c for c in DROPPED if id(entry) in marked[c]), None)
-        if dropped or entry["image_id"] not in kept:
+        image_id = None if dropped else first_of.get(entry["image_id"], entry["image_id"])
+        if dropped or image_id not in kept:
             done[dropped or "its image is gone"] += 1
             continue
-        annotations.append(_mended(entry, kept[entry["image_id"]], by_code, marked, done))
+        annotations.append(_mended(entry, kept[image_id], by_code, marked, done) | {"image_id": image_id})
     masks, left = (sum(_has_mask(entry) for entry in entries) for entries in (given, annotations))
     return Repair(
         {**source.content, "images": images, "annotations": annotations},
         dict(done),
-        lost={"images": len(listed) - len(images), "objects": len(given) - len(annotations), "masks": masks - left},
+        lost={
+            "images": len(listed) - len(images) - done["image-twice"],
+            "objects": len(given) - len(annotations),
+            "masks": masks - left,
+        },
         of={"images": len(listed), "objects": len(given), "masks": masks},
     )
 
@@ -80,7 +89,7 @@ def _has_mask(entry: Entry) -> bool:
     return any(value) if isinstance(value, list) else bool(value)
 
 
-def _sizes(finding: Finding | None) -> list[tuple[Any, tuple[int, int]]]:
+def _pairs(finding: Finding | None) -> list[tuple[Any, Any]]:
     return [item for item in finding.items if isinstance(item, tuple)] if finding else []
 
 

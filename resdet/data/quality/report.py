@@ -59,6 +59,8 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "empty": ("error", "the annotation file has an empty list", "name at least one image and one category"),
     "image-id": ("error", "image id missing, not an integer, or used twice", "give every image an id of its own"),
     "image-size": ("error", "height or width is not a positive integer", "--fix takes it from the file"),
+    "image-twice": ("warning", "images that several entries list (objects of one entry are background in the other)",
+                    "--fix joins the entries"),
     "known-classes": ("error", "an image's lists of known, negative or not exhaustive categories name unlisted ones",
                       "correct the lists, or list the categories"),
     "image-name": ("error", "file_name missing or not a name", "name the file, or --fix drops the image"),
