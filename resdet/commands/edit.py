@@ -31,7 +31,7 @@ def add_parsers(kinds: Any) -> None:
         "dedupe": "find near-duplicate images within a dataset or between two, and write it without them",
     }
     for verb in VERBS:
-        sub = kinds.add_parser(verb, help=texts[verb], description=texts[verb].capitalize() + ".")
+        sub = kinds.add_parser(verb, help=texts[verb], description=f"{texts[verb][0].upper()}{texts[verb][1:]}.")
         if verb == "merge":
             sub.add_argument("target", metavar="OUT.json", type=Path)
             sub.add_argument("source", metavar="SOURCE", type=Path, nargs="+")
