@@ -150,9 +150,6 @@ def _folders(root: Path) -> dict[str, list[str]]:
     return found or {"": ["images" if (root / "images").is_dir() else "."]}
 
 
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
 class Images(NamedTuple):
     """files: of a split. folders: those taken as a whole, in which labels without an image are reported."""
 
@@ -238,9 +235,6 @@ def _listed(listing: Path, root: Path, problems: list[str], remarks: Counter[str
         except UserError as error:
             problems.append(f"{listing}: {error}")
     return files
-
-
-# ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 def label_files(images: Images, problems: list[str], remarks: Counter[str]) -> dict[Path, Path]:
