@@ -10,6 +10,7 @@ Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data 
           `data.pixel_range` to 0..255 without rounding (`data/pixels.py`). dtype conversion, mean, std and the value of the
           padding are up to the model (`models/detector.py`).
 Labels    int64 in [0, K), contiguous; K does not include background, which has index K inside the box head. -1 is padding.
+Label maps    (H, W) uint8, a class of each pixel, UNLABELLED (255) for none. Beside instances, label 0 stands for all things.
 Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
           `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the image.
 Levels    c2..c5, p2..p6 have stride 2**k; dicts of them are ordered fine to coarse.
@@ -30,8 +31,10 @@ from torch import Tensor
 
 from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
+from resdet.panoptic import Panoptic, merge
 
-Output = Literal["boxes", "masks", "keypoints", "proposals"]  # kinds of results
+Output = Literal["boxes", "masks", "keypoints", "proposals", "semantic"]  # kinds of results
+UNLABELLED = 255  # in label maps: pixels of no class, and padding
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head only
 
 
@@ -46,6 +49,7 @@ class Targets(NamedTuple):
     keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None without a keypoint head
     known  (B, K) bool: the classes that the annotations of each image are complete for, so that no annotation means no object;
            None if they are complete for all classes
+    semantic (B, H, W) uint8: the label map of each padded image, UNLABELLED where there is none; None where no head learns it
     """
 
     boxes: Tensor
@@ -54,6 +58,7 @@ class Targets(NamedTuple):
     masks: Tensor | None
     keypoints: Tensor | None = None
     known: Tensor | None = None
+    semantic: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -121,6 +126,7 @@ class Detections(NamedTuple):
     image_sizes (B, 2) int64, (H, W) of each image before padding
     mask_probs (B, D, m, m) float32 in 0..1, each in the frame of its box; None without a mask head
     keypoint_logits (B, D, K, S, S) float32, each in the frame of its box; None without a keypoint head
+    semantic   (B, S, H/4, W/4) float32: logits of every pixel's class of S, of the padded image; None without a semantic head
     paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
     keypoint_decode  how `keypoint_logits` become points (see `keypoints.heatmaps_to_keypoints`)
     """
@@ -132,6 +138,7 @@ class Detections(NamedTuple):
     image_sizes: Tensor
     mask_probs: Tensor | None = None
     keypoint_logits: Tensor | None = None
+    semantic: Tensor | None = None
     paste: str = "resdet"
     keypoint_decode: Decode = "detectron2"
 
@@ -147,9 +154,10 @@ class Instances:
     mask_probs (N, m, m) float32, each in the frame of its box; None without masks
     keypoints  (N, K, 3) float32 x, y, score (visibility for ground truth: 0 where not labelled); None without keypoints
     paste      how `mask_probs` become pixels, as in `Detections`
+    semantic   (H, W) uint8: the class of each pixel; None without a semantic head
     """
 
-    PER_IMAGE: ClassVar = ("image_size", "paste")  # all other fields have a row per object, or are None
+    PER_IMAGE: ClassVar = ("image_size", "paste", "semantic")  # all other fields have a row per object, or are None
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -158,6 +166,7 @@ class Instances:
     mask_probs: np.ndarray | None = None
     paste: str = "resdet"
     keypoints: np.ndarray | None = None
+    semantic: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -178,6 +187,22 @@ class Instances:
         if self.mask_probs is None:
             return None
         return encode_in_boxes(self.mask_probs, self.boxes, self.image_size, self.paste)
+
+    def panoptic(self, *, score: float = 0.5, overlap: float = 0.5, stuff_area: int = 4096) -> Panoptic:
+        """The instances of at least `score` and the stuff of `semantic` as segments (`panoptic.merge`)."""
+        assert self.semantic is not None, "needs a semantic head"
+        assert self.mask_probs is not None, "needs a mask head"
+        rows = np.argsort(-self.scores, kind="stable")
+        rows = rows[self.scores[rows] >= score]
+        masks = paste_in_boxes(self.mask_probs[rows], self.boxes[rows], self.image_size, self.paste)
+        merged = merge(
+            masks, self.scores[rows], self.labels[rows], self.semantic, overlap=overlap, stuff_area=stuff_area
+        )
+        segments = [
+            segment if segment.instance is None else segment._replace(instance=int(rows[segment.instance]))
+            for segment in merged.segments
+        ]
+        return merged._replace(segments=segments)
 
     def above(self, score: float) -> Instances:
         """The instances whose score is at least `score`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "resdet"
 LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"errors"},
-    {"boxes", "fields", "keypoints", "masks", "writing"},
+    {"boxes", "fields", "keypoints", "label_maps", "masks", "panoptic", "writing"},
     {"structures"},
     {"config", "class_names", "runtime", "kernels"},
     {"data", "models", "migration"},

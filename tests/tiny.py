@@ -16,7 +16,7 @@ from resdet.data import index
 from resdet.data.index import ImageInfo, ImageList
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
-from resdet.structures import Batch, Targets
+from resdet.structures import UNLABELLED, Batch, Targets
 
 MODEL = {
     "num_classes": 4,
@@ -72,7 +72,10 @@ def config_file(root: Path, folder: Path, **train: object) -> Path:
 
 
 K = 5
+S = 4  # classes of label maps
 SIZE = (96, 128)
+SEMANTIC_HEAD = {"width": 32, "class_weights": [1.0, 0.5, 2.0, 1.0]}
+SEMANTIC = {"num_classes": S, **SEMANTIC_HEAD}
 C4 = {
     "neck": "c4", "box": {"trunk": "res5", "samples": 32}, "mask": {"num_convs": 0, "width": 32}, "pool": {"sampling_ratio": 0},
 }  # fmt: skip
@@ -82,7 +85,8 @@ def small(mask: bool | dict | None = True, **model: object) -> Detector:
     """mask: with mask (the default, or this section) and keypoint heads; neither is in a model of another kind."""
     torch.manual_seed(0)
     if "kind" in model:
-        body = {"num_classes": K, "backbone": {"name": "resnet18", "weights": "none"}}
+        semantic = {"num_classes": S, "fpn": {"channels": 32}} if model["kind"] == "semantic" else {}
+        body = {"num_classes": K, "backbone": {"name": "resnet18", "weights": "none"}, **semantic}
         return build_model(parse_config({"model": body | model}).model)
     values = {
         "num_classes": K,
@@ -113,7 +117,9 @@ def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int
         boxes[:, :, None, :2] + torch.rand(b, slots, 3, 2, generator=g) * (boxes[..., 2:] - boxes[..., :2])[:, :, None]
     )
     seen = torch.randint(3, (b, slots, 3, 1), generator=g).float()
-    targets = targets._replace(keypoints=torch.cat([places, seen], dim=-1))
+    label_maps = torch.randint(S + 1, (b, *size), generator=g).to(torch.uint8)
+    label_maps[label_maps == S] = UNLABELLED
+    targets = targets._replace(keypoints=torch.cat([places, seen], dim=-1), semantic=label_maps)
     images = (torch.rand(b, 3, *size, generator=g) * 255).to(torch.uint8)
     return Batch(images, torch.tensor([size] * b), torch.arange(b) + seed, targets)
 

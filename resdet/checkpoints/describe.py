@@ -21,11 +21,19 @@ from resdet.config import (
 if TYPE_CHECKING:
     from resdet.checkpoints.recognise import Recognised
 
+OTHERS = {"semantic": "Semantic FPN"}  # by kind
+
 
 def describe(found: Recognised) -> str:
     """Source, kind of detector, numerics, notes and tensors that were not recognised."""
     m = found.model
-    name, details = _rcnn(m) if isinstance(m, RCNNConfig) else _dense(m) if isinstance(m, DenseConfig) else (m.kind, [])
+    name, details = (
+        _rcnn(m)
+        if isinstance(m, RCNNConfig)
+        else _dense(m)
+        if isinstance(m, DenseConfig)
+        else (OTHERS.get(m.kind, m.kind), [])
+    )
     classes = f", {m.num_classes} classes" if found.whole and "proposals" not in m.outputs else ""
     depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
     lines = [
@@ -46,6 +54,7 @@ def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
     """The name of the architecture, and a line on its numerics."""
     kind = "Keypoint R-CNN" if m.keypoint else "Mask R-CNN" if m.mask else "Faster R-CNN"
     kind = f"Cascade {kind.removeprefix('Faster ')}" if m.cascade else kind
+    kind = kind.replace("Mask R-CNN", "Panoptic FPN") if m.semantic else kind
     kind += " with PointRend" if m.mask and m.mask.point_rend else ""
     line = f"anchors: offset {m.anchors.offset:g}{', rounded' if m.anchors.rounded else ''}"
     if m.box:
@@ -53,6 +62,7 @@ def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
         line += f"; RoIAlign: {'' if m.pool.aligned else 'not '}aligned, {samples} samples per bin side"
     line += f"; masks pasted as {m.mask.paste}" if m.mask else ""
     line += f"; {m.keypoint.num_keypoints} keypoints decoded as {m.keypoint.decode}" if m.keypoint else ""
+    line += f"; {m.semantic.num_classes} classes of pixels" if m.semantic else ""
     return kind if m.box else "RPN alone", [line]
 
 

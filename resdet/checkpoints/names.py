@@ -97,6 +97,14 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_heads\.mask_head\.mask_fcn(\d)\.", r"heads.mask.convs.-\1.conv."),
         (r"roi_heads\.mask_head\.deconv\.", "heads.mask.upsample."),
         (r"roi_heads\.mask_head\.predictor\.", "heads.mask.logits."),
+        # In its towers, every convolution but p2's only one is followed by a doubling, which has a number, too.
+        *(
+            (rf"sem_seg_head\.p{k + 2}\.{2 * i}\.{theirs}", f"heads.semantic.towers.{k}.convs.{i}.{ours}.")
+            for k in range(4)
+            for i in range(max(1, k))
+            for theirs, ours in ((r"norm\.", "norm"), ("", "conv"))
+        ),
+        (r"sem_seg_head\.predictor\.", "heads.semantic.logits."),
         (r"roi_heads\.keypoint_head\.conv_fcn(\d)\.", r"heads.keypoint.convs.-\1.conv."),
         (r"roi_heads\.keypoint_head\.score_lowres\.", "heads.keypoint.logits."),
     ],

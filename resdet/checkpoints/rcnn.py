@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import architecture
+from resdet.checkpoints.semantic import panoptic_section
 from resdet.checkpoints.stem import input_channels
 from resdet.config import ModelConfig, RCNNConfig, find_config
 from resdet.errors import UserError
@@ -57,6 +58,8 @@ def rcnn_section(weights: dict[str, Tensor]) -> dict[str, Any]:
             "width": width,
             "norm": _norm(weights, "heads.keypoint.convs.0.norm"),
         }
+    if "heads.semantic.logits.weight" in weights:
+        values["semantic"] = panoptic_section(weights)
     return values
 
 
@@ -74,12 +77,14 @@ def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
         return ""
     ours = dict(_leaves(config.model_dump()))
     changes = []
+    for part in ("names", "category_ids"):  # of the data
+        section.get("semantic", {}).pop(part, None)
     for key, value in _leaves({k: v for k, v in section.items() if k != "num_classes"}):
         if key not in ("backbone.weights", "backbone.frozen_stages", "backbone.norm") and ours.get(key) != value:
             changes.append(f"model.{key}={value}")
     changes += [
         f"model.{part}=null"
-        for part in ("box", "mask", "keypoint", "cascade")
+        for part in ("box", "mask", "keypoint", "cascade", "semantic")
         if getattr(config, part) and section.get(part) is None
     ]
     name = section["backbone"]["name"].replace("resnext101_32x8d", "x101").replace("resnet", "r")

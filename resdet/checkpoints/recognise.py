@@ -18,12 +18,15 @@ from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names, mmdetection_config
 from resdet.checkpoints.rcnn import has_heads, rcnn_section
+from resdet.checkpoints.semantic import COCO_STUFF, is_semantic, semantic_section
+from resdet.checkpoints.semantic import add_numerics as add_semantic_numerics
 from resdet.checkpoints.stem import input_section
 from resdet.checkpoints.unsupported import known_but_unsupported
 from resdet.class_names import OBJECT
 from resdet.config import ModelConfig, frozen_but_random, load_yaml, parse_config
 from resdet.errors import UserError, listed
 from resdet.keypoints import COCO_EDGES, COCO_NAMES
+from resdet.panoptic import ALL_THINGS
 
 # In the file name of torchvision's legacy Keypoint R-CNN; unlike the V1 weights, its batch norms have a nonzero epsilon.
 TORCHVISION_LEGACY_KEYPOINTS = "9f466800"
@@ -167,13 +170,18 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         raise UserError(
             f"{path}: looks like {source}'s, but its heads are of a kind that resdet does not have ({others[0]})"
         )
+    alone = is_semantic(weights)
     try:
-        found.values = rcnn_section(weights)
+        found.values = semantic_section(weights) if alone else rcnn_section(weights)
     except (KeyError, IndexError, StopIteration) as error:
         raise UserError(
             f"{path}: looks like {source}'s, but tensors are missing or of another kind ({error})"
         ) from None
-    if source != "resdet":
+    if source == "detectron2" and alone:
+        found.notes = add_semantic_numerics(found.values)
+        if found.values["num_classes"] == len(COCO_STUFF) + 1:
+            found.class_names, found.category_ids = [ALL_THINGS, *COCO_STUFF.values()], [0, *COCO_STUFF]
+    elif source != "resdet":
         channels = found.values.pop("input", {}).get("channels", 3)
         found.notes = add_numerics(found.values, source, inside, meta)
         found.values["input"] = input_section(found.values["input"], channels)

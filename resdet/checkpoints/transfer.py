@@ -13,15 +13,27 @@ from resdet.checkpoints.rcnn import fit_hint
 from resdet.checkpoints.recognise import Recognised, open_backbone, recognise
 from resdet.checkpoints.stem import with_channels
 from resdet.class_names import few, match_classes
-from resdet.config import ModelConfig, RCNNConfig, keypoint_section, merged, parse_config, settings_of
+from resdet.config import (
+    ModelConfig,
+    RCNNConfig,
+    keypoint_section,
+    merged,
+    parse_config,
+    semantic_section,
+    settings_of,
+)  # fmt: skip
 from resdet.errors import UserError, listed
+from resdet.panoptic import ALL_THINGS
 
 # Layers with rows for every class -> rows per class.
 PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1, "head.classifier": 1}
 # Layers whose inputs include the logits of all classes; re-initialised if the classes differ.
 OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")
-# Keys of model.keypoint that the training set decides.
-FROM_DATA = ("num_keypoints", "names", "skeleton")
+# Keys of sections that the training set decides.
+FROM_DATA = {
+    "keypoint": ("num_keypoints", "names", "skeleton"),
+    "semantic": ("num_classes", "names", "category_ids"),
+}
 
 
 def starting_point(config: ModelConfig) -> Recognised | None:
@@ -50,8 +62,9 @@ def completed(config: ModelConfig, found: Recognised) -> ModelConfig:
     if found.whole and found.model.kind != config.kind:
         refuse_keys_of_another_kind(config, found)
     theirs = {k: v for k, v in found.values.items() if k != "num_classes"}
-    if theirs.get("keypoint"):
-        theirs["keypoint"] = {k: v for k, v in theirs["keypoint"].items() if k not in FROM_DATA}
+    for part, decided in FROM_DATA.items():
+        if theirs.get(part):
+            theirs[part] = {k: v for k, v in theirs[part].items() if k not in decided}
     values = merged(theirs, settings_of(config))
     if found.whole:  # nothing is random then, whatever the backbone's own weights are
         values["weights"] = str(found.path)
@@ -105,6 +118,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
     wrong: list[str] = []
     reinitialised: list[str] = []
     other_keypoints: list[str] = []
+    other_pixels: list[str] = []
+    pixels = _rows_of_label_maps(found, config, class_names)
     for name, value in own.items():
         given = found.weights.get(name)
         if given is None:
@@ -117,6 +132,11 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
             rows = None
         if layer == "heads.keypoint.logits" and not _same_keypoints(config, found):
             other_keypoints.append(name)
+            continue
+        if layer == "heads.semantic.logits" and found.whole and pixels != list(range(len(value))):
+            other_pixels.append(name)
+            if given.shape[1:] == value.shape[1:]:
+                ready[name] = _with_rows(value, given, pixels, 1)
             continue
         if rows and not (same and given.shape == value.shape):
             reinitialised.append(name)
@@ -143,7 +163,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         )
     model.load_state_dict(ready, strict=False)
     left = [k for k in found.weights if k not in own and not k.endswith("num_batches_tracked")]
-    lines = [f"  loaded: {len(ready) - len(reinitialised)} tensors, including the whole backbone"]
+    in_part = len(reinitialised) + sum(name in ready for name in other_pixels)
+    lines = [f"  loaded: {len(ready) - in_part} tensors, including the whole backbone"]
     if reinitialised:
         carried = [name for name, old in zip(class_names, kept, strict=True) if old is not None]
         layers = dict.fromkeys(name.rpartition(".")[0] for name in reinitialised)
@@ -154,6 +175,12 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         )
     if other_keypoints:
         lines.append("  re-initialised: heads.keypoint.logits: the dataset's keypoints differ from the file's")
+    if other_pixels:
+        names = [name for name, old in zip(label_names(config, class_names), pixels, strict=False) if old is not None]
+        lines.append(
+            "  re-initialised: heads.semantic.logits: the label maps' classes differ from the file's; rows carried over for: "
+            + (few(names) if names else "none, no class has a name in both")
+        )
     if missing:
         lines.append(f"  not in the file, so random: {_by_part(missing)}")
     if left:
@@ -167,6 +194,30 @@ def _same_keypoints(config: ModelConfig, found: Recognised) -> bool:
     assert ours
     assert theirs
     return ours.num_keypoints == theirs.num_keypoints and theirs.names in ([], ours.names)
+
+
+def label_names(config: ModelConfig, class_names: Sequence[str]) -> list[str]:
+    """The names of the classes of a model's label maps, by label; empty if there are none, or they are unknown."""
+    if "semantic" not in config.outputs:
+        return []
+    section = semantic_section(config)
+    if section is None:
+        return list(class_names)
+    return [ALL_THINGS, *section.names] if section.names else []
+
+
+def _rows_of_label_maps(found: Recognised, config: ModelConfig, class_names: Sequence[str]) -> list[int | None]:
+    """The label in the checkpoint's label maps of each of the config's, by name, or by number where either has no names."""
+    if not found.whole or not {"semantic"} <= found.model.outputs & config.outputs:
+        return []
+    ours, theirs = label_names(config, class_names), label_names(found.model, found.class_names)
+    if ours and theirs:
+        return match_classes(ours, theirs, "the label maps", str(found.path))
+    section, other = semantic_section(config), semantic_section(found.model)
+    count = section.num_classes if section else config.num_classes
+    assert count is not None
+    same = count == (other.num_classes if other else found.model.num_classes)
+    return list(range(count)) if same else [None] * count
 
 
 def rows_of(found: Recognised, class_names: Sequence[str]) -> list[int | None]:

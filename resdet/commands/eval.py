@@ -65,6 +65,8 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
         console.print(predictor.source.report())
+    if predictor.model.outputs == {"semantic"}:
+        raise UserError(f"{weights}: a model of pixels alone, and the data comes without label maps to score it on")
     annotations, notes = labelled_for(predictor, read_split(config, "val"))
     for note in notes:
         console.print(note, markup=False)

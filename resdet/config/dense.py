@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resdet.config.model import HeadNorm, ModelConfig
-from resdet.config.rcnn import AnchorConfig, FPNConfig
+from resdet.config.model import FPNConfig, HeadNorm, ModelConfig
+from resdet.config.rcnn import AnchorConfig
 from resdet.config.types import Count, Positive, Section, Share
 
 PYRAMID = 5  # levels, p3..p7

@@ -85,6 +85,12 @@ class BackboneConfig(Section):
     c5_dilation: Literal[1, 2] = 1  # 2: c5 stays at stride 16 (DC5)
 
 
+class FPNConfig(Section):
+    channels: Positive = 256
+    norm: HeadNorm = "none"
+    weight_standardization: bool = False
+
+
 class ModelConfig(Section):
     """The kinds (`config/schema.py`) are its subclasses."""
 
@@ -105,8 +111,8 @@ class ModelConfig(Section):
         return frozenset({"boxes"})
 
     @property
-    def limit(self) -> tuple[str, int]:
-        """The key that limits the detections of an image, and its value."""
+    def limit(self) -> tuple[str, int] | None:
+        """The key that limits the detections of an image, and its value; None for a model of pixels alone."""
         raise NotImplementedError
 
     @model_validator(mode="after")

@@ -6,17 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from resdet.config.model import HeadNorm, ModelConfig
+from resdet.config.model import FPNConfig, HeadNorm, ModelConfig
+from resdet.config.semantic import PanopticHeadConfig
 from resdet.config.types import Count, Positive, Section, Share
 
 if TYPE_CHECKING:  # --help must not import torch
     from resdet.structures import Output
-
-
-class FPNConfig(Section):
-    channels: Positive = 256
-    norm: HeadNorm = "none"
-    weight_standardization: bool = False
 
 
 class AnchorConfig(Section):
@@ -155,12 +150,15 @@ class RCNNConfig(ModelConfig):
     cascade: CascadeConfig | None = None  # None: one box head; {} : Cascade R-CNN
     mask: MaskConfig | None = None  # None: Faster R-CNN
     keypoint: KeypointConfig | None = None  # {}: Keypoint R-CNN
+    semantic: PanopticHeadConfig | None = None  # {}, beside a mask head: Panoptic FPN
 
     @property
     def outputs(self) -> frozenset[Output]:
         if not self.box:
             return frozenset({"proposals"})
-        heads: dict[Output, object] = {"boxes": self.box, "masks": self.mask, "keypoints": self.keypoint}
+        heads: dict[Output, object] = {
+            "boxes": self.box, "masks": self.mask, "keypoints": self.keypoint, "semantic": self.semantic
+        }  # fmt: skip
         return frozenset(output for output, head in heads.items() if head)
 
     @property
@@ -184,7 +182,11 @@ class RCNNConfig(ModelConfig):
             problems.append(f"mask.point_rend needs the fine maps of an FPN, but neck={self.neck}")
         if self.neck == "c4" and self.backbone.c5_dilation != 1:
             problems.append("backbone.c5_dilation=2 has no effect with neck=c4: DC5 is model.neck=c5")
-        without = [name for name in ("cascade", "mask", "keypoint") if self.box is None and getattr(self, name)]
+        if self.neck != "fpn" and self.semantic:
+            problems.append(f"semantic needs the levels p2..p5 of an FPN, but neck={self.neck}")
+        without = [
+            name for name in ("cascade", "mask", "keypoint", "semantic") if self.box is None and getattr(self, name)
+        ]
         if without:
             fix = ", ".join(f"model.{name}=null" for name in without)
             problems.append(
@@ -193,6 +195,11 @@ class RCNNConfig(ModelConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def semantic_section(model: ModelConfig) -> PanopticHeadConfig | None:
+    """That of an R-CNN with a semantic head; None for all other detectors."""
+    return model.semantic if isinstance(model, RCNNConfig) else None
 
 
 def keypoint_section(model: ModelConfig) -> KeypointConfig | None:

@@ -11,6 +11,7 @@ from resdet.config.data import DataConfig
 from resdet.config.dense import ATSSConfig, FCOSConfig, GFLConfig, RetinaNetConfig, YOLOFConfig
 from resdet.config.rcnn import RCNNConfig
 from resdet.config.rtdetr import RTDETRConfig
+from resdet.config.semantic import SemanticConfig
 from resdet.config.train import TrainConfig
 from resdet.config.types import Count, Section, UserPath
 
@@ -28,7 +29,8 @@ AnyModelConfig = Annotated[
     | Annotated[ATSSConfig, Tag("<atss>")]
     | Annotated[GFLConfig, Tag("<gfl>")]
     | Annotated[YOLOFConfig, Tag("<yolof>")]
-    | Annotated[RTDETRConfig, Tag("<rtdetr>")],
+    | Annotated[RTDETRConfig, Tag("<rtdetr>")]
+    | Annotated[SemanticConfig, Tag("<semantic>")],
     Discriminator(_kind),
 ]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resdet.fields import chunk, map_tensors
-from resdet.structures import Batch, Targets
+from resdet.structures import UNLABELLED, Batch, Targets
 
 # Padded object counts; few, so that few graphs are compiled.
 OBJECT_LADDER = (8, 32, 128, 512, 2048, 8192)
@@ -25,7 +25,8 @@ class Sample(NamedTuple):
     image (H, W, C) uint8 RGB (or float32 in 0..255), boxes (G, 4) float32 XYXY, labels (G,) int64,
     masks (G, M, M) uint8 or None, key: seed of the image's random sampling, row: the image's index in its dataset,
     problems: why other images, which this one replaces, could not be read,
-    keypoints (G, K, 3) float32: x, y, visibility, or None, known (K,) bool: classes that are fully annotated, or None for all.
+    keypoints (G, K, 3) float32: x, y, visibility, or None, known (K,) bool: classes that are fully annotated, or None for all,
+    semantic (H, W) uint8: the label map, or None.
     """
 
     image: np.ndarray
@@ -37,6 +38,7 @@ class Sample(NamedTuple):
     problems: tuple[str, ...] = ()
     keypoints: np.ndarray | None = None
     known: np.ndarray | None = None
+    semantic: np.ndarray | None = None
 
 
 class LoadedBatch(NamedTuple):
@@ -59,16 +61,29 @@ def pad_images(images: Sequence[np.ndarray], multiple: int = 32) -> tuple[Tensor
     return padded, sizes
 
 
-def pad_targets(samples: Sequence[Sample]) -> Targets:
-    """Objects of several images, padded to the next rung of `OBJECT_LADDER`."""
+def pad_targets(samples: Sequence[Sample], size: tuple[int, int]) -> Targets:
+    """Objects of several images, padded to the next rung of `OBJECT_LADDER`; label maps to `size` (H, W), the images'."""
     counts = [len(s.boxes) for s in samples]
     slots = next((rung for rung in OBJECT_LADDER if rung >= max(counts)), max(counts))
-    fields: dict[str, Tensor | None] = {"valid": torch.arange(slots) < torch.tensor(counts)[:, None]}
+    fields: dict[str, Tensor | None] = {
+        "valid": torch.arange(slots) < torch.tensor(counts)[:, None],
+        "semantic": _pad_label_maps([s.semantic for s in samples], size),
+    }
     for name in Targets._fields:
         if name not in fields:
             arrays = [getattr(s, name) for s in samples]
             fields[name] = None if arrays[0] is None else _stack(arrays, name, slots)
     return Targets(**fields)  # type: ignore[arg-type]
+
+
+def _pad_label_maps(maps: Sequence[np.ndarray | None], size: tuple[int, int]) -> Tensor | None:
+    if any(labels is None for labels in maps):
+        return None
+    padded = torch.full((len(maps), *size), UNLABELLED, dtype=torch.uint8)
+    for row, labels in zip(padded, maps, strict=True):
+        assert labels is not None
+        row[: labels.shape[0], : labels.shape[1]] = torch.from_numpy(labels)
+    return padded
 
 
 def _stack(arrays: Sequence[np.ndarray], name: str, slots: int) -> Tensor:
@@ -86,7 +101,11 @@ def collate(samples: Sequence[Sample], multiple: int = 32) -> LoadedBatch:
     images, sizes = pad_images([s.image for s in samples], multiple)
     keys = torch.tensor([s.key for s in samples])
     problems = {s.row: s.problems for s in samples if s.problems}
-    return LoadedBatch(Batch(images, sizes, keys, pad_targets(samples)), [s.row for s in samples], problems)
+    return LoadedBatch(
+        Batch(images, sizes, keys, pad_targets(samples, (images.shape[2], images.shape[3]))),
+        [s.row for s in samples],
+        problems,
+    )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

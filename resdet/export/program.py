@@ -18,8 +18,8 @@ MOST_IMAGES, LONGEST_SIDE = 64, 4096
 class Prediction(nn.Module):
     """images (B, C, H, W) RGB (or the model's own channels) in 0..255, padded with zeros, and image_sizes (B, 2) int64, the
     (H, W) before padding -> boxes (B, D, 4) XYXY in the input's pixels, scores (B, D), labels (B, D) in [0, K), valid
-    (B, D), with a mask head mask probabilities (B, D, m, m), and with a keypoint head logits (B, D, K, S, S), each in its own
-    box."""
+    (B, D), with a mask head mask probabilities (B, D, m, m), with a keypoint head logits (B, D, K, S, S), each in its own
+    box, and with a semantic head logits of every pixel's class (B, S, H/4, W/4)."""
 
     def __init__(self, model: Detector) -> None:
         super().__init__()

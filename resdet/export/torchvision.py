@@ -114,6 +114,7 @@ def _builder(found: Recognised) -> str:
     mask, keypoint = m.mask, m.keypoint
     fixed: Limits = {
         "cascade": (m.cascade and "set", (None,)),
+        "semantic": (m.semantic and "set", (None,)),
         **_of_body(m),
         "neck": (m.neck, ("fpn",)),
         "fpn.channels": (m.fpn.channels, (256,)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resdet.fields import map_tensors
 from resdet.keypoints import PIXEL_CENTRE, heatmaps_to_keypoints
+from resdet.label_maps import label_map
 from resdet.structures import Detections, Instances
 
 
@@ -30,6 +31,9 @@ def _of_image(host: Detections, b: int, original: tuple[int, int]) -> Instances:
         chosen = values[b, rows]
         return (chosen.float() if chosen.is_floating_point() else chosen).numpy()
 
+    semantic = None
+    if host.semantic is not None:
+        semantic = label_map(host.semantic[b].float(), (h, w), original)
     keypoints = None
     if (
         host.keypoint_logits is not None
@@ -44,6 +48,7 @@ def _of_image(host: Detections, b: int, original: tuple[int, int]) -> Instances:
         mask_probs=None if host.mask_probs is None else array(host.mask_probs),
         paste=host.paste,
         keypoints=keypoints,
+        semantic=semantic,
     )
 
 

@@ -66,10 +66,12 @@ class Predictor:
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]
-        keypoint, described = keypoint_section(model_config), keypoint_section(found.model)
-        if keypoint and described:
-            for key in FROM_DATA:
-                setattr(keypoint, key, getattr(described, key))
+        for part, keys in FROM_DATA.items():
+            section, described = getattr(model_config, part, None), getattr(found.model, part, None)
+            if section and described:
+                for key in keys:
+                    setattr(section, key, getattr(described, key))
+        keypoint = keypoint_section(model_config)
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))

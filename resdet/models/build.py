@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from resdet.config import DenseConfig, ModelConfig, RCNNConfig, RTDETRConfig
+from resdet.config import DenseConfig, ModelConfig, RCNNConfig, RTDETRConfig, SemanticConfig
 from resdet.errors import UserError
 from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.build_dense import build_dense
 from resdet.models.build_rcnn import build_rcnn, use_of_c5
 from resdet.models.build_rtdetr import build_rtdetr
+from resdet.models.build_semantic import build_semantic
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
@@ -25,6 +26,8 @@ def build_model(config: ModelConfig) -> Detector:
         detector = build_dense(config, build_backbone(config))
     elif isinstance(config, RTDETRConfig):
         detector = build_rtdetr(config, build_backbone(config))
+    elif isinstance(config, SemanticConfig):
+        detector = build_semantic(config, build_backbone(config))
     else:
         raise AssertionError(config.kind)
     for module in detector.modules():

@@ -10,6 +10,7 @@ from resdet.config import BoxConfig, MaskConfig, RCNNConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
 from resdet.models.backbones.resnet import ResNet
+from resdet.models.build_semantic import semantic_head
 from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
 from resdet.models.heads.cascade import CascadeHead
@@ -79,6 +80,12 @@ def _heads(config: RCNNConfig, b: BoxConfig, backbone: ResNet, fpn: FPN | Single
     heads: dict[str, RoIHead] = {"box": box_head}
     if config.mask and not (config.cascade and config.cascade.mask_heads == "each"):
         heads["mask"] = _mask_head(config, config.mask, b, fpn, stage)
+    if config.semantic:
+        if config.semantic.num_classes is None:
+            raise UserError(
+                "model.semantic.num_classes is not set, and there are no annotations here to count the stuff from"
+            )
+        heads["semantic"] = semantic_head(config.semantic, fpn.channels, config.semantic.num_classes, "model.semantic")
     if config.keypoint:
         k = config.keypoint
         if k.num_keypoints is None:

@@ -60,7 +60,7 @@ def prepare_inputs(
         for note in notes:
             console.print(note, markup=False)
     for split in (train, val) if val else (train,):
-        if note := crowded(split, *config.model.limit):
+        if config.model.limit and (note := crowded(split, *config.model.limit)):
             console.print(note, markup=False)
     if not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
@@ -74,6 +74,8 @@ def prepare_inputs(
         )
     if "keypoints" in config.model.outputs:
         config = with_keypoints(config, train, val)
+    if "semantic" in config.model.outputs:
+        raise UserError(f"{train.source}: comes without label maps, so a semantic head cannot learn")
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
     return config, Inputs(train, val, start)

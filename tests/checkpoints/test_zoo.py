@@ -37,11 +37,7 @@ class Agreement(NamedTuple):
 
 def agreement(fixture: Path, checkpoint: Path, count: int | None) -> Agreement:
     """count: of images to compare on; None for all."""
-    if not ZOO.is_dir():
-        pytest.skip(f"needs the fixtures in {ZOO}")
-    make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
-    subprocess.run(make, check=True, cwd=ZOO)
-    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    predictor = predictor_of(fixture, checkpoint)
     total, same, overlaps, doubts, sides, apart = 0, 0, [], [], [], []
     for image in json.loads(fixture.read_text())["images"][:count]:
         (found,) = predictor([SHARED / image["file"]])
@@ -66,6 +62,15 @@ def agreement(fixture: Path, checkpoint: Path, count: int | None) -> Agreement:
                 sides.append(min(box[2] - box[0], box[3] - box[1]))
                 doubts.append(doubt(found, k, coco_mask.decode(rle).astype(bool)))
     return Agreement(total, same, *map(np.array, (overlaps, doubts, sides, apart)))
+
+
+def predictor_of(fixture: Path, checkpoint: Path) -> Predictor:
+    """With the checkpoint of a fixture, which is written in its source's layout first."""
+    if not ZOO.is_dir():
+        pytest.skip(f"needs the fixtures in {ZOO}")
+    make = [sys.executable, str(ZOO / "make_checkpoint.py"), str(fixture), str(checkpoint)]
+    subprocess.run(make, check=True, cwd=ZOO)
+    return Predictor.from_checkpoint(checkpoint, device="cpu")
 
 
 def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
@@ -129,6 +134,26 @@ def test_the_same_detections_as_mmdetection(tmp_path, two_threads, count) -> Non
     found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", count)
     assert found.same >= found.total - 1 > 0
     require_masks(found)
+
+
+@pytest.mark.slow
+def test_the_same_pixels_and_segments_as_detectron2(tmp_path, two_threads, count) -> None:
+    fixture = ZOO / "detectron2_panoptic_fpn_R_50_3x.json"
+    predictor = predictor_of(fixture, tmp_path / "model.pkl")
+    assert predictor.source.model.semantic.names[0] == "banner"
+    for image in json.loads(fixture.read_text())["images"][:count]:
+        (ours,) = predictor([SHARED / image["file"]])
+        theirs = np.full(ours.image_size, 255, np.uint8)
+        for label, rle in image["semantic"].items():
+            theirs[coco_mask.decode(rle).astype(bool)] = int(label)
+        assert np.mean(ours.semantic == theirs) >= 0.995
+        segments = ours.panoptic()
+        infos = [segment["info"] for segment in image["panoptic"]]
+        assert [(s.label, s.thing) for s in segments.segments] == [(i["category_id"], i["isthing"]) for i in infos]
+        ids = np.zeros(ours.image_size, int)
+        for segment in image["panoptic"]:
+            ids[coco_mask.decode(segment["rle"]).astype(bool)] = segment["info"]["id"]
+        assert np.mean(segments.ids == ids) >= 0.995
 
 
 @pytest.mark.slow

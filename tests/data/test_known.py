@@ -60,7 +60,7 @@ def test_lvis_is_read_with_its_addresses_and_the_classes_that_images_know(tmp_pa
     loaded, _ = type(read.images).load(tmp_path / "index")
     assert [info.known.tolist() for info in loaded] == known
     empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), None, 0, 0, (), None
-    targets = pad_targets([Sample(np.zeros((8, 8, 3), np.uint8), *empty, info.known) for info in read.images])
+    targets = pad_targets([Sample(np.zeros((8, 8, 3), np.uint8), *empty, info.known) for info in read.images], (8, 8))
     assert torch.equal(targets.known, torch.tensor(known))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resdet.export.program import Prediction, export_prediction
 from resdet.models.detector import LossSums
-from tiny import C4, DENSE, dense, make_batch, small
+from tiny import C4, DENSE, SEMANTIC, SEMANTIC_HEAD, dense, make_batch, small
 
 POINT_REND = {"width": 16, "point_width": 8, "points": 12, "steps": 3, "subdivision_points": 49}
 DETECTORS = {
@@ -17,6 +17,8 @@ DETECTORS = {
     "cascade-resampled": {"cascade": {"resample": True}, "mask": None},
     "point-rend": {"mask": {"point_rend": POINT_REND}, "keypoint": None},
     "c4": C4,
+    "panoptic": {"semantic": SEMANTIC, "keypoint": None},
+    "semantic": {"kind": "semantic", "head": SEMANTIC_HEAD},
     "rpn": {"box": None, "mask": None, "keypoint": None},
     **{kind: dense(kind) for kind in DENSE},
 }
@@ -81,6 +83,7 @@ def test_the_exported_program_predicts_the_same_for_other_batches_and_sizes(mode
         sizes = batch.image_sizes - torch.tensor([5, 0])
         with torch.no_grad():
             expected, found = Prediction(detector)(batch.images, sizes), program(batch.images, sizes)
-        assert expected[3].sum() > 5 * len(counts)
+        if detector.outputs != {"semantic"}:
+            assert expected[3].sum() > 5 * len(counts)
         for ours, wanted in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-3)
