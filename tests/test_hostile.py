@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 import fuzzing
 from fuzzing_formats import CVAT
 from resdet.config import load_config
+from resdet.data.formats.common import Source
 from resdet.data.images import read_image
+from resdet.data.quality.files import inspect_files
 from resdet.errors import UserError
 
 OF_EXPORTS = {f"{name} {how}" for name in fuzzing.EXPORTS for how in ("values", "text")}
@@ -221,3 +223,11 @@ def test_labelme_and_yolo_with_names_that_no_file_can_have(tmp_path) -> None:
     (tmp_path / "yolo").mkdir()
     with pytest.raises(UserError, match=r"data\.yaml: names must be"):
         fuzzing.read_yolo_text(fuzzing.YOLO, tmp_path / "yolo", fuzzing.DATA_YAML.replace("1: dog", "b: dog"))
+
+
+def test_a_coco_file_name_that_no_file_can_have_is_missing(tmp_path) -> None:
+    name = "x" * 5000
+    image = {"id": 1, "file_name": name, "height": 4, "width": 4}
+    findings, _ = inspect_files("train", Source(tmp_path / "a.json", tmp_path, {"images": [image]}), decode=False)
+    assert [(f.code, f.count) for f in findings] == [("file-missing", 1)]
+    assert "File name too long" in findings[0].examples[0]

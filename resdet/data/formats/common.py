@@ -216,7 +216,7 @@ def image_sizes(files: Sequence[Path], problems: list[str]) -> list[tuple[int, i
         try:
             return read_header(file.read_bytes(), file).upright_size
         except OSError as error:
-            dangling = f", a link to {os.readlink(file)}" if file.is_symlink() else ""
+            dangling = f", a link to {os.readlink(file)}" if os.path.islink(file) else ""
             return f"{file}: cannot be read ({error.strerror}{dangling})"
         except UserError as error:
             return str(error)

@@ -74,7 +74,7 @@ def _look(path: Path, entry: dict[str, Any], decode: bool, channels: int | None)
     try:
         data = path.read_bytes()
     except OSError as error:
-        link = f", a link to {os.readlink(path)}" if path.is_symlink() else ""
+        link = f", a link to {os.readlink(path)}" if os.path.islink(path) else ""
         return Report("file-missing", f"image {identity}: {path} ({error.strerror}{link})", identity, b"")
     if not data:
         return Report("file-empty", f"image {identity}: {path}", identity, b"")

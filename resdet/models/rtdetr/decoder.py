@@ -37,8 +37,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
-        x = self.layers[-1](x)
-        return x
+        found: Tensor = self.layers[-1](x)
+        return found
 
 
 def score_head(width: int, classes: int) -> nn.Linear:
