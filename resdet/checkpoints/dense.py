@@ -100,7 +100,7 @@ def _torchvision(found: dict[str, Any], kind: Kind, raw: dict[str, Tensor]) -> t
 
 def _detectron2(found: dict[str, Any], raw: dict[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
     found |= {"input": {"resize": "pillow"}, "anchors": {"offset": 0.0}, "fold_norm": False}
-    found["head"] |= {"empty": "drop_last", "clip": "last", "loss_beta": 0.1}
+    found["head"] |= {"empty": "drop_last", "clip": "last"}
     return found, add_detectron2_input(found, raw)
 
 

@@ -54,6 +54,12 @@ class OnPyramidConfig(DenseConfig):
 
     fpn: PyramidConfig = PyramidConfig()
 
+    @model_validator(mode="after")
+    def _strides_double(self) -> OnPyramidConfig:
+        if self.backbone.c5_dilation != 1:
+            raise ValueError(f"backbone.c5_dilation=2 keeps c5 at the stride of c4: model.kind={self.kind} needs 1")
+        return self
+
 
 class DenseAnchorConfig(AnchorConfig):
     """On a pyramid, `sizes` has as many for each of p3..p7, fine to coarse."""

@@ -115,6 +115,7 @@ RULES = (
     ),
     Rule("model.keypoint.norm", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
     Rule("model.keypoint.width", _no_keypoint_convolutions, "model.keypoint.num_convs=0"),
+    Rule("model.head.loss_beta", lambda c: c.model.head.box_loss == "giou", "model.head.box_loss=giou"),
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),

@@ -265,7 +265,7 @@ def _did_you_mean(path: str, kind: str | None) -> str:
     path = re.sub(r"\[\d+\]", "", path)
     known = list(_keys(Config, kind=kind))
     if path in _keys(Config):
-        return f" of a model of kind {kind}"
+        return f" for model.kind={kind}"
     parent, _, last = path.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     near = difflib.get_close_matches(last, siblings, n=1)

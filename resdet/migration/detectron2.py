@@ -14,6 +14,7 @@ import yaml
 
 from resdet.config import load_yaml
 from resdet.errors import UserError
+from resdet.migration import detectron2_retinanet as retinanet
 from resdet.migration.conventions import DETECTRON2, OF_HEADS
 from resdet.migration.detectron2_defaults import DEFAULTS
 from resdet.migration.detectron2_keys import TABLE
@@ -38,6 +39,10 @@ def migrate_yaml(path: Path) -> Migration:
 def migrate(given: Leaves, defaults: Leaves, origin: str, names: Mapping[str, str] = MappingProxyType({})) -> Migration:
     """given, defaults: by the YAML's keys. names: of keys that the file calls something else."""
     architecture = given.get("MODEL.META_ARCHITECTURE", defaults.get("MODEL.META_ARCHITECTURE"))
+    if architecture == "RetinaNet":
+        table = {**retinanet.TABLE, **TABLE, **retinanet.TABLE}  # its rules come first
+        numerics = {"model": retinanet.NUMERICS}
+        return Migration(origin, *account(given, {**defaults, **retinanet.DEFAULTS}, table, origin, numerics, names))
     without = OF_HEADS if architecture == "ProposalNetwork" else ()
     always = {key: value for key, value in DETECTRON2.items() if key not in without}
     return Migration(origin, *account(given, defaults, TABLE, origin, {"model": always}, names))

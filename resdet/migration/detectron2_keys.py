@@ -72,14 +72,21 @@ _POOLED = sets(
 )
 
 
+def known_norm(value: Any) -> str:
+    return shared.known_norm(NORMS.get(value), value)
+
+
 def _norm(ours: str) -> Rule:
-    return take(ours, lambda v, _: shared.known_norm(NORMS.get(v), v))
+    return take(ours, lambda v, _: known_norm(v))
 
 
 _RULES: dict[str, Rule] = {
     # architecture
     "MODEL.META_ARCHITECTURE": sets(
-        lambda v, _: shared.choice(v, {"GeneralizedRCNN": {}, "ProposalNetwork": {"model.box": None}}, 0)
+        # RetinaNet has a table of its own.
+        lambda v, _: shared.choice(
+            v, {"GeneralizedRCNN": {}, "ProposalNetwork": {"model.box": None}, "RetinaNet": {}}, 0
+        )
     ),
     "MODEL.BACKBONE.NAME": take("model.neck", values.neck),
     "MODEL.PROPOSAL_GENERATOR.NAME": builds("RPN"),

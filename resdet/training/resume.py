@@ -25,6 +25,10 @@ MODEL_KEYS_THAT_APPLY = {
         "clamp_shrink",
     )),
     *(f"model.cascade.{key}" for key in ("ious", "loss_weights", "resample", "scale_gradients", "average")),
+    *(f"model.head.{key}" for key in (
+        "candidates", "score_threshold", "nms_threshold", "max_detections", "empty", "clip", "high", "low", "box_loss",
+        "loss_beta", "divisor", "clamp_shrink", "radius", "weighted", "score", "nearest", "matches",
+    )),
 }  # fmt: skip
 FIXED = {"train.optimizer"}  # the saved state belongs to it
 # Weights come from the checkpoint of the run, whatever these say; a change is reported only if it names other weights.

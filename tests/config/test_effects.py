@@ -45,6 +45,7 @@ IN_VAIN = {
     "model.mask.weight_standardization=true": ["model.mask.num_convs=0"],
     "model.keypoint.norm=gn": ["model.keypoint.num_convs=0"],
     "model.keypoint.width=64": ["model.keypoint.num_convs=0"],
+    "model.head.loss_beta=0.1": ["model.kind=retinanet", "model.head.box_loss=giou"],
     "data.root=r": PLACES,
     "data.synthetic={size: 64}": PLACES,
     "data.voc_origin=1": ["data.format=coco"],
@@ -89,6 +90,7 @@ def test_a_key_without_effect_is_told_and_one_with_effect_is_not(vain: str, tmp_
         "data.keypoint_flip_pairs": ["model.keypoint.num_convs=8"],
         "data.keypoint_sigmas": ["model.keypoint.num_convs=8"],
         "model.cascade.mask_heads": ["model.mask.num_convs=4"],
+        "model.head.loss_beta": ["model.kind=retinanet"],
         "model.backbone.deformable_stages": ["model.backbone.deformable=v1"],
         "model.backbone.deformable_groups": ["model.backbone.deformable=v1"],
     }

@@ -233,7 +233,7 @@ def test_datasets_of_keypoints(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL: {META_ARCHITECTURE: RetinaNet}", r"MODEL.META_ARCHITECTURE='RetinaNet': resdet supports"),
+        ("MODEL: {META_ARCHITECTURE: FCOS}", r"MODEL.META_ARCHITECTURE='FCOS': resdet supports"),
         ("MODEL: {META_ARCHITECTURE: SemanticSegmentor}", "MODEL.META_ARCHITECTURE='SemanticSegmentor'"),
         ("MODEL: {PROPOSAL_GENERATOR: {NAME: PrecomputedProposals}}", "PROPOSAL_GENERATOR.NAME='PrecomputedProposals'"),
         (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resdet.config import DataConfig, ModelConfig, RCNNConfig
+from resdet.config import DataConfig, ModelConfig, RCNNConfig, RetinaNetConfig
 from resdet.data.coco import Annotations
 from resdet.data.quality.report import Finding, Findings
 
@@ -45,7 +45,7 @@ def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig
         return [], []
     sides = np.sqrt(objects.prod(1))
     suspects = [("too-small", sides < SMALL, 0.02)]
-    if isinstance(model, RCNNConfig):
+    if isinstance(model, RCNNConfig | RetinaNetConfig):
         overlaps = best_overlaps(objects, model.anchors.sizes, model.anchors.ratios)
         suspects.append(("too-large", sides > 1.5 * model.anchors.sizes[-1], 0.02))
         # COCO itself, at its usual size, has a sixth of its objects below an overlap of one half.
@@ -60,7 +60,7 @@ def examine_sizes(annotations: Annotations, data: DataConfig, model: ModelConfig
 def advise_anchors(objects: np.ndarray, model: ModelConfig) -> list[str]:
     """(N, 2) sizes in the network's input -> what fraction of them the anchors match, and which anchors would match more."""
     if not isinstance(model, RCNNConfig):
-        return []  # without anchors of fixed shapes
+        return []  # without anchors, or with the many of a RetinaNet
     objects = objects[:: 1 + len(objects) // ENOUGH]
     recall = float((best_overlaps(objects, model.anchors.sizes, model.anchors.ratios) >= RECALLED).mean())
     other = best_anchors(objects)
