@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from resdet.config.data import train_sources
+from resdet.config.rcnn import RCNNConfig
 from resdet.config.schema import Config
 
 
@@ -28,7 +29,7 @@ def _no_keypoint_convolutions(config: Any) -> bool:
 
 
 def _without_fpn(config: Any) -> bool:
-    return bool(config.model.neck != "fpn")
+    return isinstance(config.model, RCNNConfig) and config.model.neck != "fpn"
 
 
 def _rpn_alone(config: Config) -> bool:

@@ -119,7 +119,7 @@ def test_all_mistakes_are_listed_with_suggestions(tmp_path) -> None:
         (
             "",
             ["model.kind=rtdetr", "model.box.width=3"],
-            r"model\.box: unknown key of a model of kind rtdetr",
+            r"model\.box: unknown key for model\.kind=rtdetr",
         ),
         ("", ["model.kind=rtdetr", "model.decoder.layer=3"], r"did you mean model\.decoder\.layers"),
         ("", ["model.kind=rtdetr", "model.decoder.heads=3"], r"decoder\.width \(256\) must be a multiple"),
