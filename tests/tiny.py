@@ -151,15 +151,13 @@ def dense(kind: str, channels: int = 64, **head: object) -> dict:
 
 
 RTDETR = {
-    "kind": "rtdetr", "num_classes": K, "queries": 20, "backbone": {"name": "resnet18", "weights": "none"},
-    "encoder": {"width": 32, "heads": 4, "ffn": 48, "expansion": 0.5},
+    "kind": "rtdetr", "queries": 20, "encoder": {"width": 32, "heads": 4, "ffn": 48, "expansion": 0.5},
     "decoder": {"width": 40, "layers": 2, "heads": 4, "ffn": 48}, "denoising": {"queries": 12},
 }  # fmt: skip
 
 
 def small_rtdetr(**model: object) -> Detector:
-    torch.manual_seed(0)
-    return build_model(parse_config({"model": {**RTDETR, **model}}).model)
+    return small(**{**RTDETR, **model})
 
 
 def shaken(model: nn.Module) -> nn.Module:

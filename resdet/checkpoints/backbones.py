@@ -92,6 +92,7 @@ def architecture(weights: dict[str, Tensor]) -> dict[str, Any]:
         "deep_stem": "conv1.0.weight" in weights,
         "residual": any(name.startswith("layer2.0.downsample.") for name in weights),
         "avg_down": "layer2.0.downsample.1.weight" in weights and weights["layer2.0.downsample.1.weight"].ndim == 4,
+        **({"project_first": True} if not bottleneck and "layer1.0.downsample.1.weight" in weights else {}),
         **_deformable(weights),
     }
 

@@ -15,6 +15,7 @@ from resdet.config import (
     OnPyramidConfig,
     RCNNConfig,
     RetinaNetConfig,
+    RTDETRConfig,
     YOLOFConfig,
 )
 
@@ -27,20 +28,21 @@ OTHERS = {"semantic": "Semantic FPN"}  # by kind
 def describe(found: Recognised) -> str:
     """Source, kind of detector, numerics, notes and tensors that were not recognised."""
     m = found.model
-    name, details = (
-        _rcnn(m)
-        if isinstance(m, RCNNConfig)
-        else _dense(m)
-        if isinstance(m, DenseConfig)
-        else (OTHERS.get(m.kind, m.kind), [])
-    )
+    name, details = OTHERS.get(m.kind, m.kind), list[str]()
+    if isinstance(m, RCNNConfig):
+        name, details = _rcnn(m)
+    elif isinstance(m, DenseConfig):
+        name, details = _dense(m)
+    elif isinstance(m, RTDETRConfig):
+        name, details = _rtdetr(m)
     classes = f", {m.num_classes} classes" if found.whole and "proposals" not in m.outputs else ""
+    resized = m.input.rounding if m.input.keep_ratio else "to a square"
     depth = m.backbone.name + ("-d" if m.backbone.deep_stem and m.backbone.avg_down else "")
     lines = [
         f"{found.path}: {found.source}, {name if found.whole else 'a backbone'}, {depth}{classes}, "
         f"{len(found.weights)} tensors",
         f"  input: {_order(m.input)}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
-        f"resize {m.input.resize}, {m.input.rounding}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
+        f"resize {m.input.resize}, {resized}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
         f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
     ]
     lines += [f"  {line}" for line in (details if found.whole else []) + found.notes]
@@ -82,6 +84,16 @@ def _dense(m: DenseConfig) -> tuple[str, list[str]]:
     if isinstance(m, OnPyramidConfig):
         lines[-1] += f"; p6 from {m.fpn.p6_from}, {'with' if m.fpn.relu else 'without'} ReLU before p7"
     return NAMES[m.kind], lines
+
+
+def _rtdetr(m: RTDETRConfig) -> tuple[str, list[str]]:
+    d = m.decoder
+    points = d.points[0] if len(set(d.points)) == 1 else ", ".join(map(str, d.points))
+    line = (
+        f"{m.queries} queries; decoder: {d.layers} layers, {d.heads} heads, {points} points per level ({d.sampling}); "
+        f"encoder: {m.encoder.width} channels"
+    )
+    return "RT-DETR", [line]
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import urllib.error
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ IMAGENET = {"imagenet": "IMAGENET1K_V1", "imagenet_v1": "IMAGENET1K_V1", "imagen
 def find_weights(weights: str, backbone: str | None = None) -> Path:
     """`weights` -> a file. Raises `UserError` that says what is missing, where it was looked for and how to fix it.
 
-    weights: a path; "torchvision:NAME", a detector or classifier of torchvision; "timm:NAME"; with a `backbone`
-             ("resnet50") also "imagenet", "imagenet_v1" or "imagenet_v2", torchvision's weights.
+    weights: a path, also of a folder written by transformers; "torchvision:NAME", a detector or classifier of torchvision;
+             "hf:OWNER/NAME", a detector on the Hugging Face Hub; "timm:NAME"; with a `backbone` ("resnet50") also
+             "imagenet", "imagenet_v1" or "imagenet_v2", torchvision's weights.
     """
     if weights in IMAGENET:
         if backbone is None:
@@ -36,9 +38,13 @@ def find_weights(weights: str, backbone: str | None = None) -> Path:
         return _cached(_torchvision_url(name, "DEFAULT", weights), key)
     if kind == "timm":
         return _timm(name)
+    if kind == "hf":
+        return _from_hub(name)
     path = Path(weights)
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
     if not path.is_file():
-        names = f"{', '.join(IMAGENET)}, timm:NAME, none" if backbone else "torchvision:NAME"
+        names = f"{', '.join(IMAGENET)}, timm:NAME, none" if backbone else "torchvision:NAME, hf:OWNER/NAME"
         raise UserError(f"{path}: no such weights file (write a file, {names})")
     return path
 
@@ -100,7 +106,6 @@ def _timm(name: str) -> Path:
         return manual
     try:
         import timm
-        from huggingface_hub import hf_hub_download
     except ImportError:
         raise UserError(f"timm:{name} needs the extra: pip install 'resdet[timm]', or the file {manual}") from None
     try:
@@ -111,11 +116,8 @@ def _timm(name: str) -> Path:
         near = difflib.get_close_matches(name, timm.list_pretrained("*resne*"), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"timm:{name}: timm has no such pretrained model{hint}")
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.CRITICAL)  # no warnings about retries
     try:
-        return Path(hf_hub_download(config.hf_hub_id, "model.safetensors"))
+        return _hub_file(config.hf_hub_id, "model.safetensors")
     except Exception as error:  # the type depends on the versions of three libraries
         raise UserError(
             f"timm:{name} was not found and could not be downloaded ({type(error).__name__}).\n"
@@ -123,8 +125,34 @@ def _timm(name: str) -> Path:
             f"  to fix:       download https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors and save it "
             "under that name"
         ) from None
+
+
+def _from_hub(repository: str) -> Path:
+    """A detector on the Hugging Face Hub, from its cache or downloaded, with its configs beside it."""
+    names = ("config.json", "preprocessor_config.json", "model.safetensors")
+    if find_spec("huggingface_hub") is None:
+        raise UserError(f"hf:{repository} needs Hugging Face's client: pip install huggingface_hub")
+    try:
+        return [_hub_file(repository, name) for name in names][-1]
+    except Exception as error:  # the type depends on the versions of two libraries
+        raise UserError(
+            f"hf:{repository} was not found and could not be downloaded ({type(error).__name__}).\n"
+            f"  looked for:   Hugging Face's cache (HF_HOME)\n"
+            f"  to fix:       download {', '.join(names)} from https://huggingface.co/{repository} into a folder, and write "
+            "that folder in its place"
+        ) from None
+
+
+def _hub_file(repository: str, name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # no warnings about retries
+    try:
+        return Path(hf_hub_download(repository, name))
     finally:
-        hub_log.setLevel(level)
+        log.setLevel(level)
 
 
 def _sha256(path: Path) -> str:

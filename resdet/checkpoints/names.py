@@ -155,7 +155,7 @@ SIGNS: dict[Source, str] = {
     "detectron2": r"(?:backbone\.bottom_up|proposal_generator\.rpn_head)\.",
     "torchvision": r"backbone\.body\.",
     "mmdetection": r"neck\.lateral_convs?\.",
-    "resdet": r"(?:fpn\.lateral|rpn\.objectness)\.",
+    "resdet": r"(?:fpn\.lateral|rpn\.objectness|queries\.score)\.",
 }
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from resdet.checkpoints import cascade
 from resdet.checkpoints.backbones import architecture
+from resdet.checkpoints.rtdetr import layers_hint
 from resdet.checkpoints.semantic import panoptic_section
 from resdet.checkpoints.stem import input_channels
-from resdet.config import ModelConfig, RCNNConfig, find_config
+from resdet.config import ModelConfig, RCNNConfig, RTDETRConfig, find_config
 from resdet.errors import UserError
 
 
@@ -69,6 +70,8 @@ def has_heads(weights: dict[str, Tensor]) -> bool:
 
 def fit_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:
     """The changes that would make a config fit these weights, and a shipped config that does; "" if that is unclear."""
+    if isinstance(config, RTDETRConfig):
+        return layers_hint(weights, config)
     if not isinstance(config, RCNNConfig):
         return ""
     try:

@@ -18,6 +18,7 @@ from resdet.checkpoints.files import Contents, read_file, require_finite
 from resdet.checkpoints.names import source_of, to_ours
 from resdet.checkpoints.numerics import add_numerics, class_names, mmdetection_config
 from resdet.checkpoints.rcnn import has_heads, rcnn_section
+from resdet.checkpoints.rtdetr import read_rtdetr, rtdetr_section
 from resdet.checkpoints.semantic import COCO_STUFF, is_semantic, semantic_section
 from resdet.checkpoints.semantic import add_numerics as add_semantic_numerics
 from resdet.checkpoints.stem import input_section
@@ -73,11 +74,12 @@ def recognise(path: str | Path) -> Recognised:
     contents = read_file(path)
     if unsupported := known_but_unsupported(contents.weights):
         raise UserError(f"{path}: holds {unsupported}, which resdet does not have")
-    found = _detector(contents, path) or _backbone(contents, path)
+    found = _rtdetr(contents, path) or _detector(contents, path) or _backbone(contents, path)
     if found is None:
         raise UserError(
             f"{path}: neither a Faster, Mask or Keypoint R-CNN with FPN of torchvision, detectron2, mmdetection or resdet, nor "
-            "a residual backbone (which has, under any prefix, layer1.0.conv1.weight in torchvision and timm, "
+            "an RT-DETR of transformers or its authors, nor a residual backbone (which has, under any prefix, "
+            "layer1.0.conv1.weight in torchvision and timm, "
             "res2.0.conv1.weight in detectron2, res2_0_branch2a_w in Caffe2); "
             f"its first tensors: {', '.join(list(contents.weights)[:3])}"
         )
@@ -100,7 +102,7 @@ def open_backbone(path: str | Path) -> Recognised:
     found = recognise(path)
     if not found.whole:
         return found
-    keys = ("name", "norm_eps", "deep_stem", "avg_down", "residual", "stride_in_1x1")
+    keys = ("name", "norm_eps", "deep_stem", "avg_down", "project_first", "residual", "stride_in_1x1")
     model = found.model.model_dump(include={"input", "backbone"})
     return Recognised(
         found.path,
@@ -109,6 +111,17 @@ def open_backbone(path: str | Path) -> Recognised:
         {k: v for k, v in found.weights.items() if k.startswith("backbone.")},
         whole=False,
     )
+
+
+def _rtdetr(contents: Contents, path: Path) -> Recognised | None:
+    file = read_rtdetr(contents.weights, path)
+    if file is None:
+        return None
+    require_finite(file.weights, path)
+    return Recognised(
+        path, file.source, file.values, file.weights, left_over=file.left_over, class_names=file.class_names,
+        category_ids=list(file.category_ids), min_size=file.size, notes=file.notes,
+    )  # fmt: skip
 
 
 def _backbone(contents: Contents, path: Path) -> Recognised | None:
@@ -172,7 +185,10 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         )
     alone = is_semantic(weights)
     try:
-        found.values = semantic_section(weights) if alone else rcnn_section(weights)
+        if "queries.score.weight" in weights:
+            found.values = rtdetr_section(weights)
+        else:
+            found.values = semantic_section(weights) if alone else rcnn_section(weights)
     except (KeyError, IndexError, StopIteration) as error:
         raise UserError(
             f"{path}: looks like {source}'s, but tensors are missing or of another kind ({error})"

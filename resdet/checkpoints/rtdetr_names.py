@@ -124,7 +124,7 @@ def to_ours(weights: dict[str, Tensor], table: Table) -> tuple[dict[str, Tensor]
     found: dict[str, Tensor] = {}
     unknown = []
     for name, value in weights.items():
-        ours = _translated(name, table)
+        ours = translated(name, table)
         if ours is None:
             unknown += [] if re.search(COMPUTED, name) else [name]
         elif ".in_proj_" in ours:
@@ -140,14 +140,15 @@ def to_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     back = [(ours, theirs) for theirs, ours in TRANSFORMERS]
     found = {}
     for name, value in weights.items():
-        theirs = _translated(name, back)
+        theirs = translated(name, back)
         if theirs is None:
             raise KeyError(name)
         found[theirs] = value
     return found
 
 
-def _translated(name: str, table: Table) -> str | None:
+def translated(name: str, table: Table) -> str | None:
+    """A name by the first row of the table that fits; None if there is none."""
     for before, after in table:
         if match := re.match(re.escape(before).replace(r"\{\}", r"(\d+)"), name):
             return after.format(*match.groups()) + name[match.end() :]

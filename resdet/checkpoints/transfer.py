@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from resdet.class_names import few, match_classes
 from resdet.config import (
     ModelConfig,
     RCNNConfig,
+    RTDETRConfig,
     keypoint_section,
     merged,
     parse_config,
@@ -26,7 +28,10 @@ from resdet.errors import UserError, listed
 from resdet.panoptic import ALL_THINGS
 
 # Layers with rows for every class -> rows per class.
-PREDICTORS = {"heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1, "head.classifier": 1}
+PREDICTORS = {
+    "heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1, "head.classifier": 1,
+    "queries.score": 1, "decoder.scores": 1, "denoising.embedding": 1,
+}  # fmt: skip
 # Layers whose inputs include the logits of all classes; re-initialised if the classes differ.
 OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")
 # Keys of sections that the training set decides.
@@ -125,7 +130,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         if given is None:
             continue
         layer = name.rpartition(".")[0]
-        rows = PREDICTORS.get(single(layer + ".").removesuffix(".")) if found.whole else None
+        kind = re.sub(r"^decoder\.scores\.\d+$", "decoder.scores", single(layer + ".").removesuffix("."))
+        rows = PREDICTORS.get(kind) if found.whole else None
         if layer.endswith(".regressor") and rcnn and ((rcnn.box and rcnn.box.class_agnostic) or rcnn.cascade):
             rows = None
         if layer == "heads.mask.logits" and rcnn and rcnn.mask and rcnn.mask.class_agnostic:
@@ -184,7 +190,8 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
     if missing:
         lines.append(f"  not in the file, so random: {_by_part(missing)}")
     if left:
-        lines.append(f"  left over: {_by_part(left)}")
+        hint = fit_hint(found.weights, config) if found.whole and isinstance(config, RTDETRConfig) else ""
+        lines.append(f"  left over: {_by_part(left)}{f' ({hint})' if hint else ''}")
     return "\n".join(lines)
 
 

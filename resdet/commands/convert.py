@@ -13,7 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Another tool's checkpoint or config to resdet's format, or a checkpoint to torchvision's, or to a graph."""
     parser = parser_of(
         "convert",
-        "Convert a checkpoint of any supported tool to resdet's format, to torchvision's, or to an exported graph; with "
+        "Convert a checkpoint of any supported tool to resdet's format, torchvision's, transformers', or to an exported "
+        "graph; with "
         "--config, convert a detectron2 or mmdetection config to resdet's.",
     )
     parser.add_argument(
@@ -23,19 +24,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "output",
         metavar="OUT",
         type=Path,
-        help="a .safetensors file; .pth for torchvision, .pt2 for a graph, .yaml for a config",
+        help="a .safetensors file; .pth for torchvision, .pt2 for a graph, .yaml for a config, a folder for transformers",
     )
     parser.add_argument("--config", action="store_true",
                         help="IN is a config: detectron2's .yaml or LazyConfig .py, mmdetection's .py or checkpoint; "
                         "nothing in it is run, and every key is accounted for")  # fmt: skip
     parser.add_argument("--images", type=int, metavar="N",
                         help="with --config: number of training images, for schedules in epochs")  # fmt: skip
-    parser.add_argument("--to", choices=("resdet", "torchvision", "program"), default="resdet",
+    parser.add_argument("--to", choices=("resdet", "torchvision", "transformers", "program"), default="resdet",
                         help="program: the prediction as a graph, for torch.export.load")  # fmt: skip
     args = parser.parse_args(arguments)
-    ending = ".yaml" if args.config else {"resdet": ".safetensors", "torchvision": ".pth", "program": ".pt2"}[args.to]
+    endings = {"resdet": ".safetensors", "torchvision": ".pth", "transformers": "", "program": ".pt2"}
+    ending = ".yaml" if args.config else endings[args.to]
     if args.output.suffix != ending:
-        parser.error(f"OUT must end in {ending}")
+        parser.error(f"OUT must end in {ending}" if ending else "OUT must be a folder, without an ending")
     if args.config and args.to != "resdet":
         parser.error(f"--to {args.to} has no effect beside --config")
     if args.images is not None and not args.config:
@@ -65,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             save_program(export_prediction(detector, torch.uint8 if rounds else torch.float32), args.output)
         elif args.to == "torchvision":
             print(save_torchvision(found, args.output))
+        elif args.to == "transformers":
+            from resdet.export.transformers import save_transformers
+
+            print(save_transformers(found, args.output))
         else:
             save_own(found, args.output)
         print(f"written: {args.output}")

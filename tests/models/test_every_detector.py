@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resdet.export.program import Prediction, export_prediction
 from resdet.models.detector import LossSums
-from tiny import C4, DENSE, SEMANTIC, SEMANTIC_HEAD, dense, make_batch, small
+from tiny import C4, DENSE, RTDETR, SEMANTIC, SEMANTIC_HEAD, dense, make_batch, small
 
 POINT_REND = {"width": 16, "point_width": 8, "points": 12, "steps": 3, "subdivision_points": 49}
 DETECTORS = {
@@ -21,6 +21,7 @@ DETECTORS = {
     "semantic": {"kind": "semantic", "head": SEMANTIC_HEAD},
     "rpn": {"box": None, "mask": None, "keypoint": None},
     **{kind: dense(kind) for kind in DENSE},
+    "rtdetr": RTDETR,
 }
 every = pytest.mark.parametrize("model", DETECTORS.values(), ids=DETECTORS)
 
@@ -46,7 +47,7 @@ def test_losses_are_one_graph_that_other_objects_do_not_recompile(model: dict) -
 @every
 def test_shares_of_a_batch_add_up_to_its_losses_and_gradients(model: dict) -> None:
     """Sums and counts of two processes with an image each are those of one with both; no norm sees another image."""
-    detector = small(**model, backbone={"name": "resnet18", "weights": "none", "norm": "gn"})
+    detector = small(**model, backbone={"name": "resnet18", "weights": "none", "norm": "gn"}).eval()
     whole = make_batch([3, 5])
     shares = [type(whole)(whole.images[k : k + 1], whole.image_sizes[k : k + 1], whole.keys[k : k + 1],
                           type(whole.targets)(*(None if f is None else f[k : k + 1] for f in whole.targets)))

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resdet.export.program import Prediction, export_prediction
 from resdet.kernels.assign import assign
 from resdet.models.layers import BatchNorm2d
 from resdet.models.rtdetr.attention import DeformableAttention, Memory
@@ -86,20 +85,6 @@ def test_the_losses_are_one_graph_that_other_objects_do_not_recompile() -> None:
     for found, wanted in zip((losses, again), expected, strict=True):
         for name in wanted:
             torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_exported_it_predicts_the_same() -> None:
-    model = shaken(small_rtdetr()).eval().prepare_for_inference()
-    program = export_prediction(model)
-    for size in ((96, 128), (160, 96)):
-        batch = make_batch([1, 1, 1], size=size)
-        for ours, theirs in zip(
-            Prediction(model)(batch.images, batch.image_sizes),
-            program.module()(batch.images, batch.image_sizes),
-            strict=True,
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
 def test_a_model_that_only_predicts_says_the_same() -> None:
