@@ -28,12 +28,12 @@ def center(boxes: Tensor) -> Tensor:
 
 
 def sides(points: Tensor, boxes: Tensor) -> Tensor:
-    """Points (..., 2), boxes (..., 4) -> distances to the left, top, right and bottom side (..., 4), negative outside."""
+    """Points (..., 2), boxes (..., 4) -> distances to the left, top, right and bottom sides (..., 4), negative outside."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
 def box_around(points: Tensor, distances: Tensor) -> Tensor:
-    """Inverse of `sides`: points (..., 2), distances (..., 4) -> boxes (..., 4)."""
+    """The inverse of `sides`: points (..., 2), distances (..., 4) -> boxes (..., 4)."""
     return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
 
 
@@ -58,13 +58,13 @@ def paired_iou(a: Tensor, b: Tensor) -> Tensor:
 def paired_giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalised IoU of corresponding boxes (Rezatofighi et al. 2019, arXiv:1902.09630): (..., 4), (..., 4) -> (...) in -1..1.
 
-    The IoU, less the share of the smallest box around both that neither covers.
+    The IoU minus the fraction of their smallest enclosing box that neither covers.
     """
-    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    around = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    union = area(a) + area(b) - shared
-    # Padded rows are masked out of every loss, but 0 / 0 would still be nan.
-    return shared / union.clamp(min=1e-7) - (around - union) / around.clamp(min=1e-7)
+    inter = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    enclosing = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    union = area(a) + area(b) - inter
+    # Padding is masked in every loss, but 0 / 0 would still be nan.
+    return inter / union.clamp(min=1e-7) - (enclosing - union) / enclosing.clamp(min=1e-7)
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
@@ -95,7 +95,7 @@ def decode(
     """The inverse of `encode`: deltas (..., 4) and anchors broadcastable to them -> boxes (..., 4).
 
     clamp_shrink: bound shrinking like growth (mmdetection), not growth only (detectron2, torchvision).
-    max_shift: pixels that the centre moves at most, along each axis.
+    max_shift: maximum shift of the centre in pixels, along each axis.
     """
     deltas, anchors = upcast(deltas), upcast(anchors)
     wx, wy, ww, wh = weights
@@ -111,9 +111,9 @@ def decode(
     return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
 
 
-def delta_distance(deltas: Tensor, wanted: Tensor, beta: float) -> Tensor:
-    """Smooth L1 over the four deltas: (..., 4), (..., 4) -> (...). beta: where it turns from squared to absolute (0: L1)."""
-    return F.smooth_l1_loss(upcast(deltas), wanted, beta=beta, reduction="none").sum(-1)
+def delta_distance(deltas: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Smooth L1 (L1 if beta is 0) summed over the four deltas: (..., 4), (..., 4) -> (...)."""
+    return F.smooth_l1_loss(upcast(deltas), target, beta=beta, reduction="none").sum(-1)
 
 
 def clip(boxes: Tensor, image_sizes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Assignment of least cost as one custom operator: the only place where a training step waits for the host to match."""
+"""Minimum-cost bipartite matching as a custom operator: the only host synchronisation of a training step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @torch.library.custom_op("resdet::assign", mutates_args=(), tags=(torch._C.Tag.cudagraph_unsafe,))
 def assign(cost: Tensor) -> Tensor:
-    """Each object gets a query of its own such that the sum of costs is least (Kuhn 1955, by SciPy's Jonker-Volgenant).
+    """Match each object to a different query such that the sum of costs is minimal (Kuhn 1955; SciPy's Jonker-Volgenant).
 
     cost (L, B, Q, G): of each query for each object, infinite for padding, finite otherwise -> (L, B, G) int64: each object's
-    query; -1 for padding, and for the objects that are too many where there are more than queries.
-    All layers and images of a step cross to the host together, and their assignments back.
+    query; -1 for padding, and for objects without a query if there are more objects than queries.
+    All layers and images of a step are copied to the host together.
     """
-    from scipy.optimize import linear_sum_assignment  # slow to import, and of use in training alone
+    from scipy.optimize import linear_sum_assignment  # slow to import, and only needed in training
 
     host = cost.detach().cpu().numpy()
     index = np.full((*host.shape[:2], host.shape[3]), -1, dtype=np.int64)

@@ -25,7 +25,7 @@ from resdet.models.selection import Selection
 
 
 def build_dense(config: DenseConfig, backbone: ResNet) -> OneStage:
-    """Everything above the backbone, with random weights."""
+    """The detector on top of `backbone`, with random weights."""
     neck = build_neck(config, backbone)
     assert config.num_classes is not None
     return OneStage(
@@ -40,7 +40,7 @@ def build_dense(config: DenseConfig, backbone: ResNet) -> OneStage:
 
 
 def build_neck(config: DenseConfig, backbone: ResNet) -> Neck:
-    """p3..p7, or YOLOF's encoder of c5."""
+    """A pyramid p3..p7, or YOLOF's encoder."""
     if isinstance(config, YOLOFConfig):
         e = config.encoder
         return DilatedEncoder(

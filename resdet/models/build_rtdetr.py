@@ -13,7 +13,7 @@ from resdet.models.selection import Selection
 
 
 def build_rtdetr(config: RTDETRConfig, backbone: ResNet) -> RTDETR:
-    """Everything above the backbone, with random weights."""
+    """The detector on top of `backbone`, with random weights."""
     assert config.num_classes is not None
     classes, e, d, n = config.num_classes, config.encoder, config.decoder, config.denoising
     return RTDETR(

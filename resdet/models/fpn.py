@@ -13,8 +13,8 @@ from resdet.models.layers import Conv2d, ConvNorm, Norm
 
 
 class Neck(nn.Module):
-    """Turns the backbone's maps into those that heads see. A subclass sets `channels` and `strides` of these, by name, fine to
-    coarse, and has `forward`."""
+    """Backbone maps -> the maps that the heads use. A subclass sets their `channels` and `strides` (by name, fine to coarse)
+    and defines `forward`."""
 
     channels: int
     strides: Mapping[str, int]
@@ -75,7 +75,7 @@ class PooledTop(nn.Module):
 class ConvTop(nn.Module):
     """p6 and p7 from 3x3 convolutions of stride 2 (Lin et al. 2017, arXiv:1708.02002, section 4).
 
-    c5_channels: of c5, if p6 is computed from it; None: from p5. relu: between p6 and p7's convolution; mmdetection has none in
+    c5_channels: of c5, if p6 is computed from it; None: from p5. relu: on p6 before p7's convolution; mmdetection has none in
     RetinaNet, ATSS and GFL.
     """
 

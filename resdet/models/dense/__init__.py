@@ -1,1 +1,1 @@
-"""One-stage detectors: a head that classifies every place of the pyramid and moves a box from it."""
+"""One-stage detectors: dense heads that predict classes and a box at every location of the feature maps."""

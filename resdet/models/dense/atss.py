@@ -1,7 +1,7 @@
-"""ATSS (Zhang et al. 2020, arXiv:1912.02424): RetinaNet with one anchor a place, FCOS's centre-ness, and positives chosen by
-the statistics of each object's IoUs.
+"""ATSS (Zhang et al. 2020, arXiv:1912.02424): RetinaNet with one anchor per location, FCOS's centre-ness, and adaptive training
+sample selection.
 
-Letters: A anchors of all levels, G objects an image, K classes.
+Letters: A anchors of all levels, G objects per image, C candidates per object, K classes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ BOX_WEIGHT = 2.0  # of the box loss
 
 
 class ATSSHead(DenseHead):
-    """anchors: one a cell. num_convs, norm: of each of the two towers. nearest: see `assign`.
-    candidates: pairs of an anchor and a class a level that suppression looks at."""
+    """anchors: one per cell. num_convs, norm: of each of the two towers. nearest: see `assign`.
+    candidates: (anchor, class) pairs per level that enter NMS."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class ATSSHead(DenseHead):
         self.nearest, self.candidates = nearest, candidates
 
     def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Logits (B, A_l, K), deltas (B, A_l, 4) and logits of the centre-ness (B, A_l) of each level."""
+        """Per level: logits (B, A_l, K), deltas (B, A_l, 4) and centre-ness logits (B, A_l)."""
         logits, deltas, centerness = [], [], []
         for scale, x in zip(self.scales, features.values(), strict=True):
             box_features = self.box_tower(x)
@@ -71,18 +71,18 @@ class ATSSHead(DenseHead):
         return logits, deltas, centerness
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
-        """Divided by the positives, the boxes', which weigh as much as they are central, by the sum of their centre-ness."""
+        """Over the number of positives; the box loss is weighted by centre-ness and divided by its sum."""
         logits, deltas, centerness = self(features)
         levels = self.anchors(features, input_size)
         anchors = torch.cat(levels)
         to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
         error = 1 - paired_giou(decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True), to.boxes)
-        wanted = torch.where(to.positive, centerness_of(sides(center(anchors), to.boxes)), 0.0)
-        entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), wanted, reduction="none")
+        target = torch.where(to.positive, centerness_of(sides(center(anchors), to.boxes)), 0.0)
+        entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), target, reduction="none")
         count = positives(to.positive)
         return {
             "box_class": Loss(focal(logits, to.labels, targets.known).sum(), count),
-            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * wanted, 0.0).sum(), wanted.sum()),
+            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * target, 0.0).sum(), target.sum()),
             "centerness": Loss(torch.where(to.positive, entropy, 0.0).sum(), count),
         }
 
@@ -92,19 +92,19 @@ class ATSSHead(DenseHead):
             *self(features), self.anchors(features, input_size), strict=True
         ):
             level = best(logits, self.candidates, self.selection.score_threshold)
-            central = upcast(centerness).sigmoid().gather(1, level.anchors)
-            levels.append(level._replace(scores=level.scores * central))
-            moved = gather_rows(deltas, level.anchors)
-            boxes.append(decode(moved, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=True))
+            quality = upcast(centerness).sigmoid().gather(1, level.anchors)
+            levels.append(level._replace(scores=level.scores * quality))
+            chosen = gather_rows(deltas, level.anchors)
+            boxes.append(decode(chosen, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=True))
         return detections(self.selection, levels, boxes, image_sizes)
 
 
 def assign(levels: list[Tensor], targets: Targets, nearest: int) -> tuple[Tensor, Tensor]:
-    """Which object each anchor belongs to: anchors (A_l, 4) of each level -> gt_index (B, A) int64, positive (B, A) bool.
+    """Assign objects to anchors (A_l, 4) of each level -> gt_index (B, A) int64, positive (B, A) bool.
 
-    Of each level the `nearest` anchors to an object's centre are its candidates; positive are those of them whose centre is in
-    the object and whose IoU is at least the mean and the standard deviation of all candidates' together (section 3.2). An
-    anchor of several objects belongs to that of the highest IoU.
+    The candidates of an object are the `nearest` anchors of each level to its centre. A candidate is positive if its centre is
+    in the object and its IoU is at least the mean plus the standard deviation of the candidates' IoUs (section 3.2). An anchor
+    that is positive for several objects is assigned the one of highest IoU.
     """
     anchors, boxes = torch.cat(levels), targets.boxes
     near, start = [], 0
@@ -114,10 +114,10 @@ def assign(levels: list[Tensor], targets: Targets, nearest: int) -> tuple[Tensor
         near.append(distance.topk(min(nearest, len(level)), dim=2, largest=False).indices + start)
         start += len(level)
     index = torch.cat(near, dim=2)  # (B, G, C)
-    found = anchors[index]
-    overlap = paired_iou(found, boxes[:, :, None])
+    candidates = anchors[index]
+    overlap = paired_iou(candidates, boxes[:, :, None])
     deviation, mean = torch.std_mean(overlap, dim=2, keepdim=True)
-    inside = sides(center(found), boxes[:, :, None]).amin(-1) > 0.01
+    inside = sides(center(candidates), boxes[:, :, None]).amin(-1) > 0.01
     chosen = (overlap >= mean + deviation) & inside & targets.valid[:, :, None]
     overlap, index = torch.where(chosen, overlap, 0.0).flatten(1), index.flatten(1)
     highest = overlap.new_zeros(len(boxes), len(anchors)).scatter_reduce(1, index, overlap, "amax")

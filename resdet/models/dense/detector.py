@@ -1,4 +1,4 @@
-"""One-stage detectors: backbone, neck, and a head that says of every anchor or point what is there and where its box lies."""
+"""One-stage detectors: backbone, neck, and a dense head that predicts classes and a box for every anchor or point."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from resdet.structures import Batch, Detections, Loss, Output, Targets
 
 
 class DenseHead(nn.Module):
-    """What a head is: a subclass sets `selection` and has these two methods. input_size: the padded input's (H, W)."""
+    """The interface of a dense head: a subclass sets `selection` and defines these two methods. input_size: (H, W) of the
+    padded input."""
 
     selection: Selection
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
-        """Named losses, each a sum and a count, of all places of the maps."""
+        """The losses by name, over all locations of the maps."""
         raise NotImplementedError
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
-        """Detections in the input's frame."""
+        """Detections in the network's input frame."""
         raise NotImplementedError
 
 
 class OneStage(Detector):
-    """RetinaNet, FCOS, ATSS, GFL or YOLOF: which, its head decides."""
+    """RetinaNet, FCOS, ATSS, GFL or YOLOF, depending on the head."""
 
     def __init__(
         self,
@@ -54,13 +55,13 @@ class OneStage(Detector):
         return self.head.selection
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """Those of the head: box_class, box_reg and, of some, centerness or box_dfl."""
+        """The head's losses: box_class, box_reg and, depending on the head, centerness or box_dfl."""
         assert batch.targets is not None, "losses need targets"
         return self.head.loss(self.features(batch), _size(batch.images), batch.targets)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Detections:
-        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
+        """Detections in the network's input frame; `batch.targets` and `batch.keys` are not used."""
         return self.head.predict(self.features(batch), _size(batch.images), batch.image_sizes)
 
 

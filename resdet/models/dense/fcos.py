@@ -1,7 +1,7 @@
-"""FCOS (Tian et al. 2019, arXiv:1904.01355): pyramid -> for every point a score for each class, the distances to the four sides
-of a box, and how central in it the point is.
+"""FCOS (Tian et al. 2019, arXiv:1904.01355): pyramid -> for every point class scores, distances to the four sides of a box, and
+centre-ness.
 
-Letters: A points of all levels, G objects an image, K classes.
+Letters: A points of all levels, G objects per image, K classes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from resdet.structures import Detections, Loss, Targets
 
 
 class FCOSHead(DenseHead):
-    """points: one a cell, as the centres of anchors.
-    num_convs, norm, bias: of each of the two towers' convolutions.
-    scales: a learned factor on the distances for each level.
-    distances: "relu", in strides, or "exp", in pixels, of what is predicted.
+    """points: one per cell, the centres of anchors.
+    num_convs, norm, bias: of the convolutions of each of the two towers.
+    scales: a learned factor on the distances of each level.
+    distances: the output's ReLU in strides ("relu") or its exponential in pixels ("exp").
     centerness_on: the tower that centre-ness is predicted from.
-    radius: an object's points lie within so many strides of its centre; None: anywhere in it.
-    box_loss: "giou", or minus the logarithm of the IoU ("iou").
-    weighted: a point's box counts in the loss as much as it is central.
-    score: of class and centre-ness the geometric mean (torchvision), or the product, for the ranking and the threshold of
-    candidates the class alone (mmdetection).
-    candidates: pairs of a point and a class a level that suppression looks at.
+    radius: centre sampling: positives are within `radius` strides of an object's centre; None: anywhere in the object.
+    box_loss: "giou", or -log IoU ("iou").
+    weighted: weight the box loss by centre-ness.
+    score: the geometric mean of class score and centre-ness (torchvision), or their product; with the product, candidates are
+    ranked and thresholded by the class score only (mmdetection).
+    candidates: (point, class) pairs per level that enter NMS.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class FCOSHead(DenseHead):
         self.box_loss, self.weighted, self.score, self.candidates = box_loss, weighted, score, candidates
 
     def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Logits (B, A_l, K), distances (B, A_l, 4) to left, top, right, bottom in pixels, and logits of the centre-ness
-        (B, A_l), of each level; points are ordered (row, column)."""
+        """Per level: logits (B, A_l, K), distances (B, A_l, 4) to left, top, right, bottom in pixels, and centre-ness logits
+        (B, A_l); points are ordered (row, column)."""
         logits, distances, centerness = [], [], []
         for k, (x, stride) in enumerate(zip(features.values(), self.points.strides, strict=True)):
             class_features, box_features = self.class_tower(x), self.box_tower(x)
             logits.append(rows(self.classifier(class_features), self.num_classes))
-            said = upcast(rows(self.regressor(box_features), 4))
-            said = said if self.scales is None else said * self.scales[k]
-            distances.append(said.exp() if self.distances == "exp" else F.relu(said) * stride)
-            central = box_features if self.centerness_on == "box" else class_features
-            centerness.append(rows(self.centerness(central), 1).squeeze(-1))
+            output = upcast(rows(self.regressor(box_features), 4))
+            output = output if self.scales is None else output * self.scales[k]
+            distances.append(output.exp() if self.distances == "exp" else F.relu(output) * stride)
+            tower = box_features if self.centerness_on == "box" else class_features
+            centerness.append(rows(self.centerness(tower), 1).squeeze(-1))
         return logits, distances, centerness
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
-        """Divided by the positives, the boxes' by the sum of their centre-ness if they are weighted by it."""
+        """Over the number of positives; a box loss weighted by centre-ness is divided by its sum."""
         logits, distances, centerness = self(features)
         levels = [center(anchors) for anchors in self.points(features, input_size)]
         points = torch.cat(levels)
         to = assigned(targets, *assign(levels, self.points.strides, targets, self.radius), self.num_classes)
         boxes = box_around(points, torch.cat(distances, dim=1))
         error = iou_error(boxes, to.boxes) if self.box_loss == "iou" else 1 - paired_giou(boxes, to.boxes)
-        wanted = torch.where(to.positive, centerness_of(sides(points, to.boxes)), 0.0)
-        weight = wanted if self.weighted else to.positive.to(wanted.dtype)
-        entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), wanted, reduction="none")
+        target = torch.where(to.positive, centerness_of(sides(points, to.boxes)), 0.0)
+        weight = target if self.weighted else to.positive.to(target.dtype)
+        entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), target, reduction="none")
         count = to.positive.sum()
         return {
             "box_class": Loss(focal(logits, to.labels, targets.known).sum(), count),
@@ -104,28 +104,29 @@ class FCOSHead(DenseHead):
         for logits, distances, centerness, anchors in zip(
             *self(features), self.points(features, input_size), strict=True
         ):
-            central = upcast(centerness).sigmoid()
+            quality = upcast(centerness).sigmoid()
             threshold = self.selection.score_threshold
             if self.score == "mean":
-                level = best(logits, self.candidates, threshold**2, central)
+                level = best(logits, self.candidates, threshold**2, quality)
                 level = level._replace(
                     scores=torch.where(level.scores > 0, level.scores.clamp(min=0).sqrt(), level.scores)
                 )
             else:
                 level = best(logits, self.candidates, threshold)
-                level = level._replace(scores=level.scores * central.gather(1, level.anchors))
+                level = level._replace(scores=level.scores * quality.gather(1, level.anchors))
             levels.append(level)
             boxes.append(box_around(center(anchors)[level.anchors], gather_rows(distances, level.anchors)))
         return detections(self.selection, levels, boxes, image_sizes)
 
 
-def iou_error(boxes: Tensor, wanted: Tensor) -> Tensor:
-    """Minus the logarithm of the IoU of corresponding boxes (Yu et al. 2016, arXiv:1608.01471): (..., 4), (..., 4) -> (...)."""
-    return -paired_iou(boxes, wanted).clamp(min=1e-6).log()
+def iou_error(boxes: Tensor, target: Tensor) -> Tensor:
+    """-log IoU of corresponding boxes (Yu et al. 2016, arXiv:1608.01471): (..., 4), (..., 4) -> (...)."""
+    return -paired_iou(boxes, target).clamp(min=1e-6).log()
 
 
 def centerness_of(sides: Tensor) -> Tensor:
-    """Of a point with these distances to a box's sides (..., 4): 1 in its centre, 0 on its sides and outside (equation 3)."""
+    """Centre-ness of points with these distances to the sides of a box (..., 4) -> (...): 1 at its centre, 0 on its sides and
+    outside (equation 3)."""
     left, top, right, bottom = sides.clamp(min=0).unbind(-1)
     ratios = [torch.minimum(a, b) / torch.maximum(a, b).clamp(min=1e-6) for a, b in ((left, right), (top, bottom))]
     return (ratios[0] * ratios[1]).sqrt()
@@ -134,10 +135,10 @@ def centerness_of(sides: Tensor) -> Tensor:
 def assign(
     levels: list[Tensor], strides: tuple[int, ...], targets: Targets, radius: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Which object each point belongs to: points (A_l, 2) of each level -> gt_index (B, A) int64, positive (B, A) bool.
+    """Assign objects to points (A_l, 2) of each level -> gt_index (B, A) int64, positive (B, A) bool.
 
-    The smallest of those that it lies in, near the centre (`radius`, see `FCOSHead`), and whose farthest side is from four to
-    eight strides away, on the finest level also nearer, on the coarsest also farther.
+    A point is assigned the smallest object that it lies in, near its centre (`radius`, see `FCOSHead`), and whose farthest side
+    is four to eight strides away; the finest level takes nearer ones too, the coarsest farther ones.
     """
     points = torch.cat(levels)
     stride, low, high = (
@@ -154,8 +155,8 @@ def assign(
         if radius is not None:
             fits = fits & ((points[:, None] - center(boxes)).abs().amax(-1) < radius * stride)
         fits = fits & targets.valid[:, None, start : start + CHUNK]
-        lost, best = first_maximum(-torch.where(fits, area(boxes), torch.inf))
-        smaller = -lost < smallest
+        negative_area, best = first_maximum(-torch.where(fits, area(boxes), torch.inf))
+        smaller = -negative_area < smallest
         index = torch.where(smaller, best + start, index)
-        smallest = torch.where(smaller, -lost, smallest)
+        smallest = torch.where(smaller, -negative_area, smallest)
     return index, smallest < torch.inf

@@ -1,5 +1,5 @@
-"""Generalized Focal Loss (Li et al. 2020, arXiv:2006.04388): ATSS whose class scores are the IoU of the box to expect, and
-whose boxes are distributions of the distance to each side.
+"""Generalized Focal Loss (Li et al. 2020, arXiv:2006.04388): ATSS whose class scores predict the IoU of the box, and whose
+boxes are predicted as distributions over the distance to each side.
 
 Letters: A anchors of all levels, K classes, n the largest distance in strides.
 """
@@ -31,13 +31,13 @@ from resdet.models.matching import gather_rows
 from resdet.models.selection import Selection
 from resdet.structures import Detections, Loss, Targets
 
-DISTRIBUTION_WEIGHT = 0.25  # of the distributions' loss
+DISTRIBUTION_WEIGHT = 0.25  # of the distribution focal loss
 
 
 class GFLHead(DenseHead):
-    """anchors: one a cell, of which the assignment looks at the box and the rest at the centre. num_convs, norm: of each of the
-    two towers. farthest: n. nearest: see `atss.assign`.
-    candidates: pairs of an anchor and a class a level that suppression looks at."""
+    """anchors: one per cell; only the assignment uses their boxes, everything else their centres. num_convs, norm: of each of
+    the two towers. farthest: n. nearest: see `atss.assign`.
+    candidates: (anchor, class) pairs per level that enter NMS."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class GFLHead(DenseHead):
         self.farthest, self.nearest, self.candidates = farthest, nearest, candidates
 
     def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (B, A_l, K), and logits of the distances to left, top, right and bottom of 0..n strides (B, A_l, 4 * (n + 1)),
-        of each level."""
+        """Per level: class logits (B, A_l, K), and logits over 0..n strides for the distances to left, top, right and bottom
+        (B, A_l, 4 * (n + 1))."""
         logits, distances = [], []
         for scale, x in zip(self.scales, features.values(), strict=True):
             logits.append(rows(self.classifier(self.class_tower(x)), self.num_classes))
@@ -71,25 +71,25 @@ class GFLHead(DenseHead):
         return logits, distances
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
-        """Divided by the positives, the boxes', which weigh as much as their best class scores, by the sum of these."""
+        """Over the number of positives; the box losses are weighted by the best class score and divided by its sum."""
         logits, distances = self(features)
         levels = self.anchors(features, input_size)
         to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
-        points, said = center(torch.cat(levels)), torch.cat(distances, dim=1)
+        points, distributions = center(torch.cat(levels)), torch.cat(distances, dim=1)
         stride = torch.cat(
-            [points.new_full((len(one), 1), s) for one, s in zip(levels, self.anchors.strides, strict=True)]
+            [points.new_full((len(level), 1), s) for level, s in zip(levels, self.anchors.strides, strict=True)]
         )
-        boxes = box_around(points, expected(said) * stride)
+        boxes = box_around(points, expected(distributions) * stride)
         quality = torch.where(to.positive, paired_iou(boxes.detach(), to.boxes), 0.0)
-        score = torch.cat([upcast(one.detach().amax(-1)).sigmoid() for one in logits], dim=1)
+        score = torch.cat([upcast(level.detach().amax(-1)).sigmoid() for level in logits], dim=1)
         weight = torch.where(to.positive, score, 0.0)
-        wanted = (sides(points, to.boxes) / stride).clamp(0, self.farthest - 0.1)
-        spread = distribution_focal(said.reshape(*said.shape[:2], 4, -1), wanted).mean(-1)
+        target = (sides(points, to.boxes) / stride).clamp(0, self.farthest - 0.1)
+        dfl = distribution_focal(distributions.reshape(*distributions.shape[:2], 4, -1), target).mean(-1)
         error = 1 - paired_giou(boxes, to.boxes)
         return {
             "box_class": Loss(quality_focal(logits, to.labels, quality, targets.known).sum(), positives(to.positive)),
             "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * weight, 0.0).sum(), weight.sum()),
-            "box_dfl": Loss(DISTRIBUTION_WEIGHT * torch.where(to.positive, spread * weight, 0.0).sum(), weight.sum()),
+            "box_dfl": Loss(DISTRIBUTION_WEIGHT * torch.where(to.positive, dfl * weight, 0.0).sum(), weight.sum()),
         }
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
@@ -99,12 +99,12 @@ class GFLHead(DenseHead):
         ):
             level = best(logits, self.candidates, self.selection.score_threshold)
             levels.append(level)
-            away = expected(gather_rows(distances, level.anchors)) * stride
-            boxes.append(box_around(center(anchors)[level.anchors], away))
+            chosen = expected(gather_rows(distances, level.anchors)) * stride
+            boxes.append(box_around(center(anchors)[level.anchors], chosen))
         return detections(self.selection, levels, boxes, image_sizes)
 
 
 def expected(logits: Tensor) -> Tensor:
-    """The mean of four distributions over 0..n: (..., 4 * (n + 1)) -> (..., 4)."""
-    shares = F.softmax(logits.reshape(*logits.shape[:-1], 4, -1), dim=-1)
-    return shares @ torch.arange(shares.shape[-1], device=logits.device, dtype=shares.dtype)
+    """The expected values of four distributions over 0..n: (..., 4 * (n + 1)) -> (..., 4)."""
+    probs = F.softmax(logits.reshape(*logits.shape[:-1], 4, -1), dim=-1)
+    return probs @ torch.arange(probs.shape[-1], device=logits.device, dtype=probs.dtype)

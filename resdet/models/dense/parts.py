@@ -1,6 +1,6 @@
-"""What dense heads share: towers of convolutions, maps as rows of anchors, and the best candidates of each level.
+"""Shared by the dense heads: towers of convolutions, assigned targets, and the best candidates of each level.
 
-Letters: A anchors or points of a level (or of all), K classes, N candidates an image that suppression looks at.
+Letters: A anchors or points of a level (or of all), K classes, N candidates per image that enter NMS.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from resdet.models.matching import gather_rows
 from resdet.models.selection import Selection
 from resdet.structures import Detections, Targets
 
-PRIOR = 0.01  # the probability that an untrained classifier gives each class (Lin et al. 2017, section 4.1)
+PRIOR = 0.01  # initial probability of each class (Lin et al. 2017, section 4.1)
 
 
 class Tower(nn.Module):
-    """`count` 3x3 convolutions with norm and ReLU, the same for all levels: (B, C, H, W) -> the same. bias: see `ConvNorm`."""
+    """`count` 3x3 convolutions with norm and ReLU, shared by all levels: (B, C, H, W) -> the same. bias: see `ConvNorm`."""
 
     def __init__(self, channels: int, count: int, norm: Norm = "none", *, bias: bool | None = None) -> None:
         super().__init__()
@@ -41,8 +41,8 @@ def predictor(channels: int, out: int) -> Conv2d:
 
 
 def initialise(head: nn.Module, classifier: Conv2d) -> None:
-    """Small weights, no biases but the classifier's, which says `PRIOR`: most places are background, and the first losses
-    would drown in them."""
+    """Small weights and zero biases, except for the classifier, which starts at `PRIOR`: otherwise the many background
+    locations would dominate the first losses."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
@@ -53,7 +53,7 @@ def initialise(head: nn.Module, classifier: Conv2d) -> None:
 
 
 def level_scales(levels: int) -> nn.ParameterList:
-    """A learned factor for each level (Tian et al. 2019, section 3.2)."""
+    """A learned factor per level (Tian et al. 2019, section 3.2)."""
     return nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in range(levels))
 
 
@@ -63,8 +63,8 @@ def rows(maps: Tensor, width: int) -> Tensor:
 
 
 class Assigned(NamedTuple):
-    """labels (B, A) int64: the class, K for background, -1 where the anchor does not count; positive (B, A) bool;
-    boxes (B, A, 4): of the object that the anchor belongs to, if it is positive."""
+    """The targets of anchors. labels (B, A) int64: the class, K for background, -1 if ignored; positive (B, A) bool;
+    boxes (B, A, 4): of the assigned object, if positive."""
 
     labels: Tensor
     positive: Tensor
@@ -74,19 +74,19 @@ class Assigned(NamedTuple):
 def assigned(
     targets: Targets, gt_index: Tensor, positive: Tensor, num_classes: int, ignored: Tensor | None = None
 ) -> Assigned:
-    """What each anchor is taught by the object gt_index (B, A) that it belongs to if it is positive (B, A); not if ignored."""
+    """The targets of anchors with the assigned objects gt_index (B, A), positive (B, A), ignored (B, A)."""
     labels = torch.where(positive, targets.labels.gather(1, gt_index), num_classes)
     labels = labels if ignored is None else torch.where(ignored, -1, labels)
     return Assigned(labels, positive, gather_rows(targets.boxes, gt_index))
 
 
 def positives(positive: Tensor) -> Tensor:
-    """How many (B, A) there are, an image without any counted as having one: () int64."""
+    """The number of positives (B, A), at least one per image: () int64."""
     return positive.sum(1).clamp(min=1).sum()
 
 
 class Candidates(NamedTuple):
-    """scores (B, N) in 0..1, -1 for none; anchors (B, N) int64: rows of the level; labels (B, N) int64."""
+    """scores (B, N) in 0..1, -1 for none; anchors (B, N) int64: indices in the level; labels (B, N) int64."""
 
     scores: Tensor
     anchors: Tensor
@@ -94,11 +94,11 @@ class Candidates(NamedTuple):
 
 
 def best(logits: Tensor, count: int, threshold: float, quality: Tensor | None = None) -> Candidates:
-    """The `count` best pairs of an anchor and a class of a level, by the class's probability times the anchor's `quality`.
+    """The `count` best (anchor, class) pairs of a level, by class probability times the anchor's `quality`.
 
-    logits (B, A, K), quality (B, A) -> N = count, by falling score, which is above the threshold. First the best `count`
-    anchors by their best class, then the best pairs of these: so only one pass looks at all classes of all anchors. Padded by
-    `count`, so that N does not depend on the size of the map: an exported model's H and W stay free.
+    logits (B, A, K), quality (B, A) -> N = count candidates by descending score above the threshold. First the best `count`
+    anchors by their best class, then the best pairs among these, so that only one pass reads all classes of all anchors.
+    Padded by `count`, so that N does not depend on the size of the map: an exported model's H and W stay dynamic.
     """
     rank = upcast(logits.amax(-1))
     rank = rank if quality is None else rank.sigmoid() * quality
@@ -115,8 +115,9 @@ def best(logits: Tensor, count: int, threshold: float, quality: Tensor | None = 
 def detections(
     selection: Selection, levels: Sequence[Candidates], boxes: Sequence[Tensor], image_sizes: Tensor
 ) -> Detections:
-    """The candidates of all levels, with boxes (B, N, 4) of each, suppressed within each class."""
-    scores, labels = (torch.cat([level[i] for level in levels], dim=1) for i in (0, 2))
+    """NMS of the candidates of all levels, with boxes (B, N, 4) of each."""
+    scores = torch.cat([level.scores for level in levels], dim=1)
+    labels = torch.cat([level.labels for level in levels], dim=1)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
-    placed = gather_rows(torch.cat(list(boxes), dim=1), order)
-    return selection.suppress(placed, scores, labels.gather(1, order), scores >= 0, image_sizes)
+    sorted_boxes = gather_rows(torch.cat(list(boxes), dim=1), order)
+    return selection.suppress(sorted_boxes, scores, labels.gather(1, order), scores >= 0, image_sizes)

@@ -1,4 +1,4 @@
-"""RetinaNet (Lin et al. 2017, arXiv:1708.02002): pyramid -> a score for each class and a box for every anchor."""
+"""RetinaNet (Lin et al. 2017, arXiv:1708.02002): pyramid -> class scores and a box for every anchor."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 class RetinaNetHead(DenseHead):
     """num_convs, norm: of each of the two towers.
-    high, low: anchors are positive from an IoU of `high` on, and each object's best ones; negative below `low`.
-    box_loss: "l1", smooth below `loss_beta`, of the deltas; or "giou" of the boxes.
-    divisor: of the losses: the positives of the batch, or of each image ("image": torchvision), whose losses are averaged.
-    clamp_shrink: see `boxes.decode`. candidates: pairs of an anchor and a class a level that suppression looks at.
+    high, low: anchors are positive at IoU >= high, and if they are an object's best; negative below low.
+    box_loss: smooth L1 (with beta = `loss_beta`) of the deltas ("l1"), or "giou" of the boxes.
+    divisor: of the losses: the positives of the batch, or per image, averaged over images ("image", torchvision).
+    clamp_shrink: see `boxes.decode`. candidates: (anchor, class) pairs per level that enter NMS.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RetinaNetHead(DenseHead):
         self.box_loss, self.loss_beta, self.divisor, self.clamp_shrink = box_loss, loss_beta, divisor, clamp_shrink
 
     def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Logits (B, A_l, K) and deltas (B, A_l, 4) of each level; anchors are ordered (row, column, shape)."""
+        """Per level: logits (B, A_l, K) and deltas (B, A_l, 4); anchors are ordered (row, column, shape)."""
         logits = [rows(self.classifier(self.class_tower(x)), self.num_classes) for x in features.values()]
         deltas = [rows(self.regressor(self.box_tower(x)), 4) for x in features.values()]
         return logits, deltas
@@ -67,26 +67,27 @@ class RetinaNetHead(DenseHead):
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         ignored = ~(found.positive | found.negative)
         to = assigned(targets, found.gt_index, found.positive, self.num_classes, ignored)
-        said = torch.cat(deltas, dim=1)
+        all_deltas = torch.cat(deltas, dim=1)
         if self.box_loss == "giou":
-            distance = 1 - paired_giou(decode(said, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink), to.boxes)
+            boxes = decode(all_deltas, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink)
+            distance = 1 - paired_giou(boxes, to.boxes)
         else:
-            distance = delta_distance(said, encode(to.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
+            distance = delta_distance(all_deltas, encode(to.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
         sums = {
             "box_class": focal(logits, to.labels, targets.known),
             "box_reg": torch.where(to.positive, distance, 0.0).sum(1),
         }
         if self.divisor == "image":
-            share = to.positive.sum(1).clamp(min=1)
-            images = torch.full_like(share[0], len(share))
-            return {name: Loss((one / share).sum(), images) for name, one in sums.items()}
-        return {name: Loss(one.sum(), positives(to.positive)) for name, one in sums.items()}
+            counts = to.positive.sum(1).clamp(min=1)
+            images = torch.full_like(counts[0], len(counts))
+            return {name: Loss((per_image / counts).sum(), images) for name, per_image in sums.items()}
+        return {name: Loss(per_image.sum(), positives(to.positive)) for name, per_image in sums.items()}
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
         levels, boxes = [], []
         for logits, deltas, anchors in zip(*self(features), self.anchors(features, input_size), strict=True):
             level = best(logits, self.candidates, self.selection.score_threshold)
-            moved = gather_rows(deltas, level.anchors)
+            chosen = gather_rows(deltas, level.anchors)
             levels.append(level)
-            boxes.append(decode(moved, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink))
+            boxes.append(decode(chosen, anchors[level.anchors], DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink))
         return detections(self.selection, levels, boxes, image_sizes)

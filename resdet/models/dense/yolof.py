@@ -1,7 +1,6 @@
-"""YOLOF (Chen et al. 2021, arXiv:2103.09460): c5 alone, seen by convolutions of many dilations, with as many positives for
-each object.
+"""YOLOF (Chen et al. 2021, arXiv:2103.09460): a dilated encoder on c5 only, and the same number of positives for every object.
 
-Letters: A anchors, G objects an image, K classes.
+Letters: A anchors, G objects per image, M matches per object, K classes.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from resdet.models.selection import Selection
 from resdet.structures import Detections, Loss, Targets
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-MAX_SHIFT = 32.0  # pixels that a box's centre moves at most, one cell
-LARGEST = 1e8  # of an exponential
+MAX_SHIFT = 32.0  # maximum shift of a box's centre in pixels: one cell
+LARGEST = 1e8  # upper bound of exponentials
 
 
 class DilatedEncoder(Neck):
-    """c5 -> {"c5": …} of `channels`: a projection, then residual blocks of growing dilation that together see objects of all
-    sizes (section 4.1).
+    """c5 -> {"c5": …} with `channels` channels: a projection, then residual blocks of increasing dilation, which together cover
+    objects of all sizes (section 4.1).
 
-    width: of the blocks' 3x3 convolutions, one for each of `dilations`.
+    width: of the blocks' 3x3 convolutions. dilations: one per block.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class DilatedEncoder(Neck):
 
 
 class DilatedBlock(nn.Module):
-    """A bottleneck that keeps its input's shape: (B, C, H, W) -> the same."""
+    """A residual bottleneck: (B, C, H, W) -> the same shape."""
 
     def __init__(self, channels: int, width: int, dilation: int, norm: Norm) -> None:
         super().__init__()
@@ -81,7 +80,7 @@ class DilatedBlock(nn.Module):
 
 class YOLOFHead(DenseHead):
     """class_convs, box_convs, norm: of the two towers. matches, low, high: see `assign`.
-    candidates: pairs of an anchor and a class that suppression looks at."""
+    candidates: (anchor, class) pairs that enter NMS."""
 
     def __init__(
         self,
@@ -108,21 +107,21 @@ class YOLOFHead(DenseHead):
         self.matches, self.low, self.high, self.candidates = matches, low, high, candidates
 
     def forward(self, features: dict[str, Tensor], input_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, A, K), boxes (B, A, 4), and the anchors (A, 4) that they were moved from.
+        """Logits (B, A, K), boxes (B, A, 4), and their anchors (A, 4).
 
-        The logits are of the product of the probabilities of a class and of an object, which no loss sees by itself.
+        The logits are those of class probability times objectness; no loss is applied to objectness separately.
         """
         (x,) = features.values()
         box_features = self.box_tower(x)
         logits = upcast(rows(self.classifier(self.class_tower(x)), self.num_classes))
-        objects = upcast(rows(self.objectness(box_features), 1))
-        total = 1 + logits.exp().clamp(max=LARGEST) + objects.exp().clamp(max=LARGEST)
+        objectness = upcast(rows(self.objectness(box_features), 1))
+        total = 1 + logits.exp().clamp(max=LARGEST) + objectness.exp().clamp(max=LARGEST)
         (anchors,) = self.anchors(features, input_size)
         deltas = rows(self.regressor(box_features), 4)
-        return logits + objects - total.log(), decode(deltas, anchors, DELTA_WEIGHTS, max_shift=MAX_SHIFT), anchors
+        return logits + objectness - total.log(), decode(deltas, anchors, DELTA_WEIGHTS, max_shift=MAX_SHIFT), anchors
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
-        """Divided by the positives."""
+        """Over the number of positives."""
         logits, boxes, anchors = self(features, input_size)
         found = assign(boxes.detach(), anchors, targets, self.matches, self.low, self.high)
         to = assigned(targets, found.gt_index, found.positive, self.num_classes, found.ignored)
@@ -141,8 +140,8 @@ class YOLOFHead(DenseHead):
 
 
 class UniformMatches(NamedTuple):
-    """gt_index (B, A) int64, positive (B, A), ignored (B, A) bool; matched (B, 2 * M * G) int64: the anchors of the objects,
-    each of which comes every G rows, counts (B, 2 * M * G) bool: whether their boxes have a loss."""
+    """gt_index (B, A) int64, positive (B, A), ignored (B, A) bool; matched (B, 2 * M * G) int64: the anchors matched to the
+    objects, which repeat every G entries; counts (B, 2 * M * G) bool: whether the box has a loss."""
 
     gt_index: Tensor
     positive: Tensor
@@ -154,28 +153,28 @@ class UniformMatches(NamedTuple):
 def assign(boxes: Tensor, anchors: Tensor, targets: Targets, matches: int, low: float, high: float) -> UniformMatches:
     """Uniform matching (section 4.2) of predicted boxes (B, A, 4) and their anchors (A, 4).
 
-    To each object belong the `matches` boxes and as many anchors nearest to it, by the sum of the differences of centre and
-    size; but those whose anchor has an IoU below `low` with it are ignored, as are boxes of an IoU above `high` with any object
-    that belong to none. An anchor of several objects belongs to the last one, ordered as mmdetection does: by how near, boxes
-    before anchors, objects.
+    Each object is matched to its `matches` nearest boxes and as many nearest anchors, by L1 distance of centre and size.
+    Matches whose anchor has an IoU below `low` with the object are ignored, as are unmatched boxes with an IoU above `high`
+    with any object. An anchor matched to several objects is assigned the last one in mmdetection's order: by rank of distance,
+    boxes before anchors, then by object.
     """
     g, count = targets.valid.shape[1], min(matches, len(anchors))
     near = torch.stack([nearest(x, targets.boxes, count) for x in (boxes, anchors.expand_as(boxes))], dim=2)
-    near = near.flatten(1)  # (B, 2 * M * G), M the matches: in the order of how near, boxes and anchors, objects
+    near = near.flatten(1)  # (B, 2 * M * G): by rank of distance, boxes and anchors, objects
     objects, valid = targets.boxes.repeat(1, 2 * count, 1), targets.valid.repeat(1, 2 * count)
     counts = (paired_iou(anchors[near], objects) >= low) & valid
     place = torch.where(valid, torch.arange(near.shape[1], device=near.device), -1)
-    nobody = torch.full(boxes.shape[:2], -1, device=near.device)
-    last = nobody.scatter_reduce(1, near, place, "amax")
-    owned = last >= 0
+    unmatched = torch.full(boxes.shape[:2], -1, device=near.device)
+    last = unmatched.scatter_reduce(1, near, place, "amax")
+    matched = last >= 0
     last = last.clamp(min=0)
-    positive = owned & counts.gather(1, last)
+    positive = matched & counts.gather(1, last)
     close = (iou(boxes, targets.boxes) > high) & targets.valid.unsqueeze(1)
-    return UniformMatches(last % g, positive, (owned | close.any(-1)) & ~positive, near, counts)
+    return UniformMatches(last % g, positive, (matched | close.any(-1)) & ~positive, near, counts)
 
 
 def nearest(boxes: Tensor, objects: Tensor, count: int) -> Tensor:
-    """Boxes (B, A, 4), objects (B, G, 4) -> the `count` boxes nearest to each object, nearest first, (B, count, G) int64."""
-    given, wanted = (torch.cat([center(x), x[..., 2:] - x[..., :2]], dim=-1) for x in (boxes, objects))
-    distance = (given[:, None] - wanted[:, :, None]).abs().sum(-1)  # (B, G, A)
+    """Boxes (B, A, 4), objects (B, G, 4) -> the `count` nearest boxes of each object, nearest first, (B, count, G) int64."""
+    a, b = (torch.cat([center(x), x[..., 2:] - x[..., :2]], dim=-1) for x in (boxes, objects))
+    distance = (a[:, None] - b[:, :, None]).abs().sum(-1)  # (B, G, A)
     return distance.topk(count, dim=2, largest=False).indices.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Attention among tokens (Vaswani et al. 2017, arXiv:1706.03762), and deformable, to maps (Zhu et al. 2020, 2010.04159).
+"""Self-attention (Vaswani et al. 2017, arXiv:1706.03762) and multi-scale deformable attention (Zhu et al. 2020, 2010.04159).
 
-Letters: T tokens, Q queries, C channels, M heads, L levels, P points of a head on all levels together.
+Letters: T tokens, Q queries, C channels, M heads, L levels, P points per head, on all levels together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from resdet.kernels import FAST_CPU
 
 
 class Attention(nn.Module):
-    """Self-attention whose queries and keys know where they are: tokens and positions (B, T, C) -> (B, T, C)."""
+    """Multi-head self-attention with positions added to queries and keys: tokens and positions (B, T, C) -> (B, T, C)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -26,20 +26,20 @@ class Attention(nn.Module):
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.output = nn.Linear(width, width), nn.Linear(width, width)
         for layer in (self.query, self.key, self.value):
-            nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)  # as one matrix for all three would have
+            nn.init.xavier_uniform_(layer.weight, gain=2**-0.5)  # like torch's single matrix for all three
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask (B, T, T) bool: which tokens (columns) each token (row) may look at; None: all."""
-        placed = tokens + positions
-        found = F.scaled_dot_product_attention(
-            self._split(self.query(placed)),
-            self._split(self.key(placed)),
+        """mask (B, T, T) bool: the tokens (columns) that each token (row) attends to; None: all."""
+        positioned = tokens + positions
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(positioned)),
+            self._split(self.key(positioned)),
             self._split(self.value(tokens)),
             None if mask is None else mask[:, None],
         )
-        output: Tensor = self.output(found.transpose(1, 2).flatten(2))
+        output: Tensor = self.output(attended.transpose(1, 2).flatten(2))
         return output
 
     def _split(self, x: Tensor) -> Tensor:
@@ -48,19 +48,19 @@ class Attention(nn.Module):
 
 
 class Memory(NamedTuple):
-    """What the decoder looks at: tokens (B, T, C), the pixels of all levels from fine to coarse, row by row, and the sizes
-    (H, W) of the levels."""
+    """The encoder's output: tokens (B, T, C), the pixels of all levels from fine to coarse, row by row, and the levels' sizes
+    (H, W)."""
 
     tokens: Tensor
     sizes: list[tuple[int, int]]
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few points of every level around its box: queries (B, Q, C), boxes (B, Q, 4) -> (B, Q, C).
+    """Each query attends to a few points of every level around its box: queries (B, Q, C), boxes (B, Q, 4) -> (B, Q, C).
 
-    points:       of a head, on each level.
-    offset_scale: a point's predicted offset is in units of its box's sides times this over the level's number of points.
-    sampling:     "bilinear", or "discrete": the nearest pixel, for devices that cannot interpolate, whose offsets do not learn
+    points:       per head, on each level.
+    offset_scale: predicted offsets are in units of the box's sides * offset_scale / points of the level.
+    sampling:     "bilinear", or "discrete": the nearest pixel with fixed offsets, for devices that cannot interpolate
                   (version 2, section 2).
     """
 
@@ -84,7 +84,7 @@ class DeformableAttention(nn.Module):
     scale: Tensor
 
     def _initialise(self) -> None:
-        """Heads look in directions of their own, their points one after the other farther out, all weighing the same."""
+        """Each head starts with its own direction, along which its points lie at increasing distances, with equal weights."""
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -100,22 +100,22 @@ class DeformableAttention(nn.Module):
             self.offsets.requires_grad_(False)
 
     def forward(self, queries: Tensor, boxes: Tensor, memory: Memory) -> Tensor:
-        """boxes: (x, y, width, height), centres, as shares of the input's sides."""
+        """boxes: (centre x, centre y, width, height), relative to the input's sides."""
         b, q = queries.shape[:2]
         offsets = upcast(self.offsets(queries)).view(b, q, self.heads, -1, 2)  # (B, Q, M, P, 2)
         weights = self.weights(queries).view(b, q, self.heads, -1).softmax(-1)  # (B, Q, M, P)
-        places = boxes[:, :, None, None, :2] + offsets * self.scale * boxes[:, :, None, None, 2:]
+        points = boxes[:, :, None, None, :2] + offsets * self.scale * boxes[:, :, None, None, 2:]
         value = self.value(memory.tokens).view(b, -1, self.heads, queries.shape[2] // self.heads)  # (B, T, M, C / M)
         if self.sampling == "bilinear" and not (FAST_CPU and value.device.type == "cpu"):
-            found = self._by_level(value, places, weights, memory.sizes)
+            sampled = self._by_level(value, points, weights, memory.sizes)
         else:
-            found = self._by_gather(value, places, weights, memory.sizes)
-        output: Tensor = self.output(found)
+            sampled = self._by_gather(value, points, weights, memory.sizes)
+        output: Tensor = self.output(sampled)
         return output
 
-    def _by_level(self, value: Tensor, places: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+    def _by_level(self, value: Tensor, points: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """torch's operator on each level."""
-        grid = (2 * places - 1).transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B M, Q, P, 2)
+        grid = (2 * points - 1).transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B M, Q, P, 2)
         maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B M, C / M, T)
         levels = torch.split(maps, [h * w for h, w in sizes], dim=-1)
         sampled = [
@@ -123,52 +123,53 @@ class DeformableAttention(nn.Module):
             for level, size, here in zip(levels, sizes, torch.split(grid, list(self.points), dim=2), strict=True)
         ]  # (B M, C / M, Q, points of the level) each
         weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # (B M, 1, Q, P)
-        found = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B M, C / M, Q)
-        return found.view(len(value), -1, found.shape[2]).transpose(1, 2)
+        total = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B M, C / M, Q)
+        return total.view(len(value), -1, total.shape[2]).transpose(1, 2)
 
-    def _by_gather(self, value: Tensor, places: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """The same as one weighted gather: every token of every head is a row of one table, every query of a head a short
-        list of rows and weights. Twice as fast on a CPU."""
+    def _by_gather(self, value: Tensor, points: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+        """The same as one weighted gather: the tokens of all heads are the rows of one table, and each head of a query is a
+        weighted sum of a few of them. Twice as fast on CPUs."""
         b, tokens = value.shape[:2]
-        q = places.shape[1]
-        rows, shares, first = [], [], 0
-        for (h, w), here in zip(sizes, torch.split(places, list(self.points), dim=3), strict=True):
-            at, share = (_neighbours if self.sampling == "bilinear" else _nearest)(here, h, w)
-            rows.append(at + first)  # (B, Q, M, points of the level, 4 or 1)
-            shares.append(share)
+        q = points.shape[1]
+        rows, pixel_weights, first = [], [], 0
+        for (h, w), here in zip(sizes, torch.split(points, list(self.points), dim=3), strict=True):
+            pixels, of_pixels = (_neighbours if self.sampling == "bilinear" else _nearest)(here, h, w)
+            rows.append(pixels + first)  # (B, Q, M, points of the level, 4 or 1)
+            pixel_weights.append(of_pixels)
             first += h * w
-        weighted = torch.cat(shares, dim=3) * weights[..., None]
+        weighted = torch.cat(pixel_weights, dim=3) * weights[..., None]
         image = torch.arange(b, device=value.device)[:, None, None, None, None]
         head = torch.arange(self.heads, device=value.device)[:, None, None]
         row = (image * tokens + torch.cat(rows, dim=3)) * self.heads + head
         table = value.flatten(0, 2)
-        if torch.is_grad_enabled():  # in half precision the gradients of many queries would not add up in a token
+        if torch.is_grad_enabled():  # half precision is too coarse to sum the gradients of many queries in one token
             table = upcast(table)
-        found = F.embedding_bag(
+        total = F.embedding_bag(
             row.flatten(3).flatten(0, 2),
             table,
             mode="sum",
             per_sample_weights=weighted.flatten(3).flatten(0, 2).to(table),
         )
-        return found.view(b, q, -1).to(value.dtype)
+        return total.view(b, q, -1).to(value.dtype)
 
 
-def _neighbours(places: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """(…, 2) x and y in 0..1 -> the numbers of the four pixels around each and their shares, (…, 4); 0 outside the map."""
-    x, y = places[..., 0] * w - 0.5, places[..., 1] * h - 0.5
+def _neighbours(points: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """(…, 2) x and y in 0..1 -> the indices of the four pixels around each point and their bilinear weights, (…, 4) each; the
+    weights are 0 outside the map."""
+    x, y = points[..., 0] * w - 0.5, points[..., 1] * h - 0.5
     left, top = x.floor(), y.floor()
     right, bottom = left + 1, top + 1
     columns = torch.stack([left, right, left, right], dim=-1)
     rows = torch.stack([top, top, bottom, bottom], dim=-1)
     dx, dy = x - left, y - top
-    shares = torch.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy], dim=-1)
+    weights = torch.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy], dim=-1)
     inside = (columns >= 0) & (columns < w) & (rows >= 0) & (rows < h)
-    at = rows.clamp(0, h - 1).to(torch.int64) * w + columns.clamp(0, w - 1).to(torch.int64)
-    return at, torch.where(inside, shares, 0.0)
+    pixels = rows.clamp(0, h - 1).to(torch.int64) * w + columns.clamp(0, w - 1).to(torch.int64)
+    return pixels, torch.where(inside, weights, 0.0)
 
 
-def _nearest(places: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """The same of one pixel each, the last one outside the map; the half pixel that is added is version 2's."""
-    column = (places[..., 0] * w + 0.5).to(torch.int64).clamp(0, w - 1)
-    row = (places[..., 1] * h + 0.5).to(torch.int64).clamp(0, h - 1)
-    return (row * w + column)[..., None], torch.ones_like(places[..., :1])
+def _nearest(points: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
+    """The same with a single pixel each, clamped to the map; adding half a pixel is what version 2 does."""
+    column = (points[..., 0] * w + 0.5).to(torch.int64).clamp(0, w - 1)
+    row = (points[..., 1] * h + 0.5).to(torch.int64).clamp(0, h - 1)
+    return (row * w + column)[..., None], torch.ones_like(points[..., :1])

@@ -1,7 +1,7 @@
 """Query selection and decoder (sections 4.3 and 3): the encoder's maps -> boxes and class logits, refined layer by layer.
 
-Letters: T tokens, Q queries, C channels, K classes. Boxes here are (x, y, width, height), x and y of the centre, as shares of
-the input's sides; unbounded ones are their logits.
+Letters: T tokens, Q queries, C channels, K classes. Boxes are (centre x, centre y, width, height), relative to the input's
+sides; unbounded boxes are the logits of these.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from resdet.models.layers import ConvNorm
 from resdet.models.matching import gather_rows
 from resdet.models.rtdetr.attention import Attention, DeformableAttention, Memory
 
-PRIOR = 0.01  # score of every class before training
-SMALLEST, ANCHOR = (
-    0.01,
-    0.05,
-)  # an anchor's distance from the borders; its side on the finest level, doubled on each next
+PRIOR = 0.01  # initial score of each class
+MARGIN = 0.01  # anchors closer to the border are invalid
+ANCHOR_SIDE = 0.05  # on the finest level; doubled on each next one
 
 
 class MLP(nn.Module):
-    """Linear layers of these widths with ReLU between them."""
+    """Linear layers of the given widths with ReLU between them."""
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
@@ -37,8 +35,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
-        found: Tensor = self.layers[-1](x)
-        return found
+        output: Tensor = self.layers[-1](x)
+        return output
 
 
 def score_head(width: int, classes: int) -> nn.Linear:
@@ -48,7 +46,7 @@ def score_head(width: int, classes: int) -> nn.Linear:
 
 
 def box_head(width: int) -> MLP:
-    """Starts by moving no box."""
+    """Initialised to deltas of zero."""
     head = MLP(width, width, width, 4)
     for parameter in head.layers[-1].parameters():
         nn.init.zeros_(parameter)
@@ -56,7 +54,7 @@ def box_head(width: int) -> MLP:
 
 
 class Queries(NamedTuple):
-    """content (B, Q, C), boxes (B, Q, 4) unbounded, logits (B, Q, K): what the encoder says of them already."""
+    """content (B, Q, C), boxes (B, Q, 4) unbounded, logits (B, Q, K): the encoder's predictions for the selected tokens."""
 
     content: Tensor
     boxes: Tensor
@@ -64,8 +62,8 @@ class Queries(NamedTuple):
 
 
 class QuerySelection(nn.Module):
-    """The `count` tokens that score highest in any class become queries (with scores that follow the IoU, as the loss teaches:
-    "uncertainty-minimal"). Fewer where there are fewer tokens."""
+    """The `count` tokens with the highest class scores become queries (all, if there are fewer). "Uncertainty-minimal", since
+    the loss trains the scores to predict the IoU."""
 
     def __init__(self, width: int, classes: int, count: int) -> None:
         super().__init__()
@@ -84,20 +82,20 @@ class QuerySelection(nn.Module):
 
 
 def anchors_of(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A box around each token: (T, 4) unbounded; and whether it is clear of the borders, (T,) bool: others are as large as can
-    be."""
+    """The anchor box of each token: (T, 4) unbounded, and whether it is valid, not too close to the border: (T,) bool; invalid
+    ones have the largest float."""
     levels = []
     for k, (h, w) in enumerate(sizes):
         y, x = ((torch.arange(n, dtype=torch.float32, device=device) + 0.5) / n for n in (h, w))
-        side = torch.full((h, w), ANCHOR * 2.0**k, device=device)
+        side = torch.full((h, w), ANCHOR_SIDE * 2.0**k, device=device)
         levels.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w), side, side], dim=-1).flatten(0, 1))
     boxes = torch.cat(levels)
-    inside = ((boxes > SMALLEST) & (boxes < 1 - SMALLEST)).all(-1)
+    inside = ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(-1)
     return torch.where(inside[:, None], torch.logit(boxes), torch.finfo(torch.float32).max), inside
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, at the image around their boxes, and at themselves: content and positions (B, Q, C)."""
+    """Self-attention, deformable cross-attention to the image around each box, and MLP: content and positions (B, Q, C)."""
 
     def __init__(
         self,
@@ -126,7 +124,7 @@ class DecoderLayer(nn.Module):
 class Decoder(nn.Module):
     """in_channels: of the encoder's maps. width: C. points, offset_scale, sampling: see `DeformableAttention`.
 
-    predict_layers: after how many of the layers a prediction is read; all were trained to give one.
+    predict_layers: the number of layers used in prediction; every layer is trained to predict.
     """
 
     def __init__(
@@ -163,24 +161,24 @@ class Decoder(nn.Module):
     def forward(
         self, content: Tensor, boxes: Tensor, memory: Memory, layers: int, mask: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """content (B, Q, C) and boxes (B, Q, 4), unbounded -> both after each of the first `layers`, these boxes in 0..1.
+        """content (B, Q, C) and boxes (B, Q, 4), unbounded -> content and boxes in 0..1 after each of the first `layers`.
 
-        Each layer refines the boxes of the one before. Its loss moves that one's boxes, too, but no others ("look forward
-        twice": Zhang et al. 2022, arXiv:2203.03605, section 3.5).
+        Each layer refines the boxes of the previous one. The gradient of its loss also reaches the previous layer's deltas, but
+        none before ("look forward twice": Zhang et al. 2022, arXiv:2203.03605, section 3.5).
         """
         contents, refined = [], []
-        seen = before = boxes.sigmoid()  # `seen` passes no gradients on
+        reference = previous = boxes.sigmoid()  # `reference` is detached
         for k in range(layers):
-            content = self.layers[k](content, self.position(seen), seen, memory, mask)
+            content = self.layers[k](content, self.position(reference), reference, memory, mask)
             deltas = upcast(self.boxes[k](content))
             contents.append(content)
-            refined.append((deltas + unbounded(before)).sigmoid())
-            before = (deltas + unbounded(seen)).sigmoid()
-            seen = before.detach()
+            refined.append((deltas + unbounded(previous)).sigmoid())
+            previous = (deltas + unbounded(reference)).sigmoid()
+            reference = previous.detach()
         return contents, refined
 
 
 def unbounded(boxes: Tensor, eps: float = 1e-5) -> Tensor:
-    """The inverse of the sigmoid, clamped."""
+    """The inverse of the sigmoid, of values clamped to eps..1 - eps."""
     boxes = boxes.clamp(0, 1)
     return torch.log(boxes.clamp(min=eps) / (1 - boxes).clamp(min=eps))

@@ -1,4 +1,4 @@
-"""RT-DETR: the architecture, in one file that reads like the paper."""
+"""RT-DETR: the detector, from its parts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from resdet.structures import Batch, Detections, Loss, Output
 
 
 class RTDETR(Detector):
-    """Backbone, hybrid encoder, query selection, decoder; no suppression.
+    """Backbone, hybrid encoder, query selection and decoder; no NMS.
 
-    denoising: None to train without. loss: matching and losses. selection: its score threshold and number of detections.
+    denoising: None to train without. selection: only its score threshold and number of detections are used.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class RTDETR(Detector):
         return self._selection
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
-        """class, box and giou of the last layer; the same of the other layers and the encoder together (aux_…) and, with
-        denoising, of all layers for the disturbed objects (denoising_…)."""
+        """class, box and giou of the last layer; aux_… of the other layers and the encoder together; with denoising, also
+        denoising_… of all layers."""
         assert batch.targets is not None, "losses need targets"
         objects = self.loss.objects(batch.targets, batch.images.shape[2:])
         memory = self.decoder.memory(self.features(batch))
-        chosen = self.queries(memory)
-        content, boxes, mask = chosen.content.detach(), chosen.boxes.detach(), None
+        selected = self.queries(memory)
+        content, boxes, mask = selected.content.detach(), selected.boxes.detach(), None
         noisy = self.denoising(objects, batch.keys, content.shape[1]) if self.denoising else None
         if noisy:
             content, boxes = torch.cat([noisy.content, content], dim=1), torch.cat([noisy.boxes, boxes], dim=1)
@@ -69,20 +69,19 @@ class RTDETR(Detector):
         contents, refined = self.decoder(content, boxes, memory, len(self.decoder.layers), mask)
         logits = [score(content) for score, content in zip(self.decoder.scores, contents, strict=True)]
         layers = Predictions(torch.stack(logits), torch.stack(refined))
-        before = noisy.content.shape[1] if noisy else 0
-        predicted = layers.queries(before, None)
-        encoder = Predictions(chosen.logits[None], chosen.boxes.sigmoid()[None])
-        losses = self.loss(predicted, encoder, objects)
+        num_noisy = noisy.content.shape[1] if noisy else 0
+        encoder = Predictions(selected.logits[None], selected.boxes.sigmoid()[None])
+        losses = self.loss(layers.queries(num_noisy, None), encoder, objects)
         if noisy:
-            losses |= self.loss.denoising(layers.queries(0, before), noisy, objects)
+            losses |= self.loss.denoising(layers.queries(0, num_noisy), noisy, objects)
         return losses
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Detections:
-        """The best (query, class) pairs, in the network's input frame; `batch.targets` and `batch.keys` are not looked at."""
+        """The best (query, class) pairs, in the network's input frame; `batch.targets` and `batch.keys` are not used."""
         memory = self.decoder.memory(self.features(batch))
-        chosen = self.queries(memory)
-        contents, refined = self.decoder(chosen.content, chosen.boxes, memory, self.decoder.predict_layers)
+        selected = self.queries(memory)
+        contents, refined = self.decoder(selected.content, selected.boxes, memory, self.decoder.predict_layers)
         scores = upcast(self.decoder.scores[self.decoder.predict_layers - 1](contents[-1])).sigmoid()
         count = min(self.selection.max_detections, scores[0].numel())
         best, index = scores.flatten(1).topk(count, dim=1)
@@ -105,6 +104,6 @@ class RTDETR(Detector):
 
 
 def to_pixels(boxes: Tensor, size: torch.Size) -> Tensor:
-    """(x, y, width, height) in 0..1 -> XYXY in pixels of an input of this (H, W)."""
+    """(centre x, centre y, width, height) in 0..1 -> XYXY in pixels; size: (H, W) of the input."""
     x1, y1, x2, y2 = corners(boxes).unbind(-1)
     return torch.stack([x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0]], dim=-1)

@@ -12,7 +12,7 @@ from resdet.models.fpn import Neck
 from resdet.models.layers import ConvNorm
 from resdet.models.rtdetr.attention import Attention
 
-LEVELS = {"c3": 8, "c4": 16, "c5": 32}  # of the backbone's maps those that the encoder takes, and their strides
+LEVELS = {"c3": 8, "c4": 16, "c5": 32}  # the backbone's maps that the encoder uses, and their strides
 
 
 class ConvSiLU(ConvNorm):
@@ -30,7 +30,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 class EncoderLayer(nn.Module):
-    """A transformer's layer with its norms behind: tokens and positions (B, T, C) -> (B, T, C)."""
+    """A post-norm transformer layer: tokens and positions (B, T, C) -> (B, T, C)."""
 
     def __init__(self, width: int, heads: int, ffn: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class EncoderLayer(nn.Module):
 
 
 class RepBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution side by side (RepVGG: Ding et al. 2021, arXiv:2101.03697), which `merge` makes one."""
+    """Parallel 3x3 and 1x1 convolutions (RepVGG: Ding et al. 2021, arXiv:2101.03697), which `merge` makes one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class RepBlock(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """One 3x3 convolution from now on, where norms are part of the convolutions; for a block that will not train again."""
+        """Merge both into one 3x3 convolution, if their norms are folded; the block can no longer be trained."""
         if isinstance(self.conv1x1, nn.Identity) or not isinstance(self.conv3x3.norm, nn.Identity):
             return
         large, small = self.conv3x3.conv, self.conv1x1.conv
@@ -69,9 +69,9 @@ class RepBlock(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Two neighbouring levels, one on the other (B, 2 C, H, W), become one (B, C, H, W): figure 5.
+    """Two adjacent levels, concatenated (B, 2 C, H, W) -> (B, C, H, W): figure 5.
 
-    expansion: width of the convolutions inside, as a share of C.
+    expansion: width of the inner convolutions, relative to C.
     """
 
     def __init__(self, width: int, expansion: float, blocks: int = 3) -> None:
@@ -87,7 +87,7 @@ class Fusion(nn.Module):
 
 
 class HybridEncoder(Neck):
-    """Attention within c5 (AIFI), then fusion of the levels from coarse to fine and back (CCFM).
+    """Self-attention within c5 (AIFI), then fusion of the levels top-down and bottom-up (CCFM).
 
     in_channels: of c3, c4, c5. channels: C, of each output. strides: of the outputs. layers: of attention.
     """
@@ -119,7 +119,7 @@ class HybridEncoder(Neck):
         return dict(zip(self.strides, outputs, strict=True))
 
     def attend(self, x: Tensor) -> Tensor:
-        """Attention among the pixels of a map (B, C, H, W)."""
+        """Self-attention among the pixels of a map (B, C, H, W)."""
         h, w = x.shape[-2:]
         tokens = x.flatten(2).transpose(1, 2)
         positions = sine_positions(h, w, self.channels, x.device).to(x.dtype)
@@ -129,9 +129,9 @@ class HybridEncoder(Neck):
 
 
 def sine_positions(h: int, w: int, channels: int, device: torch.device, temperature: float = 10000.0) -> Tensor:
-    """(H W, C): sines of y, cosines of y, sines of x, cosines of x, each of C / 4 frequencies."""
-    kinds = channels // 4
-    frequency = temperature ** -(torch.arange(kinds, dtype=torch.float64, device=device) / kinds)
+    """(H W, C): sines of y, cosines of y, sines of x, cosines of x, each at C / 4 frequencies."""
+    count = channels // 4
+    frequency = temperature ** -(torch.arange(count, dtype=torch.float64, device=device) / count)
     y, x = (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequency for n in (h, w))
     rows = torch.cat([y.sin(), y.cos()], dim=1)[:, None].expand(-1, w, -1)
     columns = torch.cat([x.sin(), x.cos()], dim=1)[None].expand(h, -1, -1)

@@ -1,7 +1,7 @@
-"""Matching of predictions with objects, and the losses of the matched (section 4; DETR: Carion et al. 2020, arXiv:2005.12872).
+"""Bipartite matching of predictions and objects, and the losses (section 4; DETR: Carion et al. 2020, arXiv:2005.12872).
 
-Letters: L layers, Q queries, G objects an image (padded), K classes. Boxes are (x, y, width, height), x and y of the centre, as
-shares of the input's sides, except for `corners`.
+Letters: L layers, Q queries, G objects per image (padded), K classes. Boxes are (centre x, centre y, width, height), relative
+to the input's sides, except in `corners`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Objects(NamedTuple):
-    """boxes (B, G, 4), labels (B, G) int64 in [0, K), 0 where padded, valid (B, G), known (B, K) or None: as in `Targets`."""
+    """boxes (B, G, 4), labels (B, G) int64 in [0, K), 0 for padding, valid (B, G), known (B, K) or None: as in `Targets`."""
 
     boxes: Tensor
     labels: Tensor
@@ -40,10 +40,10 @@ class Predictions(NamedTuple):
 
 
 class SetLoss:
-    """Hungarian matching of each layer by itself, varifocal loss, L1 and generalised IoU.
+    """Hungarian matching per layer; varifocal, L1 and generalised IoU losses.
 
-    The matching's costs are class_cost times a focal cost, box_cost times L1, giou_cost times negative GIoU. alpha, gamma: of
-    the varifocal loss (Zhang et al. 2020, arXiv:2008.13367), whose target is the IoU of the matched box.
+    The matching cost is class_cost * focal cost + box_cost * L1 - giou_cost * GIoU. alpha, gamma: of the varifocal loss (Zhang
+    et al. 2020, arXiv:2008.13367), whose target is the IoU of the matched box.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class SetLoss:
 
     @staticmethod
     def objects(targets: Targets, size: torch.Size) -> Objects:
-        """size: (H, W) of the padded input."""
+        """The targets as `Objects`. size: (H, W) of the padded input."""
         x1, y1, x2, y2 = targets.boxes.unbind(-1)
         h, w = size
         boxes = torch.stack([0.5 * (x1 + x2) / w, 0.5 * (y1 + y2) / h, (x2 - x1) / w, (y2 - y1) / h], dim=-1)
         return Objects(boxes, targets.labels.clamp(min=0), targets.valid, targets.known)
 
     def __call__(self, layers: Predictions, encoder: Predictions, objects: Objects) -> dict[str, Loss]:
-        """class, box, giou of the last of the layers; aux_… of the others and the encoder (L = 1) together."""
+        """class, box, giou of the last layer; aux_… of the other layers and the encoder (L = 1) together."""
         predicted = Predictions(
             torch.cat([encoder.logits, layers.logits]).float(), torch.cat([encoder.boxes, layers.boxes])
         )
@@ -92,7 +92,7 @@ class SetLoss:
 
     @torch.no_grad()
     def costs(self, predicted: Predictions, objects: Objects) -> Tensor:
-        """Of each query for each object: (L, B, Q, G), infinite for padding."""
+        """The cost of matching each query to each object: (L, B, Q, G), infinite for padding."""
         shape = (*predicted.logits.shape[:3], -1)
         score = predicted.logits.gather(-1, objects.labels[:, None].expand(shape)).sigmoid()
         alpha, gamma, eps = self.focal_alpha, self.focal_gamma, 1e-8
@@ -102,44 +102,42 @@ class SetLoss:
         overlap = paired_giou(corners(predicted.boxes).unsqueeze(-2), corners(objects.boxes).unsqueeze(-3))
         cost = self.class_cost * (positive - negative) + self.box_cost * distance - self.giou_cost * overlap
         largest = torch.finfo(cost.dtype).max
-        cost = cost.nan_to_num(largest, largest, -largest)  # the step reports what is not finite
+        cost = cost.nan_to_num(largest, largest, -largest)  # the training step reports non-finite values
         return torch.where(objects.valid[:, None], cost, torch.inf)
 
     def sums(self, predicted: Predictions, owner: Tensor, share: Tensor, objects: Objects) -> dict[str, Tensor]:
-        """Weighted sums of the losses for each layer, (L,) each.
+        """Weighted sums of the losses per layer, (L,) each.
 
-        owner (L, B, Q) int64: the object of each query, -1 for none. share (B, Q): what a query's losses are multiplied by.
+        owner (L, B, Q) int64: the object of each query, -1 for none. share (B, Q): the weight of each query.
         """
         classes = predicted.logits.shape[-1]
-        matched, at = owner >= 0, owner.clamp(min=0)
-        wanted = objects.boxes.expand(len(owner), -1, -1, -1).gather(2, at.unsqueeze(-1).expand(*at.shape, 4))
-        label = objects.labels.expand(len(owner), -1, -1).gather(2, at)
-        found, truth = corners(predicted.boxes), corners(wanted)
-        hot = (label.unsqueeze(-1) == torch.arange(classes, device=label.device)) & matched.unsqueeze(-1)
-        target = hot * paired_iou(found.detach(), truth).unsqueeze(-1)
-        weight = torch.where(hot, target, self.alpha * predicted.logits.detach().sigmoid() ** self.gamma)
+        matched, index = owner >= 0, owner.clamp(min=0)
+        gt_boxes = objects.boxes.expand(len(owner), -1, -1, -1).gather(2, index.unsqueeze(-1).expand(*index.shape, 4))
+        label = objects.labels.expand(len(owner), -1, -1).gather(2, index)
+        xyxy, gt_xyxy = corners(predicted.boxes), corners(gt_boxes)
+        one_hot = (label.unsqueeze(-1) == torch.arange(classes, device=label.device)) & matched.unsqueeze(-1)
+        target = one_hot * paired_iou(xyxy.detach(), gt_xyxy).unsqueeze(-1)
+        weight = torch.where(one_hot, target, self.alpha * predicted.logits.detach().sigmoid() ** self.gamma)
         if objects.known is not None:
             weight = weight * objects.known[:, None]
         classification = F.binary_cross_entropy_with_logits(predicted.logits, target, weight, reduction="none").sum(-1)
-        distance = torch.where(matched, (predicted.boxes - wanted).abs().sum(-1), 0.0)
-        overlap = torch.where(matched, 1 - paired_giou(found, truth), 0.0)
+        l1 = torch.where(matched, (predicted.boxes - gt_boxes).abs().sum(-1), 0.0)
+        giou = torch.where(matched, 1 - paired_giou(xyxy, gt_xyxy), 0.0)
         return {
             "class": self.class_weight * (classification * share).sum((1, 2)),
-            "box": self.box_weight * (distance * share).sum((1, 2)),
-            "giou": self.giou_weight * (overlap * share).sum((1, 2)),
+            "box": self.box_weight * (l1 * share).sum((1, 2)),
+            "giou": self.giou_weight * (giou * share).sum((1, 2)),
         }
 
 
 def owners(index: Tensor, queries: int) -> Tensor:
-    """The query of each object, (L, B, G), -1 for none -> the object of each query, (L, B, Q), -1 for none."""
+    """The query of each object (L, B, G), -1 for none -> the object of each query (L, B, Q), -1 for none."""
     objects = torch.arange(index.shape[2], device=index.device).expand_as(index)
-    owner = torch.full(
-        (*index.shape[:2], queries + 1), -1, device=index.device
-    )  # one more, for objects without a query
+    owner = torch.full((*index.shape[:2], queries + 1), -1, device=index.device)  # + 1 for objects without a query
     return owner.scatter(2, torch.where(index >= 0, index, queries), objects)[:, :, :-1]
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """(x, y, width, height) -> XYXY."""
+    """(centre x, centre y, width, height) -> XYXY."""
     center, half = upcast(boxes[..., :2]), 0.5 * upcast(boxes[..., 2:])
     return torch.cat([center - half, center + half], dim=-1)
