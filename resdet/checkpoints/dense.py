@@ -1,4 +1,4 @@
-"""A one-stage detector's tensors -> the `model` section that belongs to them: architecture from shapes, and numerics."""
+"""One-stage detectors in checkpoints: tensors -> the `model` section, architecture from shapes and numerics."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from resdet.config import DenseConfig, RetinaNetConfig, YOLOFConfig, merged, par
 from resdet.errors import UserError
 from resdet.migration.mmdetection import one_stage
 
-# torchvision truncates the sizes between whole octaves.
+# torchvision truncates sizes to integers.
 TORCHVISION_SIZES = [int(size * 2 ** (i / 3)) for size in (32, 64, 128, 256, 512) for i in range(3)]
 
 
 def section_of(
     weights: dict[str, Tensor], kind: Kind, source: Source, raw: dict[str, Tensor], meta: dict[str, Any], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """-> (the nested `model` section, what was decided by what, for people).
+    """-> (the nested `model` section, notes on what was inferred from what).
 
     weights: by our names. raw: by their names in the file. meta: the file's other content.
-    Raises `UserError` for what resdet does not have, `KeyError` where tensors are missing.
+    Raises `UserError` for models that resdet cannot build, `KeyError` if tensors are missing.
     """
     shapes = architecture_of(weights, kind)
     if source == "torchvision":
@@ -37,7 +37,7 @@ def section_of(
     else:
         found, notes = _mmdetection(shapes, kind, mmdetection_config(meta), path)
     found["input"] = input_section(found["input"], input_channels(weights))
-    _require_what_shapes_hide(found, weights, kind, path)
+    _check_against_shapes(found, weights, kind, path)
     return found, notes
 
 
@@ -83,7 +83,7 @@ def _torchvision(found: dict[str, Any], kind: Kind, raw: dict[str, Tensor]) -> t
     v2 = kind == "retinanet" and head["norm"] == "gn"
     if "backbone.body.bn1.num_batches_tracked" in raw:
         backbone["norm"] = "bn"
-    # V1's COCO weights of RetinaNet have a frozen batch norm with an epsilon of zero, as those of the R-CNNs.
+    # The frozen batch norms of RetinaNet's V1 COCO weights have an epsilon of zero, like those of the R-CNNs.
     frozen = kind == "retinanet" and backbone["norm"] == "frozen_bn" and backbone["name"] == "resnet50"
     backbone["norm_eps"] = 0.0 if frozen else 1e-5
     found["input"] = {"resize": "torch", "rounding": "floor"}
@@ -95,7 +95,7 @@ def _torchvision(found: dict[str, Any], kind: Kind, raw: dict[str, Tensor]) -> t
         return found, ["torchvision's builder"]
     found["anchors"] = {"sizes": TORCHVISION_SIZES, "offset": 0.0, "rounded": True, "grid_stride": True}
     head |= {"divisor": "image", "box_loss": "giou" if v2 else "l1", "max_detections": 300}
-    return found, [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its towers"]
+    return found, [f"torchvision's {'V2' if v2 else 'V1'} builder, judging by the norms in its towers"]
 
 
 def _detectron2(found: dict[str, Any], raw: dict[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
@@ -111,17 +111,17 @@ def _mmdetection(
     section = one_stage(model, f"{path}: the config in it") if model else _usual(shapes, kind)
     if section.get("kind") != kind:
         raise UserError(
-            f"{path}: its tensors are called like those of mmdetection's {NAMES[kind]}, but the config in it is of a "
+            f"{path}: its tensors are named like those of mmdetection's {NAMES[kind]}, but its config describes a "
             f"{model.get('type')}, which resdet does not have"
         )
-    section["backbone"] = {}  # by the shapes; its style is looked at below
+    section["backbone"] = {}  # from the shapes; for its style see below
     found = merged(section, shapes)
     note = add_mmdetection_input(found, config, style="caffe" if kind in ("fcos", "yolof") else "pytorch")
     return found, [note, f"the numerics of the head from {'the config' if model else 'the usual config'}"]
 
 
 def _usual(shapes: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """The section of mmdetection's published config, where a file has none."""
+    """The section of mmdetection's published config, for files without a config."""
     found: dict[str, Any] = {"kind": kind, "fold_norm": False}
     if kind == "fcos":
         improved = shapes["head"]["bias"]
@@ -133,23 +133,24 @@ def _usual(shapes: dict[str, Any], kind: Kind) -> dict[str, Any]:
     return found
 
 
-def _require_what_shapes_hide(found: dict[str, Any], weights: dict[str, Tensor], kind: Kind, path: Path) -> None:
-    """Raises `UserError` if the section has other anchors or dilated blocks than the tensors, which tell only how many."""
+def _check_against_shapes(found: dict[str, Any], weights: dict[str, Tensor], kind: Kind, path: Path) -> None:
+    """Raises `UserError` if the tensors have another number of anchors or dilated blocks than the section, since their sizes or
+    dilations do not follow from shapes."""
     model = parse_config({"model": found}, str(path)).model
     assert isinstance(model, DenseConfig)
-    there = anchors_of(weights, kind)
+    anchors = anchors_of(weights, kind)
     if isinstance(model, RetinaNetConfig | YOLOFConfig):
         levels = 1 if kind == "yolof" else 5
-        built = len(model.anchors.sizes) // levels * len(model.anchors.ratios)
-        if built != there:
+        usual = len(model.anchors.sizes) // levels * len(model.anchors.ratios)
+        if usual != anchors:
             raise UserError(
-                f"{path}: its {NAMES[kind]} has {there} anchors a place, the usual one {built}, and nothing in the file says "
-                "which sizes and ratios they have"
+                f"{path}: its {NAMES[kind]} has {anchors} anchors per location instead of the usual {usual}, and the file does "
+                "not say which sizes and ratios they have"
             )
     if isinstance(model, YOLOFConfig):
         blocks = len({name.split(".")[2] for name in weights if name.startswith("fpn.blocks.")})
         if len(model.encoder.dilations) != blocks:
             raise UserError(
-                f"{path}: its encoder has {blocks} blocks, the usual one has the dilations {model.encoder.dilations}, and "
-                "nothing in the file says which it has"
+                f"{path}: its encoder has {blocks} blocks instead of the usual ones with dilations {model.encoder.dilations}, "
+                "and the file does not say which dilations it has"
             )

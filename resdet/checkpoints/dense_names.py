@@ -1,4 +1,4 @@
-"""Parameter names and layouts of one-stage detectors in torchvision, detectron2 and mmdetection -> ours, and back."""
+"""Parameter names and layouts of one-stage detectors: torchvision, detectron2, mmdetection <-> ours."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 Kind = Literal["retinanet", "fcos", "atss", "gfl", "yolof"]
 NAMES: dict[str, str] = {"retinanet": "RetinaNet", "fcos": "FCOS", "atss": "ATSS", "gfl": "GFL", "yolof": "YOLOF"}
-RATIOS = 3  # of the nine anchors of every published RetinaNet
-NEVER = -100.0  # the logit of a class that is not there
+RATIOS = 3  # aspect ratios of the nine anchors of every published RetinaNet
+NEVER = -100.0  # logit of torchvision's unused first class
 
 # A name that tells the detector, in any source; of several the first.
 SIGNS: list[tuple[Kind, str]] = [
@@ -25,7 +25,7 @@ SIGNS: list[tuple[Kind, str]] = [
 
 
 def kind_of(names: Iterable[str]) -> Kind | None:
-    """Which one-stage detector these are of, by another tool's names; None for any other."""
+    """The one-stage detector with these names of another tool; None for other models."""
     names = list(names)
     return next((kind for kind, sign in SIGNS if any(re.match(sign, name) for name in names)), None)
 
@@ -82,7 +82,7 @@ MMDETECTION = [
 
 
 def from_first_level(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The pyramid's layers counted from the first level that there is, and the convolutions behind them as p6 and p7."""
+    """Number the pyramid's layers from its first level, and name the convolutions above them p6 and p7."""
     count = len({name.split(".")[2] for name in weights if name.startswith("fpn.lateral.")})
     first = min((int(name.split(".")[2]) for name in weights if re.match(r"fpn\.lateral\.\d", name)), default=0)
 
@@ -99,8 +99,8 @@ def from_first_level(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_our_layout(weights: dict[str, Tensor], kind: Kind, source: str) -> dict[str, Tensor]:
-    """The predictors' rows by (size, ratio, class) without background; torchvision and mmdetection have (ratio, size, class),
-    and torchvision an unused first class."""
+    """Reorder the predictors' rows to (size, ratio, class), without background; torchvision and mmdetection have (ratio, size,
+    class), and torchvision has an unused first class."""
     result = {name: value.view(()) if name.startswith("head.scales.") else value for name, value in weights.items()}
     for name, value in _by_anchor(weights, kind):
         if source != "detectron2" and kind == "retinanet":
@@ -112,7 +112,7 @@ def to_our_layout(weights: dict[str, Tensor], kind: Kind, source: str) -> dict[s
 
 
 def to_torchvision_layout(weights: dict[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """The inverse for torchvision: its first class never scores."""
+    """The inverse for torchvision; its first class gets the logit `NEVER`."""
     result = dict(weights)
     for name, value in _by_anchor(weights, kind):
         if name.startswith("head.classifier."):
@@ -124,7 +124,7 @@ def to_torchvision_layout(weights: dict[str, Tensor], kind: Kind) -> dict[str, T
 
 
 def anchors_of(weights: dict[str, Tensor], kind: Kind) -> int:
-    """How many anchors a place has."""
+    """Anchors per location."""
     several = kind in ("retinanet", "yolof") and "head.regressor.bias" in weights
     return len(weights["head.regressor.bias"]) // 4 if several else 1
 

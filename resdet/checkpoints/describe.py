@@ -69,7 +69,7 @@ def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:
 
 
 def _dense(m: DenseConfig) -> tuple[str, list[str]]:
-    """The same of a one-stage detector."""
+    """The same for a one-stage detector."""
     h = m.head
     lines = [
         f"score above {h.score_threshold:g}, NMS at IoU {h.nms_threshold:g}, at most {h.max_detections} detections"

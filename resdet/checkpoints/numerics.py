@@ -17,7 +17,7 @@ from resdet.migration.conventions import DETECTRON2, MMDETECTION, OF_HEADS
 from resdet.migration.expressions import known
 from resdet.migration.python_config import parse_python
 
-# Proposals of a detector without FPN, in detectron2 and in mmdetection.
+# Proposals of detectors without FPN, in detectron2 and mmdetection.
 SINGLE_LEVEL = {"pre_nms_train": 12000, "pre_nms_predict": 6000, "post_nms_train": 2000, "post_nms_predict": 1000}
 
 
@@ -36,8 +36,8 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
         values["pool"] = {"aligned": False, "sampling_ratio": 2}
         if not alone:
             box |= {"min_size": 1e-2, "loss_beta": 1 / 9}
-        # V1's COCO weights have a frozen batch norm with an epsilon of zero; V2, other depths and models that were built
-        # without any weights have not.
+        # The frozen batch norms of V1's COCO weights have an epsilon of zero; those of V2, other depths and models built
+        # without weights do not.
         trained = "backbone.body.bn1.num_batches_tracked" in raw
         backbone["norm"] = "bn" if trained or v2 else backbone["norm"]
         backbone["norm_eps"] = 0.0 if backbone["norm"] == "frozen_bn" and backbone["name"] == "resnet50" else 1e-5
@@ -45,19 +45,19 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
             values["mask"]["paste"] = "torchvision"
         if "keypoint" in values:
             values["keypoint"]["decode"] = "torchvision"
-        return [f"torchvision's {'V2' if v2 else 'V1'} builder, told by the norms in its pyramid"]
+        return [f"torchvision's {'V2' if v2 else 'V1'} builder, judging by the norms in its pyramid"]
     for key, shared in (DETECTRON2 if source == "detectron2" else MMDETECTION).items():
         if not (alone and key in OF_HEADS):
             values[key] = {**values.get(key, {}), **shared} if isinstance(shared, dict) else shared
     if source == "detectron2":
         notes = add_detectron2_input(values, raw)
-        if "keypoint" in values:  # as its model zoo trains people
+        if "keypoint" in values:  # as in its model zoo
             values["rpn"]["post_nms_train"], values["box"]["loss_beta"] = 1500, 0.5
         if "fpn" not in values:
             values["rpn"] |= SINGLE_LEVEL
         if "cascade" in values:
             values["rpn"]["post_nms_train"] = 2000
-        if alone:  # as its model zoo trains it
+        if alone:  # as in its model zoo
             values["rpn"] |= {"post_nms_predict": 2000, "pre_nms_predict": 1000 if "fpn" in values else 12000}
         return notes
     config = mmdetection_config(meta)
@@ -88,26 +88,26 @@ def add_numerics(values: dict[str, Any], source: Source, raw: dict[str, Tensor],
 
 
 def add_detectron2_input(values: dict[str, Any], raw: dict[str, Tensor]) -> list[str]:
-    """Complete `input` and `backbone` of a detector of detectron2. -> what was decided by what."""
+    """Complete `input` and `backbone` of a detectron2 model. -> notes on what was inferred from what."""
     backbone = values["backbone"]
     grouped = backbone["name"].startswith("resnext")
     values["input"] = {**values["input"], **pixels(caffe=True, grouped=grouped)}
     backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn"
     notes = ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
-    # Only where norms were trained: a frozen stem's statistics are those of the weights that training started from.
+    # Only if norms were trained: the statistics of a frozen stem are those of the weights that training started from.
     if not grouped and values.get("fpn", {}).get("norm") == "bn" and divided_by_std(raw):
         values["input"] |= pixels(caffe=True, grouped=True)
         backbone["stride_in_1x1"] = False
-        notes.append("but pixels are divided by their std and strides are in the 3x3, as the stem's statistics tell")
+        notes.append("but pixels are divided by their std and strides are in the 3x3, judging by the stem's statistics")
     if {"pixel_mean", "pixel_std"} <= raw.keys():  # in older files
         mean, std = (tuple(raw[k].flatten().tolist()) for k in ("pixel_mean", "pixel_std"))
         values["input"] |= {"mean": mean, "std": std, "bgr": mean[0] < mean[2]}
-        notes.append("but mean and std are the file's own")
+        notes.append("but mean and std are from the file")
     return notes
 
 
 def add_mmdetection_input(values: dict[str, Any], config: dict[str, Any], style: str = "pytorch") -> str:
-    """The same of mmdetection, from the config in the file; style: of a backbone without one."""
+    """The same for an mmdetection model, from the config in the file. style: of the backbone, if there is no config."""
     model = _section(config, "model")
     given = _section(model, "data_preprocessor") or _section(config, "img_norm_cfg")
     caffe = (_section(model, "backbone").get("style", "pytorch") if model else style) == "caffe"
@@ -117,8 +117,8 @@ def add_mmdetection_input(values: dict[str, Any], config: dict[str, Any], style:
         "bgr": not rgb, "mean": tuple(given.get("mean") or usual["mean"]), "std": tuple(given.get("std") or usual["std"])
     }  # fmt: skip
     values["backbone"]["stride_in_1x1"] = caffe
-    told = "the config in the file" if model else f"the usual one of the {style} style: the file has no config"
-    return f"input scaling and stride placement from {told}"
+    origin = "the config in the file" if model else f"the usual {style} style, since the file has no config"
+    return f"input scaling and stride placement from {origin}"
 
 
 def divided_by_std(raw: dict[str, Tensor]) -> bool:

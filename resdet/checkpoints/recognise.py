@@ -169,16 +169,14 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
         try:
             found.values, found.notes = dense.section_of(weights, kind, source, inside, meta, path)
         except (KeyError, IndexError, RuntimeError) as error:
-            raise UserError(
-                f"{path}: a {dense_names.NAMES[kind]} of {source}'s, but not a whole one ({error})"
-            ) from None
+            raise UserError(f"{path}: a {dense_names.NAMES[kind]} of {source}'s, but incomplete ({error})") from None
         found.class_names, ids = class_names(source, found.values["num_classes"], meta)
         found.category_ids = list(ids)
         return found
     if cascade.is_cascade(weights):
         stages = cascade.stages_in(mmdetection_config(meta).get("model") or {})
         if problems := cascade.missing(weights, stages):
-            raise listed(f"{path}: a Cascade R-CNN of {source}'s, but not a whole one:", problems)
+            raise listed(f"{path}: an incomplete Cascade R-CNN of {source}'s:", problems)
     if not has_heads(weights) and (others := [n for n in left_over if re.search("(roi|bbox|mask)_head", n)]):
         raise UserError(
             f"{path}: looks like {source}'s, but its heads are of a kind that resdet does not have ({others[0]})"

@@ -176,7 +176,7 @@ def _of_body(m: RCNNConfig | RetinaNetConfig | FCOSConfig) -> Limits:
 
 
 def _require(found: Recognised, fixed: Limits) -> None:
-    """Raises one `UserError` with all that is other than torchvision builds."""
+    """Raises one `UserError` that lists all settings that torchvision cannot build."""
     problems = [f"model.{k} is {v}, torchvision's builder has {ok[0]}" for k, (v, ok) in fixed.items() if v not in ok]
     if problems:
         raise listed(f"{found.path}: torchvision cannot build this model:", problems)

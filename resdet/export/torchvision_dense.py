@@ -1,4 +1,4 @@
-"""RetinaNet and FCOS in torchvision: the call that builds one, and what it computes otherwise."""
+"""RetinaNet and FCOS in torchvision: the call that builds them, and what torchvision computes differently."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 from resdet.checkpoints.dense import TORCHVISION_SIZES
 from resdet.config import FCOSConfig, RetinaNetConfig
 
-Limits = dict[
-    str, tuple[Any, tuple[Any, ...]]
-]  # our key below `model` -> its value, and the values that torchvision builds
+# our key below `model` -> its value, and the values that torchvision can build
+Limits = dict[str, tuple[Any, tuple[Any, ...]]]
 # torchvision's defaults: score_thresh, nms_thresh, detections_per_img, topk_candidates.
 DEFAULTS = {"retinanet": (0.05, 0.5, 300, 1000), "fcos": (0.2, 0.6, 100, 1000)}
 DETECTION = "torchvision.models.detection."
 
 
 def limits(m: RetinaNetConfig | FCOSConfig) -> Limits:
-    """What its builders fix, beside the backbone."""
+    """The settings that its builders fix, without those of the backbone."""
     fixed: Limits = {
         "fpn.channels": (m.fpn.channels, (256,)),
         "fpn.norm": (m.fpn.norm, ("none",)),
@@ -35,7 +34,7 @@ def limits(m: RetinaNetConfig | FCOSConfig) -> Limits:
 
 
 def builder(m: RetinaNetConfig | FCOSConfig) -> str:
-    """The call."""
+    """The call that builds the model."""
     assert m.num_classes is not None
     h, classes = m.head, m.num_classes + 1
     given = h.score_threshold, h.nms_threshold, h.max_detections, h.candidates
@@ -73,7 +72,7 @@ def builder(m: RetinaNetConfig | FCOSConfig) -> str:
 
 
 def same(m: RetinaNetConfig | FCOSConfig) -> dict[str, tuple[Any, Any]]:
-    """Our key -> our value and what torchvision computes with."""
+    """Our key -> our value and torchvision's."""
     found: dict[str, tuple[Any, Any]] = {"head.empty": (m.head.empty, "keep")}
     if isinstance(m, FCOSConfig):
         return found | {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from resdet.migration import shared
 from resdet.migration.keys import Leaves, NotBuilt, NotTaken, Rule, builds, no_effect, only, sets, take
-from resdet.migration.mmdetection_model import known_norm
+from resdet.migration.mmdetection_backbone import known_norm
 
 HEAD, TRAIN, TEST = "model.bbox_head.", "model.train_cfg.", "model.test_cfg."
 STRIDES = [8, 16, 32, 64, 128]

@@ -1,4 +1,4 @@
-"""mmdetection's keys of the model, one by one -> ours."""
+"""mmdetection's keys of an R-CNN -> ours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from resdet.migration import shared
 from resdet.migration.keys import Leaves, NotBuilt, NotTaken, Rule, builds, find, no_effect, only, sets, take
+from resdet.migration.mmdetection_backbone import BACKBONE, norm, standardized
 from resdet.migration.mmdetection_data import TRAIN, of
 
-NORMS = {"BN": "bn", "SyncBN": "sync_bn", "naiveSyncBN": "sync_bn", "MMSyncBN": "sync_bn", "GN": "gn", None: "none"}
 HEAD, MASK, RPN = "model.roi_head.bbox_head.", "model.roi_head.mask_head.", "model.rpn_head."
 RCNN_TRAIN, RPN_TRAIN = "*train_cfg.rcnn.", "*train_cfg.rpn."
 
@@ -60,52 +60,6 @@ def _nms_threshold(value: Any, all_: Leaves) -> dict[str, Any]:
     return shared.equal(value, find(all_, "*train_cfg.rpn_proposal.nms*thr*"), "as in training")
 
 
-def _backbone(_: Any, all_: Leaves) -> dict[str, Any]:
-    kind, depth = all_.get("model.backbone.type"), all_.get("model.backbone.depth", 50)
-    grouped = kind == "ResNeXt"
-    groups = all_.get("model.backbone.groups", 1) if grouped else 1
-    width = all_.get("model.backbone.base_width", 4 if grouped else 64) if groups > 1 else 64
-    name = shared.backbone_name(depth, groups, width)
-    return {"model.backbone.name": name} | (
-        {"model.backbone.deep_stem": True, "model.backbone.avg_down": True} if kind == "ResNetV1d" else {}
-    )
-
-
-def _kind_of_backbone(value: Any, all_: Leaves) -> dict[str, Any]:
-    if value not in ("ResNet", "ResNetV1d", "ResNeXt"):
-        raise NotBuilt("resdet supports 'ResNet', 'ResNetV1d', 'ResNeXt'")
-    return _backbone(value, all_)
-
-
-def backbone_norm(_: Any, all_: Leaves) -> str:
-    kind = all_["model.backbone.norm_cfg.type"]
-    fixed = kind in ("BN", "SyncBN") and all_["model.backbone.norm_eval"]
-    return "frozen_bn" if fixed else shared.known_norm(NORMS.get(kind), kind)
-
-
-def _affine(value: Any, all_: Leaves) -> dict[str, Any]:
-    if value and backbone_norm(None, all_) == "frozen_bn":
-        raise NotTaken("frozen batch norm has a frozen scale and shift in resdet; in mmdetection they train")
-    return {}
-
-
-def _dilated(_: Any, all_: Leaves) -> int:
-    known = {((1, 2, 2, 2), (1, 1, 1, 1)): 1, ((1, 2, 2, 1), (1, 1, 1, 2)): 2}
-    pair = tuple(all_["model.backbone.strides"]), tuple(all_["model.backbone.dilations"])
-    if pair not in known:
-        raise NotBuilt("resdet supports strides (1, 2, 2, 2), and (1, 2, 2, 1) with dilations (1, 1, 1, 2)", 2)
-    return known[pair]
-
-
-def _deformable(_: Any, all_: Leaves) -> dict[str, Any]:
-    kind = all_.get("model.backbone.dcn.type")
-    if kind not in ("DCN", "DCNv2", None):
-        raise NotBuilt("resdet supports 'DCN' and 'DCNv2'")
-    stages = all_.get("model.backbone.stage_with_dcn", (False,) * 4) if kind else (False,) * 4
-    groups = all_.get("model.backbone.dcn.deform_groups", all_.get("model.backbone.dcn.deformable_groups", 1))
-    return shared.deformable("v2" if kind == "DCNv2" else "v1", stages, groups)
-
-
 def _sizes(_: Any, all_: Leaves) -> list[float]:
     scales, strides = all_[f"{RPN}anchor_generator.scales"], all_[f"{RPN}anchor_generator.strides"]
     scale = shared.single(scales, "one anchor size per level", 2)
@@ -144,57 +98,20 @@ def _suppression(value: Any, all_: Leaves) -> dict[str, Any]:
     return {}
 
 
-def _weights(value: Any, all_: Leaves) -> dict[str, Any]:
-    if value:
-        return shared.weights(value, "model.backbone.weights")
-    frozen = all_["model.backbone.frozen_stages"] >= 0 or backbone_norm(None, all_) == "frozen_bn"
-    return {} if all_.get("load_from") else shared.no_weights(frozen)
-
-
-def known_norm(value: Any) -> str:
-    return shared.known_norm(NORMS.get(value), value)
-
-
-def _norm(ours: str) -> Rule:
-    return take(ours, lambda v, _: known_norm(v))
-
-
-def _standardized(section: str) -> Rule:
-    return take(f"{section}.weight_standardization", lambda v, _: shared.choice(v, {"ConvWS": True, None: False}, 1))
-
-
 MODEL: Mapping[str, Rule] = {
     # architecture
     "model.type": sets(_detector),
-    "model.backbone.type": sets(_kind_of_backbone),
-    "model.backbone.depth model.backbone.groups model.backbone.base_width": sets(_backbone),
-    "model.backbone.num_stages": builds(4, level=2),
-    "model.backbone.in_channels": builds(3),
-    "model.backbone.stem_channels model.backbone.base_channels": builds(64, None),
-    "model.backbone.out_indices": builds((0, 1, 2, 3), level=2),
-    "model.backbone.strides model.backbone.dilations": take("model.backbone.c5_dilation", _dilated),
-    "model.backbone.frozen_stages": take("model.backbone.frozen_stages", lambda v, _: v + 1),
-    "model.backbone.norm_cfg.type model.backbone.norm_eval": take("model.backbone.norm", backbone_norm),
-    "model.backbone.norm_cfg.requires_grad": sets(_affine),
+    **BACKBONE,
     "*norm_cfg.requires_grad": only(True),
     "*norm_cfg.num_groups": builds(32),
-    "model.backbone.style": take("model.backbone.stride_in_1x1", lambda v, _: {"caffe": True, "pytorch": False}[v]),
-    "model.backbone.conv_cfg.type": _standardized("model.backbone"),
-    "model.neck.conv_cfg.type": _standardized("model.fpn"),
-    f"{HEAD}conv_cfg.type": _standardized("model.box"),
-    f"{MASK}conv_cfg.type": _standardized("model.mask"),
-    "model.backbone.dcn.fallback_on_stride": builds(False),
-    "model.backbone.dcn.* model.backbone.stage_with_dcn": sets(_deformable),
-    "model.backbone.deep_stem": take("model.backbone.deep_stem"),
-    "model.backbone.avg_down": take("model.backbone.avg_down"),
-    "model.backbone.zero_init_residual": take("model.backbone.zero_init_last"),
-    "model.backbone.init_cfg.checkpoint model.pretrained model.backbone.init_cfg": sets(_weights),
+    "model.neck.conv_cfg.type": standardized("model.fpn"),
+    f"{HEAD}conv_cfg.type": standardized("model.box"),
+    f"{MASK}conv_cfg.type": standardized("model.mask"),
     "*init_cfg.* *with_cp *.debug *pretrained": no_effect(),
-    "model.backbone.plugins model.backbone.dcn model.backbone.conv_cfg model.shared_head *plugins": builds(None),
     "model.neck.type": sets(lambda v, _: shared.choice(v, {"FPN": {}}, 1)),
     "model.neck.out_channels": take("model.fpn.channels"),
     "model.neck.num_outs": builds(5, level=2),
-    "model.neck.norm_cfg.type": _norm("model.fpn.norm"),
+    "model.neck.norm_cfg.type": norm("model.fpn.norm"),
     "model.neck.start_level": builds(0, level=2),
     "model.neck.end_level": builds(-1, level=2),
     "model.neck.add_extra_convs": builds(False, level=2),
@@ -261,7 +178,7 @@ MODEL: Mapping[str, Rule] = {
     f"{HEAD}num_classes": take("model.num_classes"),
     f"{HEAD}fc_out_channels": take("model.box.width"),
     f"{HEAD}conv_out_channels": builds(256),
-    f"{HEAD}norm_cfg.type": _norm("model.box.norm"),
+    f"{HEAD}norm_cfg.type": norm("model.box.norm"),
     f"{HEAD}bbox_coder.target_stds": take("model.box.delta_weights", lambda v, _: [round(1 / s, 6) for s in v]),
     f"{HEAD}reg_class_agnostic": sets(_class_agnostic),
     f"{HEAD}?.bbox_coder.target_stds": take(
@@ -296,7 +213,7 @@ MODEL: Mapping[str, Rule] = {
     f"{MASK}type": builds("FCNMaskHead"),
     f"{MASK}num_convs": take("model.mask.num_convs"),
     f"{MASK}conv_out_channels": take("model.mask.width"),
-    f"{MASK}norm_cfg.type": _norm("model.mask.norm"),
+    f"{MASK}norm_cfg.type": norm("model.mask.norm"),
     f"{MASK}num_classes": sets(
         lambda v, all_: shared.equal(v, all_.get(f"{HEAD}num_classes"), "as many as the boxes'")
     ),

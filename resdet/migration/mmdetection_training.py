@@ -8,8 +8,8 @@ from typing import Any
 from resdet.migration import mmdetection_data as steps
 from resdet.migration import shared
 from resdet.migration.keys import Leaves, NotTaken, Rule, find, no_effect, only, sets, take
+from resdet.migration.mmdetection_backbone import backbone_norm
 from resdet.migration.mmdetection_data import TRAIN, VAL, of
-from resdet.migration.mmdetection_model import backbone_norm
 
 
 def _classes(value: Any, _: Leaves) -> dict[str, Any]:

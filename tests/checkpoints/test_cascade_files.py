@@ -97,7 +97,7 @@ def test_missing_stages_are_one_error(tmp_path, source: str, without: str, told:
     written(path, source, without)
     with pytest.raises(UserError, match=told) as error:
         recognise(path)
-    assert str(error.value).startswith(f"{path}: a Cascade R-CNN of {source}'s, but not a whole one:")
+    assert str(error.value).startswith(f"{path}: an incomplete Cascade R-CNN of {source}'s:")
 
 
 def test_a_stage_too_many_is_told(tmp_path) -> None:

@@ -158,14 +158,16 @@ def test_without_a_config_the_published_one_is_assumed(tmp_path) -> None:
 
 def test_what_resdet_does_not_have_is_told(tmp_path) -> None:
     other = text("ATSS").replace("type='ATSS'", "type='PAA'")
-    with pytest.raises(UserError, match=r"called like those of mmdetection's ATSS, but the config in it is of a PAA"):
+    with pytest.raises(UserError, match=r"named like those of mmdetection's ATSS, but its config describes a PAA"):
         open_checkpoint(saved("ATSS", tmp_path / "a.pth", other))
     deformable = text("FCOS").replace("center_sampling=True", "dcn_on_last_conv=True")
     with pytest.raises(UserError, match=r"bbox_head\.dcn_on_last_conv=True: resdet supports False"):
         open_checkpoint(saved("FCOS", tmp_path / "b.pth", deformable))
     fewer = {k: v for k, v in tensors("YOLOF").items() if not k.startswith("neck.dilated_encoder_blocks.3.")}
-    with pytest.raises(UserError, match=r"encoder has 3 blocks, the usual one has the dilations \[2, 4, 6, 8\]"):
+    with pytest.raises(
+        UserError, match=r"encoder has 3 blocks instead of the usual ones with dilations \[2, 4, 6, 8\]"
+    ):
         open_checkpoint(saved("YOLOF", tmp_path / "c.pth", None, fewer))
     cut = {k: v for k, v in tensors("GFL").items() if "gfl_reg" not in k}
-    with pytest.raises(UserError, match=r"a GFL of mmdetection's, but not a whole one"):
+    with pytest.raises(UserError, match=r"a GFL of mmdetection's, but incomplete"):
         open_checkpoint(saved("GFL", tmp_path / "d.pth", None, cut))
