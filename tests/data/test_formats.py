@@ -331,6 +331,18 @@ def test_yolo_oriented_boxes_are_polygons(tmp_path) -> None:
     assert entry["bbox"] == [20, 15, 40, 30]
 
 
+@pytest.mark.parametrize("encoding", ["GBK", "shift_jis", "windows-1251"])
+def test_voc_in_the_encoding_that_it_declares(encoding: str, tmp_path) -> None:
+    root = voc(tmp_path)
+    name = "д" if encoding == "windows-1251" else "木"
+    file = root / "Annotations/a.xml"
+    text = file.read_text().replace("<name>cat<", f"<name>{name}<")
+    file.write_bytes(f'<?xml version="1.0" encoding="{encoding}"?>\n{text}'.encode(encoding))
+    source = open_split(DataConfig(root=root, val_fraction=0.4), "train", tolerant=True)
+    assert not source.problems
+    assert name in {category["name"] for category in source.content["categories"]}
+
+
 def test_yolo_lists_and_marks_and_line_ends(tmp_path) -> None:
     """Byte order marks, CRLF and UTF-16 in labels, lists and data.yaml; lines of a list relative or absolute."""
     root = yolo(tmp_path)

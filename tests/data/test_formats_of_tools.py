@@ -86,16 +86,16 @@ VIA = {
 }
 
 
-@pytest.mark.parametrize("form", ["export", "project", "csv"])
+@pytest.mark.parametrize("form", ["export", "project", "csv", "csv of version 1"])
 def test_via(form: str, tmp_path) -> None:
     for name in "abc":
         save_image(tmp_path / f"{name}.jpg")
     images = via_images()
-    file = tmp_path / ("via.csv" if form == "csv" else "via.json")
-    if form == "csv":
+    file = tmp_path / ("via.csv" if "csv" in form else "via.json")
+    if "csv" in form:
         out = io.StringIO()
         writer = csv.writer(out)
-        writer.writerow(["filename", "file_size", "file_attributes", "region_count", "region_id",
+        writer.writerow(["#" * ("1" in form) + "filename", "file_size", "file_attributes", "region_count", "region_id",
                          "region_shape_attributes", "region_attributes"])  # fmt: skip
         for entry in images.values():
             regions = entry["regions"].values() if isinstance(entry["regions"], dict) else entry["regions"]
@@ -389,6 +389,18 @@ def test_a_kitti_line_with_a_column_too_few_is_no_box(tmp_path) -> None:
     (tmp_path / "training/label_2/000000.txt").write_text("Car 0.00 -1.57 10.0 20.0 40.5 45.0 50 1.5 1.6 3.9 1 2 3\n")
     (problem,) = read_kitti(tmp_path).problems
     assert problem.endswith("000000.txt:1: has 14 columns; KITTI's have 15, or 16 with a score, or the first 8")
+
+
+def test_a_kitti_type_of_two_words_is_no_box(tmp_path) -> None:
+    save_image(tmp_path / "training/image_2/000000.png")
+    (tmp_path / "training/label_2").mkdir()
+    line = "potted plant 0.00 0 -1.57 10.0 20.0 40.5 45.0 1.5 1.6 3.9 1 2 3 0.1\n"  # 16 columns, as with a score
+    (tmp_path / "training/label_2/000000.txt").write_text(line)
+    source = read_kitti(tmp_path)
+    assert not source.content["annotations"]
+    (problem,) = source.problems
+    assert "000000.txt:1: 'potted plant 0.00 0 -1.57 10.0" in problem
+    assert problem.endswith("must be one word for the type, then numbers alone")
 
 
 def test_mot(tmp_path) -> None:

@@ -25,6 +25,7 @@ from resdet.errors import UserError, listed
 from resdet.masks import encode_crop
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # what data sets call a split
+XML_ENCODING = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""", re.ASCII)
 ELLIPSE = 32  # corners of the polygon that a circle or an ellipse becomes
 
 # Images that cannot be decoded here: reported rather than silently ignored.
@@ -255,11 +256,19 @@ def read_xml(path: Path) -> Element:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        root: Element = fromstring(data)
+        root: Element = fromstring(_decoded(data))
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last for unknown encodings
         what = stand_in(data, path) if data else "is empty (0 bytes)"
         raise UserError(f"{path}: {what or f'not readable as XML ({error})'}") from None
     return root
+
+
+def _decoded(data: bytes) -> bytes | str:
+    """XML as text where it declares an encoding such as GBK or Shift JIS, of which Expat knows those of one byte alone."""
+    declared = XML_ENCODING.match(data)
+    if declared and not declared[1].lower().startswith((b"utf", b"us-ascii", b"iso-8859")):
+        return data[declared.end() :].decode(declared[1].decode())
+    return data
 
 
 def rectangle_polygon(x: float, y: float, width: float, height: float, degrees: float = 0.0) -> list[float]:

@@ -57,10 +57,10 @@ def read_kitti(root: Path, given: Path | None = None, split: str | None = None) 
             if words[0] == "DontCare":
                 builder.source.remarks["DontCare regions (left out; they count as background)"] += 1
                 continue
-            try:
-                x1, y1, x2, y2 = (float(word) for word in words[4:8])
+            try:  # all of them: a type of two words would otherwise move the box by a column
+                x1, y1, x2, y2 = [float(word) for word in words[1:]][3:7]
             except ValueError:
-                problems.append(f"{origin}: {' '.join(words[4:8])} are not four numbers: left, top, right, bottom")
+                problems.append(f"{origin}: {' '.join(words)[:60]!r} must be one word for the type, then numbers alone")
                 continue
             if not all(map(math.isfinite, (x1, y1, x2, y2))):
                 problems.append(f"{origin}: its box is not finite")

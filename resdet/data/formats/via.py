@@ -34,8 +34,13 @@ def is_via(content: Any) -> bool:
 
 def is_via_csv(head: bytes) -> bool:
     """Whether a CSV file that begins so is VIA's."""
-    text = head.decode("utf-8-sig", errors="replace")
+    text = _unmarked(head.decode("utf-8-sig", errors="replace"))
     return set(next(csv.reader(io.StringIO(text[:10_000])), [])) >= COLUMNS
+
+
+def _unmarked(text: str) -> str:
+    """Without the # with which version 1 begins the line of column names."""
+    return text.removeprefix("#")
 
 
 def read_via(file: Path, images: Path | None = None, split: str | None = None) -> Source:
@@ -97,7 +102,7 @@ def _from_json(file: Path, problems: list[str]) -> dict[str, list[Region]]:
 
 
 def _from_csv(file: Path, problems: list[str]) -> dict[str, list[Region]]:
-    text = read_text(file)
+    text = _unmarked(read_text(file))
     if not is_via_csv(text.encode()):
         raise UserError(
             f"{file}: not a CSV of VGG Image Annotator: its first line must name {', '.join(sorted(COLUMNS))}"
