@@ -50,7 +50,8 @@ def open_splits(place: Path, kind: str, part: str | None, images: Path | None = 
 
 def _open(place: Path, kind: str, part: str | None, images: Path | None) -> tuple[Source, list[str]]:
     """-> also the names of the splits that are left out though none was asked for."""
-    from resdet.data.rules import class_name
+    from resdet.data.quality.checks import examine
+    from resdet.data.quality.summary import refuse
     from resdet.data.sources import detected, other_splits, read_source, read_whole
 
     if not place.exists():
@@ -62,10 +63,9 @@ def _open(place: Path, kind: str, part: str | None, images: Path | None) -> tupl
         source = read_whole(data, found, images, None).whole()
     else:
         source = read_source(data, given, "train").whole()
-    if nameless := [entry.get("id") for entry in source.content["categories"] if not class_name(entry)]:
-        raise UserError(f"{source.path}: category {nameless[0]!r} has no name: give it one")
     if not source.content["images"]:
         raise UserError(f"{place}: lists no images, so nothing is written")
+    refuse(f"{source.path}: has errors, so nothing is written", examine("annotations", source, outlines=False))
     return source, other_splits(found, source) if part is None else []
 
 

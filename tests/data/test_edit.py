@@ -235,9 +235,9 @@ def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
     source = dataset(tmp_path / "set", ["cat", "cat"], "ab")
     file = tmp_path / "all.json"
     for change, message in (
-        ({"image_id": 99}, 'image_id 99 is not among the "images"'),
-        ({"category_id": [1]}, r"category_id [1] is not among"),
-        ({"bbox": ["x", 1, 2, 3]}, "is not [x, y, width, height]"),
+        ({"image_id": 99}, "annotation of an image that is not listed"),
+        ({"category_id": [1]}, "annotation of a category that is not listed"),
+        ({"bbox": ["x", 1, 2, 3]}, "bbox is not four finite numbers"),
         ({"segmentation": {"size": [H, W], "counts": "abc"}}, "do not add up"),
         ({}, "2 categories are called 'cat'"),
     ):
@@ -247,6 +247,19 @@ def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
             assert main(["convert", str(file), str(tmp_path / to), "--to", to, "--images", str(source.images)]) == 2
             assert message in "".join(capsys.readouterr()).replace("\n", " ")
             assert not list(tmp_path.glob(f"{to}/**/*.png"))
+    for entry in source.content["annotations"]:  # what one verb refuses, all refuse, as training does
+        entry.update(bbox=[0.1, 0.2, 0.3, 0.4], segmentation=None)
+    file.write_text(json.dumps(source.content))
+    out = tmp_path / "out.json"
+    images = ["--images", str(source.images)]
+    for verb in (["convert", str(file), str(out), *images], ["sample", str(file), str(out), "--count", "1", *images],
+                 ["dedupe", str(file), "--output", str(out), *images], ["merge", str(out), str(file), str(file)],
+                 ["split", str(file), str(tmp_path / "parts"), "--val", "0.5", *images]):  # fmt: skip
+        assert main(verb) == 2
+        assert "2 boxes look like fractions of the image" in "".join(capsys.readouterr()).replace("\n", " ")
+        assert not out.exists()
+    source = dataset(tmp_path / "set", ["cat", "cat"], "ab")
+    file.write_text(json.dumps(source.content))
     assert main(["split", str(file), str(tmp_path / "out"), "--group", "(", "--images", str(source.images)]) == 2
     assert "--group '(': not a regular expression" in "".join(capsys.readouterr())
     del source.content["categories"][1]["name"]

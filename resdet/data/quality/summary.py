@@ -44,15 +44,20 @@ def check_annotations(sources: dict[str, Source], others: Sequence[Finding] = ()
     for finding in findings:
         if finding.severity == "warning" and finding.code not in QUIET:
             console.print(f"warning: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
-    wrong = [f for f in findings if f.severity == "error"]
-    if wrong:
-        lines = [
-            f"{f.split}: {f.count} {f.what}; to fix: {f.fix}"
-            + "".join(f"\n      {example}" for example in f.examples[:5] + ["…"] * (f.count > 5))
-            for f in wrong
-        ]
+    refuse("the data cannot be trained on", findings)
+
+
+def refuse(what: str, findings: Sequence[Finding]) -> None:
+    """Raises `UserError`, which begins with `what`, with all errors among the findings."""
+    lines = [
+        f"{f.split}: {f.count} {f.what}; to fix: {f.fix}"
+        + "".join(f"\n      {example}" for example in f.examples[:5] + ["…"] * (f.count > 5))
+        for f in findings
+        if f.severity == "error"
+    ]
+    if lines:
         raise UserError(
-            "the data cannot be trained on (tools/data.py check CONFIG lists all, --fix OUT.json repairs what it can):\n  - "
+            f"{what} (tools/data.py check CONFIG lists all, --fix OUT.json repairs what it can):\n  - "
             + "\n  - ".join(lines)
         )
 
