@@ -77,7 +77,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.quality.categories import compare
     from resdet.data.quality.checks import examine, unusable
     from resdet.data.quality.depth import examine_depth
-    from resdet.data.quality.files import inspect_files, leaks
+    from resdet.data.quality.files import inspect_files, leaks, with_file_sizes
     from resdet.data.quality.repair import repair
     from resdet.data.quality.summary import errors, report
     from resdet.data.sources import join_parts, open_parts
@@ -104,7 +104,6 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         for name, source in sources.items():
             task = progress.add_task(f"looking at {name}", total=len(source.content["images"]))
-            findings += examine(name, source)
 
             def tick(task: Any = task) -> None:
                 progress.advance(task)
@@ -113,7 +112,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
                 name, source, decode=True, channels=config.model.input.channels, tick=tick
             )
             pixels[name], deep = examine_depth(name, source, config.data.pixel_range, config.model.input.channels)
-            findings += found + deep
+            findings += examine(name, with_file_sizes(source, found)) + found + deep
     seen = [{digest: text for name in parts for digest, text in contents[name].items()} for parts in (train, val)]
     findings += leaks(*seen)
     alone = len(train) == len(val) == 1

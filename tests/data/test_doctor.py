@@ -21,7 +21,7 @@ from resdet.data.formats.common import Source
 from resdet.data.quality.advice import best_anchors, best_overlaps, examine_sizes
 from resdet.data.quality.categories import compare
 from resdet.data.quality.checks import examine, unusable
-from resdet.data.quality.files import inspect_files, leaks
+from resdet.data.quality.files import inspect_files, leaks, with_file_sizes
 from resdet.data.quality.polygons import crossed_share
 from resdet.data.quality.repair import repair
 from resdet.data.quality.report import KINDS, Finding, Findings
@@ -57,7 +57,7 @@ def source(folder: Path, name: str = "train") -> Source:
 
 def everything(train: Source, val: Source | None = None) -> list[Finding]:
     found, digests = inspect_files("train", train, decode=True, channels=3)
-    found += unusable({"train": train}) + examine("train", train)
+    found += unusable({"train": train}) + examine("train", with_file_sizes(train, found))
     if val:
         more, others = inspect_files("val", val, decode=True)
         found += more + examine("val", val) + compare(train, val) + leaks(digests, others)
@@ -97,6 +97,25 @@ def shares(entry: Content) -> None:
 def corners(entry: Content) -> None:
     x, y, w, h = entry["bbox"]
     entry.update(bbox=[x, y, x + w, y + h], segmentation=None)
+
+
+def written_as(form: Callable[..., list[float]], x: float = 30, y: float = 20) -> Callable[[Source], None]:
+    """Boxes around (x, y) and near the upper left corner by turns, as `form` writes (x, y, w, h)."""
+
+    def plant(s: Source) -> None:
+        for k, entry in enumerate(s.content["annotations"]):
+            left, top = (2, 2) if k % 2 else (x, y)
+            entry.update(bbox=form(left + k / 2, top + k / 2, 25, 25), segmentation=None)
+
+    return plant
+
+
+def polygon_shares(entry: Content) -> None:
+    entry["segmentation"] = [[v / (60 if k % 2 else 80) for k, v in enumerate(p)] for p in entry["segmentation"]]
+
+
+def exchanged(entry: Content) -> None:
+    entry["segmentation"] = [[p[k ^ 1] for k in range(len(p))] for p in entry["segmentation"]]
 
 
 def listed_twice(s: Source) -> None:
@@ -165,6 +184,12 @@ PLANTED: list[tuple[str, Callable[[Source], object], int]] = [
     ("image-unknown", one("annotations", 3, image_id=99), 1),
     ("box-malformed", one("annotations", 3, bbox=[1, 2, float("nan"), 4]), 1),
     ("box-xyxy", each("annotations", corners), 24),
+    ("box-centred", written_as(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], 42), 24),
+    ("box-form", written_as(lambda x, y, w, h: [y, x, h, w], 42), 24),
+    ("label-xywh", written_as(lambda x, y, w, h: [x - w / 2, y - h / 2, w, h]), 24),
+    ("label-xyxy", written_as(lambda x, y, w, h: [x - (x + w) / 2, y - (y + h) / 2, x + w, y + h], 45, 25), 24),
+    ("masks-elsewhere", each("annotations", exchanged), 24),
+    ("mask-normalised", each("annotations", polygon_shares), 24),
     ("box-normalised", each("annotations", shares), 24),
     ("box-degenerate", one("annotations", 20, bbox=[5, 5, 0, 9]), 1),
     ("box-outside", one("annotations", 20, bbox=[70, 5, 20, 9], segmentation=None), 1),
@@ -328,6 +353,12 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     assert [(f["code"], f["count"], f["severity"]) for f in listed if f["code"] == "box-degenerate"] == [
         ("box-degenerate", 1, "warning")
     ]
+    assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
+    for image in train.content["images"]:  # a wrong size, in which boxes seem to lie outside, costs none of them
+        image.update(height=30, width=40)
+    train.path.write_text(json.dumps(train.content))
+    assert cli.main(["data", *command]) == 2
+    assert "repaired: 1 box-degenerate, 6 file-size" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
     (train.images / "1.jpg").unlink()
     assert cli.main(["data", *command[:-2]]) == 2  # an error

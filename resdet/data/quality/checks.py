@@ -18,6 +18,7 @@ from resdet.data.formats.common import Source
 from resdet.data.json_files import no_collection
 from resdet.data.known import check_known
 from resdet.data.outlines import box_of
+from resdet.data.quality.box_forms import find_form
 from resdet.data.quality.categories import examine_categories
 from resdet.data.quality.keypoints import check_keypoints
 from resdet.data.quality.polygons import crossed_share
@@ -156,12 +157,11 @@ def _boxes(source: Source, entries: list[Entry], images: dict[Id, Entry], found:
         for k in np.nonzero(sized)[0]:
             found.add("box-normalised", f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
         return []
-    outside = (x + w > width + 2) | (y + h > height + 2)
-    corners = (w > x) & (h > y) & (w <= width + 2) & (h <= height + 2)
-    if sized.sum() >= 3 and outside[sized].mean() > 0.2 and corners[sized].mean() > 0.95:
-        for k in np.nonzero(sized & corners)[0]:
-            found.add("box-xyxy", f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
+    if form := find_form(boxes[sized], sizes[sized]):
+        for k in np.nonzero(sized)[0]:
+            found.add(form, f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
         return []
+    outside = (x + w > width + 2) | (y + h > height + 2)
     nowhere = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
     leaving = sized & ~nowhere & (outside | (x < -2) | (y < -2))
     for code, where in (("box-degenerate", ~sized), ("box-nowhere", nowhere), ("box-outside", leaving)):
@@ -177,6 +177,8 @@ def _masks(
     source: Source, entries: list[Entry], boxed: set[int], images: dict[Id, Entry], found: Findings, outlines: bool
 ) -> None:
     """boxed: id() of the entries whose box can be compared with their mask."""
+    bounds: list[tuple[Entry, str, tuple[float, float, float, float]]] = []
+    fractions = True
     for i, entry in enumerate(entries):
         value, size = entry.get("segmentation"), size_of(images[entry["image_id"]])
         if not value or not size:
@@ -194,15 +196,33 @@ def _masks(
             continue  # polygons of fewer than three points alone
         if around[2] <= 0 or around[3] <= 0:
             found.add("mask-empty", what, id(entry))
-        elif id(entry) in boxed and not entry.get("iscrowd"):
-            x, y, w, h = entry["bbox"]
-            left, top, right, bottom = around[0], around[1], around[0] + around[2], around[1] + around[3]
-            apart_x, apart_y = max(abs(left - x), abs(right - x - w)), max(abs(top - y), abs(bottom - y - h))
-            if apart_x > max(0.1 * w, 2) or apart_y > max(0.1 * h, 2):
-                text = (
-                    f"{what}: box {_short([x, y, x + w, y + h])}, mask {_short([left, top, right, bottom])} (corners)"
-                )
-                found.add("polygon-apart", text, id(entry))
+            continue
+        left, top, right, bottom = around[0], around[1], around[0] + around[2], around[1] + around[3]
+        bounds.append((entry, what, (left, top, right, bottom)))
+        fractions &= not isinstance(value, dict) and max(right, bottom) <= 1.5 and size[1] > 16
+    if bounds and fractions:
+        for entry, what, corners in bounds:
+            found.add("mask-normalised", f"{what}: from {corners[:2]} to {corners[2:]}", id(entry))
+    else:
+        _compare([one for one in bounds if id(one[0]) in boxed and not one[0].get("iscrowd")], found)
+
+
+def _compare(bounds: list[tuple[Entry, str, tuple[float, float, float, float]]], found: Findings) -> None:
+    """Boxes with the corners around their masks."""
+    apart, beyond = [], 0
+    for entry, what, (left, top, right, bottom) in bounds:
+        x, y, w, h = entry["bbox"]
+        slack_x, slack_y = max(0.1 * w, 2), max(0.1 * h, 2)
+        out = max((x - left) / slack_x, (right - x - w) / slack_x, (y - top) / slack_y, (bottom - y - h) / slack_y)
+        within = max((left - x) / slack_x, (x + w - right) / slack_x, (top - y) / slack_y, (y + h - bottom) / slack_y)
+        if max(out, within) > 1:
+            beyond += out > 1
+            corners = _short([x, y, x + w, y + h]), _short([left, top, right, bottom])
+            apart.append((entry, f"{what}: box {corners[0]}, mask {corners[1]} (corners)"))
+    # Boxes of whole objects may be larger than the masks of what is visible, but not leave most of them out.
+    code = "masks-elsewhere" if len(bounds) >= 10 and beyond > 0.5 * len(bounds) else "polygon-apart"
+    for entry, text in apart:
+        found.add(code, text, id(entry))
 
 
 def _polygons(value: list[list[float]], what: str, entry: Entry, found: Findings, outlines: bool) -> None:

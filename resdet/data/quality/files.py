@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from resdet.data.formats.common import Source
 from resdet.data.images import decode_image, open_pillow, read_header
 from resdet.data.pixels import is_void
 from resdet.data.quality.report import Finding, Findings
-from resdet.data.rules import leads_out
+from resdet.data.rules import IDS, is_size, leads_out
 from resdet.errors import UserError
 
 
@@ -57,6 +58,21 @@ def inspect_files(
             elif report.digest:
                 digests[report.digest] = name
     return list(found.by_code.values()), digests
+
+
+def with_file_sizes(source: Source, findings: list[Finding]) -> Source:
+    """The source with its files' sizes in the place of wrong ones, in which boxes may seem to leave their images."""
+    sizes = {
+        identity: size for f in findings if f.code == "file-size" for identity, size in f.items if type(identity) in IDS
+    }
+    images = []
+    for entry in source.content["images"]:
+        height, width = entry.get("height"), entry.get("width")
+        if is_size(height, width) and type(entry.get("id")) in IDS:
+            height, width = sizes.get(entry["id"], (height, width))
+            entry = entry | {"height": height, "width": width}
+        images.append(entry)
+    return replace(source, content={**source.content, "images": images})
 
 
 def leaks(train: dict[bytes, str], val: dict[bytes, str]) -> list[Finding]:

@@ -6,9 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from resdet.data.formats.common import Source
 from resdet.data.keypoints import without_outside
 from resdet.data.outlines import area_of, box_of
+from resdet.data.quality.box_forms import FORMS
 from resdet.data.quality.report import KINDS, Entry, Finding
 from resdet.data.rules import is_size
 
@@ -105,13 +108,17 @@ def _mended(
         done["off-by-one"] += 1
     if "crowd-only" in here:
         new["iscrowd"] = 0
-    if "box-xyxy" in here:
-        new["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    for code in here:
+        if code in FORMS:
+            new["bbox"] = FORMS[code](np.array(box, dtype=np.float64)).tolist()
     if "box-normalised" in here:
         new["bbox"] = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
     if "box-outside" in here:
         x1, y1 = max(box[0], 0), max(box[1], 0)
         new["bbox"] = [x1, y1, min(box[0] + box[2], width) - x1, min(box[1] + box[3], height) - y1]
+    if "mask-normalised" in here:
+        new["segmentation"] = [[v * size[(k + 1) % 2] for k, v in enumerate(p)] for p in entry["segmentation"]]
+        new.pop("area", None)
     if "polygon-short" in here:
         new["segmentation"] = [p for p in entry["segmentation"] if len(p) >= 6]
     emptied = "polygon-short" in here and not new["segmentation"]
