@@ -1,4 +1,4 @@
-"""Pure functions on label maps, (H, W) uint8: a class of each pixel."""
+"""Pure functions on label maps, (H, W) uint8: the class of each pixel."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRIDE = 4  # of the logits of a semantic head
-NUMBERS_AT_ONCE = 2**22  # of a strip's logits: 16 MiB
+STRIDE = 4  # of a semantic head's logits
+NUMBERS_AT_ONCE = 2**22  # logits per strip: 16 MiB
 
 
 def label_map(logits: Tensor, size: tuple[int, int], original: tuple[int, int]) -> np.ndarray:
-    """The most likely class of each pixel of an image at its own size.
+    """The most likely class of each pixel of an image in its original size.
 
     logits (K, h, w) float32, at a quarter of the network's padded input; size: (H, W) of the resized image without
-    padding, original: of the image itself. As detectron2 does: bilinear to the input's size, cropped, bilinear to the image's
-    size, then the largest. The logits at that size exist only for a strip of rows at a time.
+    padding; original: (H, W) of the image itself. Like detectron2: bilinear to the input's size, crop, bilinear to the image's
+    size, argmax; here in strips of rows, to bound the memory of the full-size logits.
     """
     k, h, _ = logits.shape
-    rows = _resized(torch.eye(h, device=logits.device), size[0], original[0]).T  # (H, h), a few numbers a row
+    rows = _resized(torch.eye(h, device=logits.device), size[0], original[0]).T  # (H, h), sparse
     result = np.empty(original, np.uint8)
     step = max(1, NUMBERS_AT_ONCE // (k * original[1]))
     for top in range(0, original[0], step):
@@ -33,7 +33,7 @@ def label_map(logits: Tensor, size: tuple[int, int], original: tuple[int, int]) 
 
 
 def _resized(x: Tensor, length: int, original: int) -> Tensor:
-    """(…, n) -> (…, original): enlarged by STRIDE, cut to `length`, resized; linear."""
+    """(…, n) -> (…, original): upsampled by STRIDE, cropped to `length`, resized; all linear."""
     flat = x.reshape(1, -1, x.shape[-1])
     enlarged = F.interpolate(flat, scale_factor=float(STRIDE), mode="linear", align_corners=False)[..., :length]
     resized = F.interpolate(enlarged, size=original, mode="linear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Panoptic segmentation (Kirillov et al. 2018, arXiv:1801.00868): instances and a label map -> one segment for each pixel."""
+"""Panoptic segmentation (Kirillov et al. 2018, arXiv:1801.00868): instances and a label map -> one segment per pixel."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-THINGS = 0  # the label that stands for all things in label maps beside instances
+THINGS = 0  # the label of all things in the label maps of Panoptic FPN
 ALL_THINGS = "things"  # its name
 
 
 class Segment(NamedTuple):
-    """label: of a thing, the instance's; of stuff, the label map's. area: in pixels. score, instance: None for stuff;
-    instance: the row of `Instances`."""
+    """label: of the instance for things, of the label map for stuff. area: in pixels. score, instance (index in `Instances`):
+    None for stuff."""
 
     id: int
     label: int
@@ -24,7 +24,7 @@ class Segment(NamedTuple):
 
 
 class Panoptic(NamedTuple):
-    """ids (H, W) int32: the segment of each pixel, 0 for none; segments: by their ids, which count from 1."""
+    """ids (H, W) int32: the id of each pixel's segment, from 1; 0 for none. segments: ordered by id."""
 
     ids: np.ndarray
     segments: list[Segment]
@@ -40,11 +40,11 @@ def merge(
     stuff_area: int = 4096,
     things: Collection[int] = (THINGS,),
 ) -> Panoptic:
-    """Instances by falling score, then stuff where none is (Kirillov et al. 2018, section 7; in detectron2's form).
+    """Instances by descending score, then stuff on the remaining pixels (Kirillov et al. 2018, section 7; like detectron2).
 
-    masks: each a corner (y, x) and a crop (h, w) bool, in the order of `scores`, which fall. semantic (H, W) uint8.
-    An instance of whose pixels more than the share `overlap` are taken is left out, another one gets those that are free.
-    Stuff of fewer than `stuff_area` pixels is left out, and so are the labels in `things`.
+    masks: per instance a corner (y, x) and a crop (h, w) bool, in the order of `scores`, which descend. semantic (H, W) uint8.
+    An instance gets the pixels that are still free; it is dropped if more than the fraction `overlap` of them are taken.
+    Stuff with fewer than `stuff_area` pixels and the labels in `things` are dropped.
     """
     ids = np.zeros(semantic.shape, np.int32)
     segments: list[Segment] = []
@@ -52,15 +52,15 @@ def merge(
         region = ids[y : y + crop.shape[0], x : x + crop.shape[1]]
         area = int(np.count_nonzero(crop))
         free = crop & (region == 0)
-        left = int(np.count_nonzero(free))
-        if not area or (area - left) / area > overlap:
+        num_free = int(np.count_nonzero(free))
+        if not area or (area - num_free) / area > overlap:
             continue
         number = len(segments) + 1
         region[free] = number
-        segments.append(Segment(number, int(label), True, left, float(score), row))
+        segments.append(Segment(number, int(label), True, num_free, float(score), row))
     free = ids == 0
     areas = np.bincount(semantic[free], minlength=256)
-    for label in np.unique(semantic):  # 255 is no class
+    for label in np.unique(semantic):  # 255 is unlabelled
         if label in things or label == 255 or areas[label] < stuff_area or not areas[label]:
             continue
         number = len(segments) + 1

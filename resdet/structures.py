@@ -10,7 +10,7 @@ Images    (H, W, C) in 0..255, RGB or `model.input.channels` others: 8-bit data 
           `data.pixel_range` to 0..255 without rounding (`data/pixels.py`). dtype conversion, mean, std and the value of the
           padding are up to the model (`models/detector.py`).
 Labels    int64 in [0, K), contiguous; K does not include background, which has index K inside the box head. -1 is padding.
-Label maps    (H, W) uint8, a class of each pixel, UNLABELLED (255) for none. Beside instances, label 0 stands for all things.
+Label maps    (H, W) uint8, the class of each pixel or UNLABELLED (255). In Panoptic FPN label 0 stands for all things.
 Masks     three frames, three names: ground truth cropped to its own box `masks` (B, G, M, M); the head's output
           `mask_probs` (B, D, m, m) in the predicted box's frame; pasted `Instances.masks` (N, H, W) bool in the image.
 Levels    c2..c5, p2..p6 have stride 2**k; dicts of them are ordered fine to coarse.
@@ -34,7 +34,7 @@ from resdet.masks import encode_in_boxes, paste_in_boxes
 from resdet.panoptic import Panoptic, merge
 
 Output = Literal["boxes", "masks", "keypoints", "proposals", "semantic"]  # kinds of results
-UNLABELLED = 255  # in label maps: pixels of no class, and padding
+UNLABELLED = 255  # in label maps: pixels without a class, and padding
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head only
 
 
@@ -49,7 +49,7 @@ class Targets(NamedTuple):
     keypoints (B, G, K, 3) float32: x, y, visibility (0: not labelled); None without a keypoint head
     known  (B, K) bool: the classes that the annotations of each image are complete for, so that no annotation means no object;
            None if they are complete for all classes
-    semantic (B, H, W) uint8: the label map of each padded image, UNLABELLED where there is none; None where no head learns it
+    semantic (B, H, W) uint8: the label map of each padded image, UNLABELLED if it has none; None without a semantic head
     """
 
     boxes: Tensor
@@ -126,7 +126,7 @@ class Detections(NamedTuple):
     image_sizes (B, 2) int64, (H, W) of each image before padding
     mask_probs (B, D, m, m) float32 in 0..1, each in the frame of its box; None without a mask head
     keypoint_logits (B, D, K, S, S) float32, each in the frame of its box; None without a keypoint head
-    semantic   (B, S, H/4, W/4) float32: logits of every pixel's class of S, of the padded image; None without a semantic head
+    semantic   (B, S, H/4, W/4) float32: class logits of the padded image's pixels, S classes; None without a semantic head
     paste      how `mask_probs` become pixels: "resdet" or "torchvision" (see `masks.paste_in_boxes`)
     keypoint_decode  how `keypoint_logits` become points (see `keypoints.heatmaps_to_keypoints`)
     """

@@ -128,7 +128,7 @@ def _timm(name: str) -> Path:
 
 
 def _from_hub(repository: str) -> Path:
-    """A detector on the Hugging Face Hub, from its cache or downloaded, with its configs beside it."""
+    """A detector on the Hugging Face Hub, cached or downloaded, with its config files in the same folder."""
     names = ("config.json", "preprocessor_config.json", "model.safetensors")
     if find_spec("huggingface_hub") is None:
         raise UserError(f"hf:{repository} needs Hugging Face's client: pip install huggingface_hub")
@@ -138,8 +138,8 @@ def _from_hub(repository: str) -> Path:
         raise UserError(
             f"hf:{repository} was not found and could not be downloaded ({type(error).__name__}).\n"
             f"  looked for:   Hugging Face's cache (HF_HOME)\n"
-            f"  to fix:       download {', '.join(names)} from https://huggingface.co/{repository} into a folder, and write "
-            "that folder in its place"
+            f"  to fix:       download {', '.join(names)} from https://huggingface.co/{repository} into a folder, and give "
+            "its path instead"
         ) from None
 
 

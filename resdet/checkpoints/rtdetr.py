@@ -1,4 +1,4 @@
-"""RT-DETR in checkpoints: files of transformers and of the authors -> weights by our names and their `model` section."""
+"""RT-DETR in checkpoints of transformers and of its authors -> weights by our names and their `model` section."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SIGNS: tuple[tuple[str, str, Table], ...] = (
     ("transformers", r"model\.decoder\.layers\.0\.encoder_attn\.sampling_offsets\.", TRANSFORMERS),
     ("RT-DETR's authors", r"decoder\.decoder\.layers\.0\.cross_attn\.sampling_offsets\.", AUTHORS),
 )
-AVERAGE = "ema.module."  # before the names of averaged weights in the authors' files
-# Keys of transformers' config.json -> ours, and where it has one value, which is that of all published models.
+AVERAGE = "ema.module."  # prefix of averaged weights in the authors' files
+# Keys of transformers' config.json -> ours; and keys that must have the value of all published models.
 CONFIG = {
     "encoder_attention_heads": "encoder.heads", "decoder_attention_heads": "decoder.heads", "num_queries": "queries",
     "decoder_offset_scale": "decoder.offset_scale",
@@ -41,7 +41,7 @@ FIXED: dict[str, Any] = {
 
 
 class RTDETRFile(NamedTuple):
-    """What a checkpoint holds: see `Recognised`. size: the side of the square input."""
+    """The content of a checkpoint, see `Recognised`. size: the side of the square input."""
 
     source: str
     values: dict[str, Any]
@@ -54,9 +54,9 @@ class RTDETRFile(NamedTuple):
 
 
 def read_rtdetr(raw: dict[str, Tensor], path: Path) -> RTDETRFile | None:
-    """None if these tensors are no RT-DETR of transformers or its authors. Raises `UserError` for one that cannot be built.
+    """The RT-DETR in these tensors; None if there is none. Raises `UserError` for one that resdet cannot build.
 
-    config.json and preprocessor_config.json beside a file of transformers tell what shapes do not.
+    For transformers' files, config.json and preprocessor_config.json in the same folder complete what follows from shapes.
     """
     found = _source(raw)
     if found is None:
@@ -65,29 +65,29 @@ def read_rtdetr(raw: dict[str, Tensor], path: Path) -> RTDETRFile | None:
     inside = {name.removeprefix(prefix): value for name, value in raw.items() if name.startswith(prefix)}
     weights, left_over = to_ours(inside, table)
     _require_resnet(weights, left_over, path)
-    beside = _json_beside(path, "config.json") if source == "transformers" else {}
+    config = _json_beside(path, "config.json") if source == "transformers" else {}
     try:
         values = rtdetr_section(weights, inside)
     except (KeyError, IndexError) as error:
         raise UserError(f"{path}: looks like an RT-DETR of {source}, but tensors are missing ({error})") from None
     notes = ["averaged weights (EMA)"] if prefix == AVERAGE else []
-    if beside:
-        _apply_config(values, beside, path)
-        notes.append("heads, queries and losses from config.json beside it")
+    if config:
+        _apply_config(values, config, path)
+        notes.append("heads, queries and losses from config.json in its folder")
     else:
-        notes.append("heads, queries and losses as published: the file does not tell them")
+        notes.append("heads, queries and losses as published, since they do not follow from the file")
     size = 640
     if processor := _json_beside(path, "preprocessor_config.json") if source == "transformers" else {}:
         size = _apply_processor(values, processor)
-        notes.append("input size and pixel scaling from preprocessor_config.json beside it")
-    names, ids = _classes(values["num_classes"], beside)
+        notes.append("input size and pixel scaling from preprocessor_config.json in its folder")
+    names, ids = _classes(values["num_classes"], config)
     return RTDETRFile(source, values, weights, left_over, names, ids, size, notes)
 
 
 def rtdetr_section(weights: dict[str, Tensor], raw: dict[str, Tensor] | None = None) -> dict[str, Any]:
     """The nested `model` section that builds modules of these shapes, from weights by our names.
 
-    raw: the file's other tensors, of which scales tell the points of each level. Raises `KeyError` if tensors are missing.
+    raw: all tensors of the file; the points per level follow from their scales. Raises `KeyError` if tensors are missing.
     """
     backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
     trained = any(k.endswith("num_batches_tracked") for k in backbone)
@@ -118,7 +118,7 @@ def rtdetr_section(weights: dict[str, Tensor], raw: dict[str, Tensor] | None = N
 
 
 def _source(names: dict[str, Tensor]) -> tuple[str, str, Table] | None:
-    """Whose names these are, the prefix before them (of several copies the averaged one), and their table."""
+    """The source of these names, their prefix (of several copies, that of the averaged one), and their table."""
     for source, sign, table in SIGNS:
         prefixes = [match[1] for match in (re.match(rf"((?:.*\.)?){sign}", name) for name in names) if match]
         if prefixes:
@@ -130,19 +130,18 @@ def _require_resnet(weights: dict[str, Tensor], left_over: list[str], path: Path
     if "backbone.layer1.0.conv1.weight" not in weights:
         other = next((name for name in left_over if "backbone" in name), "no backbone")
         raise UserError(
-            f"{path}: an RT-DETR on another backbone than a ResNet (its first tensor: {other}), which resdet does not have"
+            f"{path}: an RT-DETR whose backbone is not a ResNet (its first tensor: {other}), which resdet does not have"
         )
     if "queries.score.bias" in weights and "decoder.scores.0.bias" in weights:
         encoder, decoder = len(weights["queries.score.bias"]), len(weights["decoder.scores.0.bias"])
         if encoder != decoder:
             raise UserError(
-                f"{path}: its query selection scores {encoder} class(es), its decoder {decoder}: resdet has only selection by "
-                "all classes"
+                f"{path}: its query selection has {encoder} class(es), its decoder {decoder}: in resdet both have all classes"
             )
 
 
 def _points(raw: dict[str, Tensor]) -> list[int]:
-    """Points of each level: of n on a level, version 2 stores n times the scale 1 / n."""
+    """Points per level; for n points on a level, version 2 stores n scales of 1 / n."""
     scales = next((v for k, v in raw.items() if k.endswith(("num_points_scale", "n_points_scale"))), None)
     if scales is None:
         return [4, 4, 4]
@@ -170,7 +169,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def _apply_config(values: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    """What config.json sets. Raises `UserError` for what resdet does not have."""
+    """Apply config.json. Raises `UserError` for settings that resdet does not have."""
     problems = [f"{key}={config[key]}" for key, usual in FIXED.items() if key in config and config[key] != usual]
     if problems:
         raise listed(f"{path.parent / 'config.json'}: sets what resdet does not have:", problems)
@@ -210,7 +209,7 @@ def _classes(count: int, config: dict[str, Any]) -> tuple[list[str], list[int]]:
     names = [str(given.get(str(k), "")) for k in range(count)] if isinstance(given, dict) else []
     if any(re.fullmatch(r"LABEL_\d+|", name) for name in names):
         names = []
-    return class_names("mmdetection", count, {"meta": {"CLASSES": names}} if names else {})  # which keeps them likewise
+    return class_names("mmdetection", count, {"meta": {"CLASSES": names}} if names else {})  # the same conventions
 
 
 def layers_hint(weights: dict[str, Tensor], config: ModelConfig) -> str:

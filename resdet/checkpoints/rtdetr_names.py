@@ -1,7 +1,7 @@
-"""Parameter names of RT-DETR: of transformers' models and of the authors' PyTorch code -> ours, and ours -> transformers'.
+"""Parameter names of RT-DETR: in transformers and in the authors' PyTorch code -> ours; and ours -> transformers'.
 
-A table is a list of (beginning of a name there, of ours), with {} for a number. The first row that fits counts; the rest of a
-name is kept.
+A table is a list of (beginning of their name, beginning of ours), with {} for a number. The first matching row counts; the rest
+of a name is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEM = (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
 
 
 def _fusion(theirs: str) -> Iterator[tuple[str, str]]:
-    """The encoder's fusion of levels, which both name alike."""
+    """The encoder's fusion of levels, with the same names in both."""
     yield f"{theirs}lateral_convs.", "fpn.shrink."
     yield f"{theirs}downsample_convs.", "fpn.downsample."
     for name, ours in (("fpn_blocks", "top_down"), ("pan_blocks", "bottom_up")):
@@ -48,7 +48,7 @@ def _transformers() -> Iterator[tuple[str, str]]:
     for name, ours in (("encoder_input_proj", "fpn.input"), ("decoder_input_proj", "decoder.input")):
         yield f"model.{name}.{{}}.0.", f"{ours}.{{}}.conv."
         yield f"model.{name}.{{}}.1.", f"{ours}.{{}}.norm."
-    # Of two spellings the first is that of transformers 4, which version 5 reads, too.
+    # Of two spellings the first is that of transformers 4, which version 5 reads too.
     for layer, ours, norms in (
         ("model.encoder.encoder.0.layers.{}.", "fpn.aifi.{}.", ("self_attn", "final")),
         ("model.encoder.aifi.0.layers.{}.", "fpn.aifi.{}.", ("self_attn", "final")),

@@ -1,4 +1,4 @@
-"""Config -> Semantic FPN, and its head beside an R-CNN's."""
+"""Config -> Semantic FPN, and its head for Panoptic FPN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_semantic(config: SemanticConfig, backbone: ResNet) -> SemanticFPN:
 
 
 def semantic_head(config: SemanticHeadConfig, channels: int, num_classes: int, key: str) -> SemanticHead:
-    """key: the section's, for errors. Raises `UserError`."""
+    """The head with random weights. key: of its section, for errors. Raises `UserError`."""
     weights = config.class_weights
     if weights is not None and len(weights) != num_classes:
         raise UserError(f"{key}.class_weights has {len(weights)} numbers, but there are {num_classes} classes")

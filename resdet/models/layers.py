@@ -202,6 +202,15 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     return BatchNorm2d(channels, eps, sync=norm == "sync_bn")
 
 
+def initialise_convs(root: nn.Module) -> None:
+    """He et al.'s normal initialisation (fan out) of all convolutions, transposed ones included; zero biases."""
+    for module in root.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class ConvNorm(nn.Module):
     """Convolution with "same" padding and its norm: (N, C, H, W) -> (N, out, H/stride, W/stride).
 

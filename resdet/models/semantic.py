@@ -1,4 +1,4 @@
-"""Semantic FPN alone (Kirillov et al. 2019, arXiv:1901.02446): backbone, pyramid, and a class of every pixel."""
+"""Semantic FPN (Kirillov et al. 2019, arXiv:1901.02446): backbone, pyramid, and a class for every pixel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resdet.structures import Batch, Detections, Loss, Output
 
 
 class SemanticFPN(Detector):
-    """A detector of nothing: its `Detections` are empty but for `semantic`."""
+    """Semantic segmentation only: its `Detections` have no boxes, only `semantic`."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class SemanticFPN(Detector):
         super().__init__(
             backbone, fpn, num_classes=head.num_classes, pixel_mean=pixel_mean, pixel_std=pixel_std, bgr=bgr
         )
-        self.heads = nn.ModuleDict({"semantic": head})  # named as beside an R-CNN's heads
-        self._nothing = Selection(max_detections=0)
+        self.heads = nn.ModuleDict({"semantic": head})  # the same parameter names as in an R-CNN
+        self._no_detections = Selection(max_detections=0)
 
     @property
     def outputs(self) -> frozenset[Output]:
@@ -40,7 +40,7 @@ class SemanticFPN(Detector):
 
     @property
     def selection(self) -> Selection:
-        return self._nothing
+        return self._no_detections
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """semantic: see `SemanticHead.loss`."""
@@ -49,7 +49,7 @@ class SemanticFPN(Detector):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Detections:
-        """`Detections` without any, and the logits of every pixel's class."""
+        """Empty `Detections` with the class logits of every pixel."""
         sizes = batch.image_sizes
         none = torch.zeros(len(sizes), 0, device=sizes.device)
         empty = Detections(none[..., None].expand(-1, -1, 4), none, none.long(), none.bool(), sizes)

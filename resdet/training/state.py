@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,18 @@ class Run:
         t = config.train
         self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
         self.distributed = distributed
-        masks, keypoints = "masks" in model.outputs, "keypoints" in model.outputs
-        self.train_set = DetectionDataset(
-            inputs.train,
-            config.data,
-            config.model.input,
-            train=True,
-            masks=masks,
-            keypoints=keypoints,
+        dataset = partial(
+            DetectionDataset,
+            data=config.data,
+            model_input=config.model.input,
+            masks="masks" in model.outputs,
+            keypoints="keypoints" in model.outputs,
             seed=config.seed,
         )
+        self.train_set = dataset(inputs.train, train=True)
         self.val_set, self.evaluation = None, None
         if inputs.val:
-            self.val_set = DetectionDataset(
-                inputs.val,
-                config.data,
-                config.model.input,
-                train=False,
-                masks=masks,
-                keypoints=keypoints,
-                seed=config.seed,
-            )
+            self.val_set = dataset(inputs.val, train=False)
             self.evaluation = evaluation_of(inputs.val, config.data.keypoint_sigmas)
         self.best_metric = best_metric(t, self.evaluation, model.outputs) if self.evaluation else None
         share = config.data.max_unreadable / distributed.world

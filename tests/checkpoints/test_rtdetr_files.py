@@ -162,11 +162,11 @@ def test_what_resdet_does_not_have_is_named(tmp_path) -> None:
     other = {k.replace("backbone.res_layers.0", "backbone.stages.0"): v for k, v in weights.items()}
     torch.save(other, tmp_path / "hgnet.pth")
     with pytest.raises(
-        UserError, match=r"an RT-DETR on another backbone than a ResNet \(its first tensor: backbone\.stages"
+        UserError, match=r"an RT-DETR whose backbone is not a ResNet \(its first tensor: backbone\.stages"
     ):
         recognise(tmp_path / "hgnet.pth")
     torch.save({**weights, "decoder.enc_score_head.bias": torch.zeros(1)}, tmp_path / "agnostic.pth")
-    with pytest.raises(UserError, match=r"its query selection scores 1 class\(es\), its decoder 5"):
+    with pytest.raises(UserError, match=r"its query selection has 1 class\(es\), its decoder 5"):
         recognise(tmp_path / "agnostic.pth")
     del weights["decoder.enc_score_head.bias"]
     torch.save(weights, tmp_path / "torn.pth")

@@ -14,7 +14,7 @@ from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.keypoints import Decode, heatmap_targets
 from resdet.models.heads.rois import positive_rois, scatter_rows
-from resdet.models.layers import ConvNorm, Norm
+from resdet.models.layers import ConvNorm, Norm, initialise_convs
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import Detections, Loss, Output, Samples
 
@@ -44,11 +44,7 @@ class KeypointHead(nn.Module):
         self.pool, self.max_rois, self.size, self.decode = pool, max_rois, pool.size * 4, decode
         self.convs = nn.ModuleList(ConvNorm(channels if i == 0 else width, width, 3, norm) for i in range(num_convs))
         self.logits = nn.ConvTranspose2d(width if num_convs else channels, num_keypoints, 4, stride=2, padding=1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convs(self)
 
     def forward(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor, valid: Tensor) -> Tensor:
         """boxes (P, 4), image (P,), valid (P,) -> logits (P, K, S, S)."""

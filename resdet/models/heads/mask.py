@@ -11,7 +11,7 @@ from resdet.fields import replace
 from resdet.masks import targets_in_rois
 from resdet.models.heads.res5 import RoIStage
 from resdet.models.heads.rois import PositiveRoIs, positive_rois, scatter_rows
-from resdet.models.layers import ConvNorm, Norm
+from resdet.models.layers import ConvNorm, Norm, initialise_convs
 from resdet.models.roi_align import RoIAlign, flatten_rois, occupied
 from resdet.structures import MASK_UNKNOWN, Detections, Loss, Output, Samples
 
@@ -51,11 +51,7 @@ class MaskHead(nn.Module):
         )
         self.upsample = nn.ConvTranspose2d(width if num_convs else channels, width, 2, stride=2)
         self.logits = nn.Conv2d(width, 1 if class_agnostic else num_classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convs(self)
         nn.init.normal_(self.logits.weight, std=0.001)
 
     def forward(

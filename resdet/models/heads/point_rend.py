@@ -19,6 +19,7 @@ from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.models.heads.mask import mask_loss, mask_targets, masked_rois
 from resdet.models.heads.rois import scatter_rows
+from resdet.models.layers import initialise_convs
 from resdet.models.matching import uniform
 from resdet.models.roi_align import flatten_rois, occupied
 from resdet.structures import Detections, Loss, Output, Samples
@@ -31,8 +32,7 @@ class CoarseHead(nn.Module):
         super().__init__()
         self.side, self.num_classes = side, num_classes
         self.reduce = nn.Conv2d(channels, channels, 2, stride=2)
-        nn.init.kaiming_normal_(self.reduce.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
+        initialise_convs(self.reduce)
         sizes = [channels * side * side] + [width] * num_fc
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         for fc in self.fcs:

@@ -1,4 +1,4 @@
-"""Semantic FPN head (Kirillov et al. 2019, arXiv:1901.02446, section 3.1): p2..p5 -> a class of every pixel."""
+"""Semantic FPN head (Kirillov et al. 2019, arXiv:1901.02446, section 3.1): p2..p5 -> a class for every pixel."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from resdet.boxes import upcast
 from resdet.fields import replace
 from resdet.label_maps import STRIDE
-from resdet.models.layers import Conv2d, ConvNorm, Norm
+from resdet.models.layers import Conv2d, ConvNorm, Norm, initialise_convs
 from resdet.structures import UNLABELLED, Batch, Detections, Loss, Output, Samples
 
 LEVELS = ("p2", "p3", "p4", "p5")
 
 
 class Tower(nn.Module):
-    """One level to p2's size: a 3x3 convolution, norm and ReLU before each bilinear doubling; p2 has one without doubling."""
+    """Upsamples a level to p2's size: a 3x3 convolution, norm and ReLU before each bilinear doubling; one of them for p2."""
 
     def __init__(self, channels: int, width: int, norm: Norm, doublings: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Tower(nn.Module):
 class SemanticHead(nn.Module):
     """channels: of the pyramid. num_classes: of the label maps. width: of the convolutions.
 
-    class_weights: one for each class; None: all 1. loss_weight: a factor on the loss.
+    class_weights: per class; None: all 1. loss_weight: a factor on the loss.
     """
 
     outputs: tuple[Output, ...] = ("semantic",)
@@ -60,22 +60,18 @@ class SemanticHead(nn.Module):
         self.logits = Conv2d(width, num_classes, 1)
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_convs(self)
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         """{"p2": (B, C, H/4, W/4), …, "p5": …/32} -> logits (B, K, H/4, W/4)."""
-        first, *others = [tower(features[level]) for level, tower in zip(LEVELS, self.towers, strict=True)]
+        total, *others = [tower(features[level]) for level, tower in zip(LEVELS, self.towers, strict=True)]
         for other in others:
-            first = first + other
-        logits: Tensor = self.logits(first)
+            total = total + other
+        logits: Tensor = self.logits(total)
         return logits
 
     def loss(self, features: dict[str, Tensor], samples: Samples | Batch) -> dict[str, Loss]:
-        """semantic: cross-entropy of the labelled pixels, each counted with the weight of its class."""
+        """semantic: cross-entropy over the labelled pixels, weighted by class."""
         assert samples.targets is not None
         labels = samples.targets.semantic
         assert labels is not None, "a semantic head needs label maps in its targets"
@@ -93,5 +89,5 @@ class SemanticHead(nn.Module):
 
 
 def enlarged(x: Tensor, factor: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, factor H, factor W), bilinear."""
+    """Bilinear upsampling: (B, C, H, W) -> (B, C, factor H, factor W)."""
     return F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
