@@ -337,6 +337,9 @@ def read_export(name: str, files: dict[str, Any], folder: Path) -> None:
     for file, content in files.items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+            continue
         text = content if isinstance(content, str) else json.dumps(content)
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
     other = folder.with_name(f"{folder.name}-other")
@@ -356,7 +359,9 @@ def spoil_export(name: str, chance: random.Random, *, values: bool) -> dict[str,
     files = dict(EXPORTS[name].files)
     file = chance.choice(list(files))
     content = files[file]
-    if not values:
+    if isinstance(content, bytes):
+        files[file] = spoil_bytes(content, chance)
+    elif not values:
         files[file] = spoil_text(content if isinstance(content, str) else json.dumps(content), chance)
     elif not isinstance(content, str):
         files[file] = spoil_json(content, chance)

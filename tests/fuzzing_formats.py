@@ -1,5 +1,5 @@
-"""Small valid exports of annotation tools, to be spoiled by `fuzzing.py`: images of 40 x 50, the annotations as JSON's values
-or as text."""
+"""Small valid exports of annotation tools, to be spoiled by `fuzzing.py`: images of 40 x 50, the annotations as JSON's values,
+as text or as bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (H, W, 3), dtype=np.uint8)
 
 
 class Export(NamedTuple):
-    """images: their paths. files: path -> content, text or what JSON holds; the first ones are those to spoil."""
+    """images: their paths. files: path -> content, text, bytes or what JSON holds; the first ones are those to spoil."""
 
     images: list[str]
     files: dict[str, Any]
@@ -117,6 +117,8 @@ LVIS = {
     "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [5.0, 5.0, 20.0, 10.0], "area": 200}],
     "categories": [{"id": 3, "name": "cat", "frequency": "f"}, {"id": 7, "name": "dog", "frequency": "r"}],
 }  # fmt: skip
+LABEL_MAP = np.zeros((H, W), np.uint16)
+LABEL_MAP[5:15, 5:25], LABEL_MAP[20:30, 10:40], LABEL_MAP[15:18, 30:34] = 1, 300, 2
 BOTH = ["1.jpg", "2.jpg"]
 STEM = "train/ulm/ulm_000000_000019"
 EXPORTS = {
@@ -146,5 +148,9 @@ EXPORTS = {
         "MOT-02/gt/gt.txt": "1,1,11,21,30,15,1,1,1.0\n1,2,1,1,5,5,0,1,1.0\n2,1,12,21,30,15,1,1,0.5\n",
     }),
     "cityscapes": Export([f"leftImg8bit/{STEM}_leftImg8bit.png"], {f"gtFine/{STEM}_gtFine_polygons.json": CITYSCAPES}),
+    "masks": Export(["images/1.jpg", "images/2.jpg"], {
+        "masks/1.png": cv2.imencode(".png", LABEL_MAP)[1].tobytes(), "masks/1.json": {"1": "cat", "2": "dog", "300": "dog"},
+        "masks/2.tif": cv2.imencode(".tif", LABEL_MAP)[1].tobytes(), "classes.json": ["dog", "cat", "object"],
+    }),
     "coco lvis": Export(["train2017/1.jpg", "train2017/2.jpg"], {"lvis_v1_train.json": LVIS}),
 }  # fmt: skip

@@ -53,7 +53,7 @@ def add_parsers(kinds: Any) -> None:
             )
             sub.add_argument("target", metavar="OUT", type=Path, help=target)
         if verb == "convert":
-            sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme"), default="coco",
+            sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme", "masks"), default="coco",
                              help="coco: JSON files; else OUT is a folder, to which the images are copied")  # fmt: skip
         if verb == "split":
             sub.add_argument("--val", type=float, default=0.2, help="fraction of the images (default: 0.2)")

@@ -34,7 +34,8 @@ def _pixel_range(given: Any) -> Any:
 
 # read by `data/formats`
 DataFormat = Literal[
-    "coco", "voc", "yolo", "labelme", "via", "cvat", "label_studio", "supervisely", "open_images", "kitti", "mot", "cityscapes"
+    "coco", "voc", "yolo", "labelme", "via", "cvat", "label_studio", "supervisely", "open_images", "kitti", "mot", "cityscapes",
+    "masks",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from resdet.data.formats.detect import FINDERS, FORMATS, Detected, detect, is_em
 from resdet.data.formats.kitti import read_kitti
 from resdet.data.formats.label_studio import read_label_studio
 from resdet.data.formats.labelme import read_labelme
+from resdet.data.formats.masks import masks_splits, read_masks
 from resdet.data.formats.mot import read_mot
 from resdet.data.formats.names import NameIndex
 from resdet.data.formats.open_images import read_open_images
@@ -142,6 +143,7 @@ def read_whole(config: DataConfig, found: Detected, images: Path | None, split: 
         "kitti": read_kitti,
         "mot": read_mot,
         "cityscapes": read_cityscapes,
+        "masks": read_masks,
     }
     source = readers[found.format](found.path, images, split)
     part = f", the split {source.split}" if source.split else ""
@@ -162,6 +164,8 @@ def other_splits(found: Detected, source: Source) -> list[str]:
         names = list(read_layout(found.path).entries)
     elif found.format == "cityscapes" and (folder := cityscapes_folder(found.path)):
         names = cityscapes_splits(folder)
+    elif found.format == "masks":
+        names = masks_splits(found.path)
     # Of VOC's lists, not those of one class, such as cat_train, and of train and val together.
     names = [name for name in names if not re.fullmatch(r"trainval|.+_(train|val|trainval|test)", name)]
     return [name for name in names if source.split not in (name, usual_name(name))]

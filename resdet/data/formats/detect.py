@@ -16,6 +16,7 @@ from resdet.data.formats.cityscapes import cityscapes_folder
 from resdet.data.formats.common import read_text
 from resdet.data.formats.glimpse import SMALL, files_in, glimpse, head_of, json_kind, root_tag
 from resdet.data.formats.kitti import kitti_folders
+from resdet.data.formats.masks import masks_file
 from resdet.data.formats.mot import is_mot
 from resdet.data.formats.open_images import is_open_images
 from resdet.data.formats.supervisely import is_supervisely
@@ -37,6 +38,8 @@ def detect(place: Path) -> Detected | None:
     if place.is_file():
         return _of_file(place)
     found = [evidence for find in FINDERS.values() if (evidence := find(place))]
+    if len(found) > 1:  # masks may lie beside annotations of any format
+        found = [evidence for evidence in found if evidence.format != "masks"]
     if len(found) > 1 and found[-1].format == "coco" and not _is_standard(found[-1].path, place):
         found.pop()  # a JSON file that was made of the others
     if len(found) > 1:
@@ -158,6 +161,12 @@ def find_cityscapes(folder: Path) -> Detected | None:
     return Detected("cityscapes", folder, f"{found.name} beside leftImg8bit is Cityscapes'") if found else None
 
 
+def find_masks(folder: Path) -> Detected | None:
+    file = masks_file(folder)
+    reason = f"{file.relative_to(folder)} is a label map or mask by its place and pixels" if file else ""
+    return Detected("masks", folder, reason) if file else None
+
+
 def _coco_places(folder: Path) -> list[Path]:
     return [folder / "annotations", folder, *(folder / name for name in ("train", "valid", "val", "test"))]
 
@@ -182,6 +191,7 @@ FINDERS: dict[DataFormat, Callable[[Path], Detected | None]] = {
     "kitti": find_kitti,
     "mot": find_mot,
     "cityscapes": find_cityscapes,
+    "masks": find_masks,
     "coco": find_coco,
 }
 FORMATS: dict[DataFormat, str] = {
@@ -197,6 +207,7 @@ FORMATS: dict[DataFormat, str] = {
     "kitti": "KITTI's 2D boxes (label_2 and image_2)",
     "mot": "MOT Challenge (SEQUENCE/gt/gt.txt and SEQUENCE/img1)",
     "cityscapes": "Cityscapes (gtFine or gtCoarse, and leftImg8bit)",
+    "masks": "label maps with one number an object, or a mask for each object (images/ and masks/, or NAME_masks.png)",
 }
 CLASS_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "predefined_classes.txt")
 

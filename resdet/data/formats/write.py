@@ -1,4 +1,4 @@
-"""COCO's structure -> the files of other formats: YOLO (boxes or polygons), Pascal VOC, labelme.
+"""COCO's structure -> the files of other formats: YOLO (boxes or polygons), Pascal VOC, labelme, label maps.
 
 The annotations must be accepted by `parse_coco`. The images are copied along, so that the folder is complete. What a
 format cannot store is counted in the result.
@@ -23,9 +23,10 @@ from resdet.data.convex import clip_polygon, rectangle
 from resdet.data.edit import unique_names
 from resdet.data.formats.common import Source
 from resdet.data.formats.yolo_layout import label_folder
+from resdet.data.patch import patch_of
 from resdet.errors import UserError
 from resdet.masks import decode_rle
-from resdet.writing import write_json, write_text
+from resdet.writing import atomic_write, write_json, write_text
 
 Objects = list[dict[str, Any]]
 CROWDS = "crowd regions (left out: the format cannot mark them)"
@@ -136,10 +137,58 @@ def write_labelme(source: Source, folder: Path, split: str = "train") -> Counter
     return +lost
 
 
+def write_masks(source: Source, folder: Path, split: str = "train") -> Counter[str]:
+    """images/SPLIT, masks/SPLIT/NAME.png (16 bits, one number an object), classes.json, and where there are several classes
+    masks/SPLIT/NAME.json, which gives the class of each number. -> what was lost, counted.
+
+    Of a pixel that several objects cover, the smallest gets it. Raises `UserError` if classes.json is there and names other
+    classes, and for an image of more objects than 16 bits can number.
+    """
+    lost: Counter[str] = Counter()
+    names = unique_names(source)
+    sheet = folder / "classes.json"
+    text = json.dumps(list(names.values()), ensure_ascii=False) + "\n"
+    if sheet.is_file() and sheet.read_text(encoding="utf-8") != text:
+        raise UserError(f"{sheet}: exists, with other classes; choose an empty folder")
+    for image, objects, name in _images(source, folder / "images" / split, lost):
+        if len(objects) >= 2**16:
+            raise UserError(
+                f"{image['file_name']}: has {len(objects)} objects, a label map of 16 bits at most {2**16 - 1}"
+            )
+        size = image["height"], image["width"]
+        label_map = np.zeros(size, np.uint16)
+        patches = []
+        for entry in objects:
+            x, y, w, h = _box_inside(entry, image)
+            patches.append(patch_of(entry.get("segmentation"), np.array([x, y, x + w, y + h]), size))
+        areas = [int(patch.bitmap.sum()) for patch in patches]
+        lost["objects without a mask (their boxes are filled)"] += sum(
+            not entry.get("segmentation") for entry in objects
+        )
+        for k in np.argsort(areas, kind="stable")[::-1]:
+            x, y, bitmap = patches[k]
+            label_map[y : y + len(bitmap), x : x + bitmap.shape[1]][bitmap > 0] = k + 1
+        left = np.bincount(label_map.ravel(), minlength=len(objects) + 1)[1:]
+        lost["objects partly covered by smaller ones (a pixel holds one number)"] += int(
+            ((left > 0) & (left < areas)).sum()
+        )
+        lost["objects without a pixel of their own (left out)"] += int((left == 0).sum())
+        target = (folder / "masks" / split / name).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(cv2.imencode(".png", label_map)[1].tobytes())
+        if len(names) > 1:
+            classes = {k: names[entry["category_id"]] for k, entry in enumerate(objects, 1) if left[k - 1]}
+            write_json(target.with_suffix(".json"), classes)
+    write_text(sheet, text)
+    return +lost
+
+
 WRITERS: dict[str, Callable[[Source, Path, str], Counter[str]]] = {
     "yolo": write_yolo,
     "voc": write_voc,
     "labelme": write_labelme,
+    "masks": write_masks,
 }
 
 
@@ -148,7 +197,7 @@ def refuse_clashes(sources: list[Source], to: str) -> None:
     stems: dict[str, Path] = {}
     for source in sources:
         names, others = (list(unique_names(each).values()) for each in (source, sources[0]))
-        if to == "yolo" and names != others:
+        if to in ("yolo", "masks") and names != others:
             raise UserError(
                 f"{source.path} and {sources[0].path} list other classes: convert them one by one (--split), into folders "
                 "of their own"
