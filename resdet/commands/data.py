@@ -139,7 +139,11 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
         write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
         console.print(f"written: {output / 'findings.json'}")
     if fix:
-        repaired = repair(sources[split], [f for f in findings if f.split == split])
+        own = [f for f in findings if f.split == split]
+        for finding in own:
+            if finding.code in ("image-id", "category-id"):  # whose objects are they?
+                raise UserError(f"{fix}: not written: {finding.what}: {finding.examples[0]}; {finding.fix} first")
+        repaired = repair(sources[split], own)
         mended = ", ".join(f"{count} {code}" for code, count in sorted(repaired.done.items()) if count) or "nothing"
         if repaired.costs() and not drop:
             raise UserError(

@@ -360,6 +360,14 @@ def test_the_command_prints_writes_and_mends(tmp_path, capsys) -> None:
     assert cli.main(["data", *command]) == 2
     assert "repaired: 1 box-degenerate, 6 file-size" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "fixed.json").read_text())["annotations"]) == 23
+    for identity in ([1], 2):  # no id, and another image's
+        train.content["images"][0]["id"] = identity
+        train.path.write_text(json.dumps(train.content))
+        assert cli.main(["data", *command, "--drop"]) == 2
+        said = "".join(capsys.readouterr()).replace("\n", " ")
+        assert "fixed.json: not written: image id missing, not an integer, or used twice: image number" in said
+    train.content["images"][0]["id"] = 1
+    train.path.write_text(json.dumps(train.content))
     (train.images / "1.jpg").unlink()
     assert cli.main(["data", *command[:-2]]) == 2  # an error
     assert "missing image files" in capsys.readouterr().out
