@@ -1,5 +1,5 @@
 """A folder of images, and the file in it that an annotated name means: with a path or address of another machine before it, or
-differing by case or Unicode form, as another file system makes it."""
+differing by case or Unicode form, as another file system makes it, or by the suffix of another kind of image."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from resdet.data.images import ARRAY, SUFFIXES
+
 UPLOAD_HASH = re.compile(r"^[0-9a-f]{4,}-(?=.)")  # Label Studio's, before the name of what was uploaded
-VARIANT = "file names that differ from the annotated ones by case or Unicode form (taken)"
+_BARE = "/"  # before names without suffix, in a table of file names, which have none
+VARIANT = "file names that differ from the annotated ones by case, Unicode form or suffix (taken)"
 
 
 class ImageFolder:
@@ -59,7 +62,8 @@ class ImageFolder:
         return None
 
     def variants(self, name: str) -> list[str]:
-        """The name itself if there is such a file; else the files whose names differ from it by case or Unicode form only."""
+        """The name itself if there is such a file; else the files whose names differ from it by case or Unicode form only, or
+        where there are none, the images that differ by their suffix too."""
         if name in self:
             return [name]
         if os.path.isabs(name) or ".." in name.split("/"):
@@ -77,12 +81,21 @@ class ImageFolder:
             table = self._by_folded[folder] = {}
             for name in sorted(names):
                 table.setdefault(folded(name), []).append(name)
-        return self._by_folded[folder].get(folded(part), [])
+                if without_suffix(name) != name:
+                    table.setdefault(_BARE + folded(without_suffix(name)), []).append(name)
+        table = self._by_folded[folder]
+        return table.get(folded(part)) or table.get(_BARE + folded(without_suffix(part)), [])
 
 
 def folded(name: str) -> str:
     """What is equal for names that differ by case or Unicode form (NFC or NFD) only."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def without_suffix(name: str) -> str:
+    """Without the suffix of an image file; a dot in a name of another kind stays."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in {*SUFFIXES, ARRAY} else name
 
 
 def take_variants(entries: list[dict[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], int, list[str]]:
@@ -98,7 +111,7 @@ def take_variants(entries: list[dict[str, Any]], folder: Path) -> tuple[list[dic
             continue
         what = f"image {entries[k].get('id')}: file_name {name!r} is not there, but {' and '.join(map(repr, files))}"
         if len(files) > 1:
-            problems.append(f"{what} are, which differ by case or Unicode form: write the one that is meant")
+            problems.append(f"{what} are, which differ by case, Unicode form or suffix: write the one that is meant")
         elif claims[files[0]] > 1:
             problems.append(f"{what} is, which another image has: correct one of the names")
         else:

@@ -17,18 +17,23 @@ def taken(folder, files: list[str], annotated: list[str]) -> tuple[list[str], in
 
 
 def test_unique_variants_are_taken_and_counted(tmp_path) -> None:
-    names, count, problems = taken(tmp_path, [NFD, "Sub/b.JPG", "c.png"], [NFC, "sub/B.jpg", "c.png", "gone.png"])
-    assert names == [NFD, "Sub/b.JPG", "c.png", "gone.png"]
-    assert count == 2
+    files = [NFD, "Sub/b.JPG", "c.png", "d.jpg", "Sub/e.1.png", "c.txt", "gone.txt"]
+    annotated = [NFC, "sub/B.jpg", "c.png", "d", "sub/E.1.bmp", "gone.png"]
+    names, count, problems = taken(tmp_path, files, annotated)
+    assert names == [NFD, "Sub/b.JPG", "c.png", "d.jpg", "Sub/e.1.png", "gone.png"]
+    assert count == 4
     assert problems == []
 
 
 def test_ambiguous_ones_are_named(tmp_path) -> None:
-    names, count, problems = taken(tmp_path, ["A.png", "a.PNG", "d.png"], ["a.png", "d.png", "D.png"])
-    assert names == ["a.png", "d.png", "D.png"]
+    files = ["A.png", "a.PNG", "d.png", "e.jpg", "e.png"]
+    names, count, problems = taken(tmp_path, files, ["a.png", "d.png", "D.png", "d.jpg", "e.bmp"])
+    assert names == ["a.png", "d.png", "D.png", "d.jpg", "e.bmp"]
     assert count == 0
-    assert "'A.png' and 'a.PNG' are, which differ by case or Unicode form" in problems[0]
+    assert "'A.png' and 'a.PNG' are, which differ by case, Unicode form or suffix" in problems[0]
     assert "image 2: file_name 'D.png' is not there, but 'd.png' is, which another image has" in problems[1]
+    assert "image 3: file_name 'd.jpg' is not there, but 'd.png' is, which another image has" in problems[2]
+    assert "image 4: file_name 'e.bmp' is not there, but 'e.jpg' and 'e.png' are" in problems[3]
 
 
 def test_odd_names_stay_for_others_to_report(tmp_path) -> None:

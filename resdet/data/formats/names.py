@@ -7,8 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from resdet.data.image_folder import folded
-from resdet.data.images import ARRAY, SUFFIXES
+from resdet.data.image_folder import folded, without_suffix
 from resdet.errors import UserError
 
 
@@ -56,12 +55,6 @@ class NameIndex:
 
 def _ends_alike(a: str, b: str) -> bool:
     return a == b or a.endswith("/" + b) or b.endswith("/" + a)
-
-
-def without_suffix(name: str) -> str:
-    """Without the suffix of an image file; a dot in a name of another kind stays."""
-    stem, suffix = posixpath.splitext(name)
-    return stem if suffix.lower() in {*SUFFIXES, ARRAY} else name
 
 
 def _folded_stem(name: str) -> str:
