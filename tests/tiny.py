@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from resdet.config import Config, parse_config
 from resdet.data import index
 from resdet.data.index import ImageInfo, ImageList
+from resdet.data.patch import patch_of
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.structures import UNLABELLED, Batch, Targets
@@ -55,6 +57,40 @@ def posed(root: Path, folder: Path) -> Path:
             middles = [(x, y + h / 2), (x + w / 2, y), (x + w - 1, y + h / 2), (x + w / 2, y + h - 1)]
             entry |= {"keypoints": [v for point in middles for v in (*point, 2)], "num_keypoints": 4}
         (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def panoptic(root: Path, folder: Path) -> Path:
+    """The shapes as COCO's panoptic annotations, images linked: the upper half around them is of one stuff, the lower half of
+    another, but for a column of no class."""
+    categories = [{"id": 150, "name": "ground", "isthing": 0}, {"id": 120, "name": "air", "isthing": 0}]
+    for name in ("train2017", "val2017"):
+        content = json.loads((root / f"annotations/instances_{name}.json").read_text())
+        (folder / f"annotations/panoptic_{name}").mkdir(parents=True)
+        (folder / name).symlink_to(root / name)
+        objects = {image["id"]: [] for image in content["images"]}
+        for entry in content["annotations"]:
+            objects[entry["image_id"]].append(entry)
+        annotations = []
+        for image in content["images"]:
+            ids = np.zeros((image["height"], image["width"]), int)
+            ids[: len(ids) // 2], ids[len(ids) // 2 :] = 70000, 300
+            ids[:, 0] = 0
+            segments = [{"id": 70000, "category_id": 120, "iscrowd": 0}, {"id": 300, "category_id": 150, "iscrowd": 0}]
+            for number, entry in enumerate(objects[image["id"]], 1000):
+                mask = patch_of(entry["segmentation"], np.zeros(4), ids.shape)
+                h, w = mask.bitmap.shape
+                ids[mask.y : mask.y + h, mask.x : mask.x + w][mask.bitmap > 0] = number
+                segments.append({"id": number, "category_id": entry["category_id"], "iscrowd": entry["iscrowd"]})
+            there = set(np.unique(ids).tolist())
+            file = f"{Path(image['file_name']).stem}.png"
+            png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+            Image.fromarray(png).save(folder / f"annotations/panoptic_{name}" / file)
+            found = [segment for segment in segments if segment["id"] in there]
+            annotations.append({"image_id": image["id"], "file_name": file, "segments_info": found})
+        things = [category | {"isthing": 1} for category in content["categories"]]
+        written = {"images": content["images"], "annotations": annotations, "categories": [*categories, *things]}
+        (folder / f"annotations/panoptic_{name}.json").write_text(json.dumps(written))
     return folder
 
 

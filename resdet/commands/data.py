@@ -78,6 +78,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.quality.checks import examine, unusable
     from resdet.data.quality.depth import examine_depth
     from resdet.data.quality.files import inspect_files, leaks, with_file_sizes
+    from resdet.data.quality.label_maps import inspect_label_maps
     from resdet.data.quality.repair import repair
     from resdet.data.quality.summary import errors, report
     from resdet.data.sources import join_parts, open_parts
@@ -113,6 +114,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             )
             pixels[name], deep = examine_depth(name, source, config.data.pixel_range, config.model.input.channels)
             findings += examine(name, with_file_sizes(source, found)) + found + deep
+            findings += inspect_label_maps(name, source)
     seen = [{digest: text for name in parts for digest, text in contents[name].items()} for parts in (train, val)]
     findings += leaks(*seen)
     alone = len(train) == len(val) == 1

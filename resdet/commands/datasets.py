@@ -111,5 +111,7 @@ def describe(title: str, source: Source) -> None:
     )
     for note in source.notes:
         console.print(f"  {note}")
+    if source.labels and title.startswith("written"):
+        console.print(f"  {len(source.labels.files)} label maps (left out; the format has none)")
     for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
         console.print(f"  {count} {remark}")

@@ -65,8 +65,6 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     predictor = Predictor(config, weights, amp=config.train.amp)
     if predictor.source.source != "resdet":
         console.print(predictor.source.report())
-    if predictor.model.outputs == {"semantic"}:
-        raise UserError(f"{weights}: a model of pixels alone, and the data comes without label maps to score it on")
     annotations, notes = labelled_for(predictor, read_split(config, "val"))
     for note in notes:
         console.print(note, markup=False)
@@ -79,7 +77,9 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         "pixel_range": predictor.pixel_range or "auto",
     }
     data = config.data.model_copy(update=of_model)
-    dataset = DetectionDataset(annotations, data, model.input, train=False, masks=False, seed=config.seed)
+    dataset = DetectionDataset(
+        annotations, data, model.input, train=False, masks=False, semantic="semantic" in model.outputs, seed=config.seed
+    )
     evaluation = evaluation_of(annotations, config.data.keypoint_sigmas)
     make_folder(output)
     unreadable = Unreadable("val", len(annotations.images), config.data.max_unreadable)
@@ -114,13 +114,27 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
     To a model of proposals all objects are of one class.
     A checkpoint without class names is taken to have the dataset's if it has as many.
     """
-    from resdet.data.relabel import as_objects, for_classes
+    from resdet.checkpoints.transfer import label_names
+    from resdet.data.label_maps import BACKGROUND
+    from resdet.data.relabel import as_label_maps, as_objects, for_classes, refuse_other_labels, with_label_maps
 
     if "proposals" in predictor.model.outputs:
         return as_objects(annotations), []
+    names, path = predictor.class_names, str(predictor.source.path)
+    if "semantic" in predictor.model.outputs:
+        alone = predictor.model.outputs == {"semantic"}
+        notes: list[str] = []
+        if not annotations.label_maps and alone and names[0] == BACKGROUND:
+            annotations, notes = for_classes(annotations, names[1:], path, "the checkpoint")
+        elif not alone:
+            annotations, notes = for_classes(annotations, names, path, "the checkpoint")
+        annotations = as_label_maps(annotations) if alone else with_label_maps(annotations)
+        if of_pixels := label_names(predictor.model_config, predictor.source.class_names):
+            refuse_other_labels(annotations, of_pixels, path)
+        return annotations, notes
     if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
         return annotations, []
-    return for_classes(annotations, predictor.class_names, str(predictor.source.path), "the checkpoint")
+    return for_classes(annotations, names, path, "the checkpoint")
 
 
 def score_file(results: Path, annotations: Path, output: Path) -> Metrics:

@@ -35,7 +35,7 @@ def _pixel_range(given: Any) -> Any:
 # read by `data/formats`
 DataFormat = Literal[
     "coco", "voc", "yolo", "labelme", "via", "cvat", "label_studio", "supervisely", "open_images", "kitti", "mot", "cityscapes",
-    "masks",
+    "masks", "coco_panoptic", "label_maps",
 ]  # fmt: skip
 
 

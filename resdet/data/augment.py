@@ -64,7 +64,7 @@ class Augmentations:
         for k, transform in enumerate(self.transforms):
             stream = np.random.default_rng([*seed, k])
             transform.set_random_state(stream, random.Random(int(stream.integers(2**63))))
-        self.progress.objects = objects
+        self.progress.objects = objects._replace(label_map=None)
         try:
             result = self.compose(image=image, steps=[])
         except MemoryError:
@@ -76,7 +76,7 @@ class Augmentations:
             names = ", ".join(type(t).__name__ for t in self.transforms[1:])
             raise AugmentationError(f"data.train.augmentations ({names}) {problem}")
         moved = np.ascontiguousarray(result["image"])
-        if result["steps"] and len(objects.labels):
+        if result["steps"] and (len(objects.labels) or objects.label_map is not None):
             before, after = (image.shape[0], image.shape[1]), (moved.shape[0], moved.shape[1])
             objects = move_objects(objects, trace(result["steps"], before, after), self.swap)
         return moved, objects

@@ -66,12 +66,16 @@ def _inputs(config: Config, train: Annotations) -> list[Choice]:
     """A short side, or a square's, at which the median object is at least 32 pixels, within 320 to 800 and at most twice the
     images' own."""
     boxes = train.images.boxes
-    median = float(np.median(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))))
     short = float(np.median(train.images.sizes.min(1)))
+    if len(boxes):
+        median = float(np.median(np.sqrt(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))))
+        objects = f", the median object a size of {median:.0f}"
+    else:  # a model of pixels alone
+        median, objects = 32.0, ""
     wanted = short * min(max(32 / max(median, 1), 1.0), 2.0)
     size = int(min(max(round(wanted / 32) * 32, 320), 800))
     sizes = [size - 32 * k for k in range(5, -1, -1) if size - 32 * k >= 0.8 * size]
-    reason = f"the median image has a short side of {short:.0f} pixels, the median object a size of {median:.0f}"
+    reason = f"the median image has a short side of {short:.0f} pixels{objects}"
     if not config.model.input.keep_ratio:
         sizes = [*range(32 * round(size * 0.75 / 32), 32 * round(size * 1.25 / 32) + 1, 32), size]
         return [Choice("data.min_size", sizes, f"{reason}; batches vary by a quarter, as published")]

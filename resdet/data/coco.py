@@ -19,6 +19,7 @@ from resdet.data.index import ImageList, Segmentation, pack
 from resdet.data.json_files import no_collection, read_json
 from resdet.data.keypoints import dense_keypoints, parse_keypoints, read_skeleton
 from resdet.data.known import check_known, known_table, says_known
+from resdet.data.label_maps import LabelMaps
 from resdet.data.normalise import normalise
 from resdet.data.rules import (
     Id,
@@ -42,8 +43,8 @@ from resdet.keypoints import Skeleton
 class Annotations:
     """A dataset split. `category_ids[label]` is the JSON's id of a label, None where labels are a model's and the JSON does
     not list that class (`relabel.for_classes`); `skipped` counts what does not train, by reason;
-    `content` is COCO's structure, kept where it is evaluated against; `skeleton` is None without keypoints; `parts` and
-    `read_image` as in `Source`."""
+    `content` is COCO's structure, kept where it is evaluated against; `skeleton` and `label_maps` are None without such;
+    `parts` and `read_image` as in `Source`."""
 
     source: Path
     images: ImageList
@@ -54,6 +55,7 @@ class Annotations:
     skeleton: Skeleton | None = None
     parts: list[int] = field(default_factory=list)
     read_image: Callable[[int], np.ndarray] | None = None
+    label_maps: LabelMaps | None = None
 
     def summary(self) -> str:
         """One line for people: the number of images, objects and classes, and what was skipped."""
@@ -77,8 +79,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         raise listed(f"{path}: not a COCO annotation file:", problems)
     if any("segments_info" in entry for entry in content["annotations"][:1]):
         raise UserError(
-            f"{path}: COCO's panoptic annotations, whose masks are PNGs: convert them with panopticapi's "
-            "converters/panoptic2detection_coco_format.py"
+            f"{path}: COCO's panoptic annotations, whose masks are PNGs: read them with data.format=coco_panoptic"
         )
     return content
 

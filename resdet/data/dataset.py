@@ -17,13 +17,14 @@ from resdet.data.coco import Annotations
 from resdet.data.collate import Sample
 from resdet.data.images import decode_image, read_header
 from resdet.data.index import ImageInfo, Objects
+from resdet.data.label_maps import resize_labels
 from resdet.data.patch import Patch, patch_of_rle
 from resdet.data.pixels import PixelRange, to_unit
 from resdet.data.resize import resize_image, resized_size
 from resdet.errors import UserError, listed
 from resdet.keypoints import flip_order
 from resdet.masks import crop_polygons
-from resdet.structures import MASK_UNKNOWN
+from resdet.structures import MASK_UNKNOWN, UNLABELLED
 
 log = logging.getLogger("resdet")
 
@@ -48,12 +49,14 @@ class DetectionDataset(Dataset[Sample | UserError]):
         train: bool,
         masks: bool,
         keypoints: bool = False,
+        semantic: bool = False,
         seed: int,
     ) -> None:
         self.annotations, self.data, self.input = annotations, data, model_input
         self.train, self.masks, self.seed = train, masks, seed
         self.pixel_range = data.pixel_range if isinstance(data.pixel_range, tuple) else None
         self.swap: np.ndarray | None = None  # (K,): for each keypoint the one it becomes in a mirrored image
+        self.label_maps = annotations.label_maps if semantic else None
         if keypoints:
             assert annotations.skeleton
             self.swap = np.array(flip_order(annotations.skeleton.names, data.keypoint_flip_pairs))
@@ -121,7 +124,8 @@ class DetectionDataset(Dataset[Sample | UserError]):
         dtype = np.float32 if self.input.resize == "torch" or self.pixel_range else np.uint8
         none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         keypoints = None if self.swap is None else np.zeros((0, len(self.swap), 3), np.float32)
-        return Sample(image.astype(dtype), *none, masks, 0, index, tuple(problems), keypoints, info.known)
+        semantic = np.full(size, UNLABELLED, np.uint8) if self.label_maps else None
+        return Sample(image.astype(dtype), *none, masks, 0, index, tuple(problems), keypoints, info.known, semantic)
 
     def read(self, index: int) -> np.ndarray:
         """The image as annotated: (H, W, C) uint8, or float32 in 0..255 (see `pixels.to_unit`)."""
@@ -134,7 +138,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
 
     def augmented(self, index: int, epoch: int) -> tuple[np.ndarray, Objects]:
         """The image and its objects after the configured augmentations, before resizing and flipping."""
-        image, objects = self.read(index), self.annotations.images[index].objects
+        image, objects = self.read(index), self._objects(index)
         augmentations = self._augmentations_of(index)
         if augmentations:
             unit = np.float32(255 if image.dtype == np.float32 else 1)  # albumentations takes floating point in 0..1
@@ -145,6 +149,10 @@ class DetectionDataset(Dataset[Sample | UserError]):
                 raise AugmentationError(f"{self.annotations.images[index].file}: {error}") from error
             image = image if unit == 1 else image * unit
         return image, objects
+
+    def _objects(self, index: int) -> Objects:
+        info = self.annotations.images[index]
+        return info.objects._replace(label_map=self.label_maps.read(info)) if self.label_maps else info.objects
 
     def _reduction(self, size: tuple[int, int], short: int) -> int:
         """The factor by which a JPEG may be decoded smaller, never below the size it is resized to. Only in training, where
@@ -162,7 +170,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         info = self.annotations.images[index]
         reduce = 1 if self._augmentations_of(index) else self._reduction(info.size, short)
         if reduce > 1:
-            image, objects, old = self._read(index, reduce), info.objects, info.size
+            image, objects, old = self._read(index, reduce), self._objects(index), info.size
         else:
             image, objects = self.augmented(index, epoch)
             old = (image.shape[0], image.shape[1])
@@ -172,6 +180,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
         image = resize_image(image, new, self.input.resize)
         scale = np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
         boxes = objects.boxes * scale
+        semantic = None if objects.label_map is None else resize_labels(objects.label_map, new)
         keypoints = None
         if self.swap is not None:
             assert objects.keypoints is not None
@@ -180,6 +189,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             image = cv2.flip(image, 1).reshape(image.shape)  # several times faster than a copy with a negative stride
             boxes[:, [0, 2]] = new[1] - boxes[:, [2, 0]]
             masks = None if masks is None else masks[:, :, ::-1]
+            semantic = None if semantic is None else np.ascontiguousarray(semantic[:, ::-1])
             if keypoints is not None:
                 keypoints[..., 0] = np.where(keypoints[..., 2] > 0, new[1] - keypoints[..., 0], 0)
                 keypoints = keypoints[:, self.swap]
@@ -192,6 +202,7 @@ class DetectionDataset(Dataset[Sample | UserError]):
             row=index,
             keypoints=None if keypoints is None else keypoints.astype(np.float32),
             known=info.known,
+            semantic=semantic,
         )
 
 

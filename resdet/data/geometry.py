@@ -81,7 +81,7 @@ def trace(steps: Sequence[Step], before: tuple[int, int], after: tuple[int, int]
         step_matrix = None if source is not None else _matrix(step, new)
         if step_matrix is None:
             if source is None:
-                source = _source(matrix, window, step.size)
+                source = source_of(matrix, window, step.size)
                 source += 1  # transforms fill with 0
             source = step.transform.apply_to_mask(np.ascontiguousarray(source), **step.params)
         else:
@@ -99,7 +99,7 @@ def _project(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
     return projected
 
 
-def _source(matrix: np.ndarray, window: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def source_of(matrix: np.ndarray, window: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 2) float32: by the inverse of `matrix`, where each pixel's centre lay; -1 outside the window."""
     height, width = size
     source = np.full((height, width, 2), -1, np.float32)

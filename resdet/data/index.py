@@ -32,12 +32,14 @@ class Objects(NamedTuple):
     its polygons, its RLE, the patch that an augmentation left of them, or None where it comes without a mask.
 
     keypoints (G, K, 3) float32: x, y, visibility (0 not labelled, 1 hidden, 2 visible); None for a dataset without any.
+    label_map (H, W) uint8: of the whole image, while it is augmented with its objects (`label_maps.py`).
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     segmentations: Sequence[Segmentation | Patch]
     keypoints: np.ndarray | None = None
+    label_map: np.ndarray | None = None
 
 
 class ImageInfo(NamedTuple):

@@ -12,9 +12,10 @@ from typing import Any
 from resdet.class_names import few, find_matches, match_classes
 from resdet.data.formats.common import Source
 from resdet.data.known import KEYS, KNOWN, NEGATIVE, check_known
+from resdet.data.label_maps import LabelFile
 from resdet.data.readings import Reading, Readings
-from resdet.data.rules import check_ids, class_name, id_kind, is_id, is_name, leads_out
-from resdet.errors import listed
+from resdet.data.rules import Id, check_ids, class_name, id_kind, is_id, is_name, leads_out
+from resdet.errors import UserError, listed
 
 Entry = dict[str, Any]
 
@@ -78,6 +79,7 @@ class _Merged:
         self.annotations: list[Entry] = []
         self.origins: dict[int, str] = {}
         self.owner_of: dict[str, tuple[int, Path]] = {}  # by file name: number and path of the source
+        self.label_files: dict[Id, LabelFile] = {}  # by the image's id here
         self.notes: list[str] = []
         self.problems: list[str] = []
 
@@ -129,6 +131,8 @@ class _Merged:
                 if other != number:
                     self.problems.append(f"{name} is in {path} and in {source.path}: remove one of them")
             new_image[identity] = len(self.images) + 1
+            if source.labels and identity in source.labels.files:
+                self.label_files[len(self.images) + 1] = source.labels.files[identity]
             lists = {}
             if any(key in image for key in KEYS) and check_known(image, new_class, self.problems):
                 lists = {key: [new_class[i] for i in image[key]] for key in KEYS if key in image}
@@ -171,6 +175,10 @@ class _Merged:
             start = end
 
     def source(self, sources: Sequence[Source]) -> Source:
+        labels = [(source.path, source.labels) for source in sources if source.labels]
+        for path, other in labels[1:]:
+            if (other.classes, other.categories) != (labels[0][1].classes, labels[0][1].categories):
+                raise UserError(f"{labels[0][0]} and {path}: joined label maps need the same classes in both")
         readings = Readings()
         for code, reading in (item for source in sources for item in source.readings.items()):
             before = readings.setdefault(code, Reading())
@@ -185,5 +193,6 @@ class _Merged:
             problems=[problem for source in sources for problem in source.problems],
             notes=notes + self.notes,
             readings=readings,
+            labels=labels[0][1]._replace(files=self.label_files) if labels else None,
             parts=[len(source.content["images"]) for source in sources],
         )  # fmt: skip

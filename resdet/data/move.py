@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 
 from resdet.data.convex import clip_polygon, clipped_box, contains, distances
-from resdet.data.geometry import Geometry, in_window
+from resdet.data.geometry import Geometry, in_window, source_of
 from resdet.data.index import Objects, Segmentation
 from resdet.data.patch import Patch, patch_of, patch_of_rle
 from resdet.masks import encode_bitmap
+from resdet.structures import UNLABELLED
 
 BLOCK = 32  # pixels, the side of the blocks by which a dense map is searched
 LARGE = 2**20  # pixels from which a bitmap is kept as run lengths: warps may spread one object over the whole image
@@ -42,7 +43,21 @@ def move_objects(objects: Objects, geometry: Geometry, swap: np.ndarray | None =
         keypoints = keypoints[kept]
         if swap is not None and geometry.mirrors:
             keypoints = keypoints[:, swap]
-    return Objects(boxes, objects.labels[kept], [found[1] for found in moved if found is not None], keypoints)
+    label_map = None if objects.label_map is None else _move_labels(objects.label_map, geometry)
+    masks = [found[1] for found in moved if found is not None]
+    return Objects(boxes, objects.labels[kept], masks, keypoints, label_map)
+
+
+def _move_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Each pixel takes the label of the pixel that its centre came from; UNLABELLED where it came from nowhere."""
+    source = geometry.source
+    if source is None:
+        source = source_of(geometry.matrix, geometry.window, geometry.after)
+    moved = np.full(source.shape[:2], UNLABELLED, np.uint8)
+    known = (source >= 0).all(2)
+    x, y = np.floor(source[known]).astype(int).T
+    moved[known] = labels[y.clip(max=labels.shape[0] - 1), x.clip(max=labels.shape[1] - 1)]
+    return moved
 
 
 # ---- by a matrix: outlines as points, bitmaps inside their box ------------------------------------------------------

@@ -9,13 +9,51 @@ import numpy as np
 
 from resdet.class_names import OBJECT, few, match_classes
 from resdet.data.coco import Annotations
+from resdet.data.label_maps import DrawnLabels, of_classes, of_things
 from resdet.errors import UserError
+from resdet.panoptic import ALL_THINGS
 
 
 def as_objects(annotations: Annotations) -> Annotations:
     """The annotations with all classes as one, `OBJECT`, as a model of proposals sees them; `content` stays as it is."""
     images = annotations.images.as_one_class()
     return replace(annotations, images=images, class_names=[OBJECT], category_ids=[1])
+
+
+def as_label_maps(annotations: Annotations) -> Annotations:
+    """The annotations as a model of pixels alone sees them: no objects, and the classes are those of the label maps, which are
+    drawn from the objects where there are none. `content` stays as it is. Raises `UserError` without masks to draw."""
+    maps = annotations.label_maps or _drawn(annotations, of_classes(annotations.class_names))
+    images = annotations.images.relabelled(np.full(len(annotations.class_names), -1))
+    if isinstance(maps, DrawnLabels):
+        images = annotations.images  # which are drawn
+    return replace(annotations, images=images, class_names=maps.names, category_ids=maps.ids, label_maps=maps)
+
+
+def with_label_maps(annotations: Annotations) -> Annotations:
+    """The annotations as a semantic head beside instances sees them: with label maps, drawn where there are none."""
+    maps = annotations.label_maps or _drawn(annotations, of_things(annotations.class_names))
+    if maps.names[0] != ALL_THINGS:
+        raise UserError(
+            f"{annotations.source}: its label maps have no label for things, so they do not go with instances: train "
+            "model.kind=semantic on them, or use COCO's panoptic annotations"
+        )
+    return replace(annotations, label_maps=maps)
+
+
+def refuse_other_labels(annotations: Annotations, names: Sequence[str], owner: str) -> None:
+    """Raises `UserError` if the label maps have other classes, or another order of them, than `names`, which are `owner`'s."""
+    assert annotations.label_maps
+    if (own := annotations.label_maps.names) != list(names):
+        raise UserError(f"{annotations.source} and {owner} list different classes of pixels: {few(own)}; {few(names)}")
+
+
+def _drawn(annotations: Annotations, maps: DrawnLabels) -> DrawnLabels:
+    if not annotations.images.any_masks:
+        raise UserError(
+            f"{annotations.source}: has neither label maps nor masks to draw them from, so a semantic head cannot learn"
+        )
+    return maps
 
 
 def for_classes(

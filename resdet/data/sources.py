@@ -16,12 +16,14 @@ from resdet.data.formats.common import Reader, Source, read_list, usual_name
 from resdet.data.formats.cvat import read_cvat
 from resdet.data.formats.detect import FINDERS, FORMATS, Detected, detect, is_empty, unknown
 from resdet.data.formats.kitti import read_kitti
+from resdet.data.formats.label_maps import read_label_maps
 from resdet.data.formats.label_studio import read_label_studio
 from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.masks import masks_splits, read_masks
 from resdet.data.formats.mot import read_mot
 from resdet.data.formats.names import NameIndex
 from resdet.data.formats.open_images import read_open_images
+from resdet.data.formats.panoptic import panoptic_splits, read_panoptic
 from resdet.data.formats.supervisely import read_supervisely
 from resdet.data.formats.via import read_via
 from resdet.data.formats.voc import read_voc, voc_splits
@@ -144,6 +146,8 @@ def read_whole(config: DataConfig, found: Detected, images: Path | None, split: 
         "mot": read_mot,
         "cityscapes": read_cityscapes,
         "masks": read_masks,
+        "coco_panoptic": read_panoptic,
+        "label_maps": read_label_maps,
     }
     source = readers[found.format](found.path, images, split)
     part = f", the split {source.split}" if source.split else ""
@@ -166,6 +170,8 @@ def other_splits(found: Detected, source: Source) -> list[str]:
         names = cityscapes_splits(folder)
     elif found.format == "masks":
         names = masks_splits(found.path)
+    elif found.format == "coco_panoptic" and found.path.is_dir():
+        names = list(panoptic_splits(found.path))
     # Of VOC's lists, not those of one class, such as cat_train, and of train and val together.
     names = [name for name in names if not re.fullmatch(r"trainval|.+_(train|val|trainval|test)", name)]
     return [name for name in names if source.split not in (name, usual_name(name))]

@@ -11,6 +11,7 @@ from resdet.config import Config, data_root, of_source, train_sources
 from resdet.data.cache import cache_path, keep_index, load_index
 from resdet.data.coco import Annotations, parse_coco
 from resdet.data.formats.common import Source
+from resdet.data.label_maps import LabelFiles
 from resdet.data.quality.categories import compare
 from resdet.data.quality.summary import check_annotations, check_before_training
 from resdet.data.shapes import NOTE, ensure_shapes
@@ -126,6 +127,7 @@ def _parse(split: Split, source: Source) -> Annotations:
     read.skipped += source.remarks
     read.skipped.update(source.readings.summary())
     read.parts, read.read_image = source.parts, source.read_image
+    read.label_maps = LabelFiles(source.labels) if source.labels else None
     if split == "val":
         read.content = source.content
     console.print(f"{split}: {read.source}: {read.summary()}")

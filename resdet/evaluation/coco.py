@@ -40,12 +40,14 @@ class Evaluation(GroundTruth):
         """The evaluations that are possible for detections with these results."""
         if "proposals" in outputs:
             return ("proposals",)
+        if set(outputs) == {"semantic"}:  # see `PixelEvaluation`
+            return ()
         kinds: list[Kind] = ["bbox"]
         kinds += ["segm"] if "masks" in outputs and self.has_masks else []
         kinds += ["keypoints"] if "keypoints" in outputs and self.skeleton else []
         return tuple(kinds)
 
-    def measurable(self, kind: Kind, name: str) -> bool:
+    def measurable(self, kind: str, name: str) -> bool:
         """Whether there are objects to measure the metric `name` of a kind on."""
         low, high = AREAS.get(name[-1], AREAS["all"])
         possible = {"segm": self.has_masks, "keypoints": self.skeleton is not None}.get(kind, True)

@@ -10,6 +10,7 @@ import torch
 from resdet.data.collate import LoadedBatch
 from resdet.data.dataset import DetectionDataset
 from resdet.evaluation.coco import Evaluation, Metrics
+from resdet.evaluation.pixels import PixelEvaluation
 from resdet.evaluation.tables import COCO_LIMIT
 from resdet.inference.dataset import predict_dataset
 from resdet.models.detector import Detector
@@ -48,25 +49,34 @@ def evaluate_dataset(
     entries: list[dict[str, Any]] = []
     sums: dict[str, tuple[float, float]] = {}  # of the terms, and their counts
     images = 0
-    for loaded, found, values in predict_dataset(
+    pixels = PixelEvaluation(dataset.annotations, model.outputs)
+    for loaded, instances, found, values in predict_dataset(
         model, dataset, device=device, batch_size=batch_size, amp=amp, losses=losses,
         rank=distributed.rank, world=distributed.world,
     ):  # fmt: skip
         seen(loaded)
+        for index, of_image in zip(loaded.indices, instances, strict=True):
+            if index not in loaded.problems:
+                pixels.add(index, of_image)
         entries += found
         images += len(loaded.indices)
         for name, (value, count) in values.items():
             value_before, count_before = sums.get(name, (0.0, 0.0))
             sums[name] = value_before + value, count_before + count
-    shares = distributed.gather((entries, sums, images))
+    shares = distributed.gather((entries, sums, images, (pixels.semantic, pixels.panoptic)))
     if not distributed.main:
         return None
-    entries = [entry for share, _, _ in shares for entry in share]
-    images = sum(count for _, _, count in shares)
+    entries = [entry for share, *_ in shares for entry in share]
+    images = sum(count for _, _, count, _ in shares)
+    for *_, (semantic, panoptic) in shares[1:]:
+        pixels.merge(semantic, panoptic)
     kinds = evaluation.kinds(model.outputs)
     metrics, tables = evaluation.score(entries, kinds, limit=max(COCO_LIMIT, model.selection.max_detections))
+    pixel_metrics, pixel_tables = pixels.score()
+    metrics |= pixel_metrics
+    tables = "\n".join([*([tables] if tables else []), *pixel_tables])
     means = {}
     for name in sums:
-        totals, counts = zip(*(share.get(name, (0.0, 0.0)) for _, share, _ in shares), strict=True)
+        totals, counts = zip(*(share.get(name, (0.0, 0.0)) for _, share, *_ in shares), strict=True)
         means[name] = sum(totals) / max(sum(counts), 1.0)
     return Scores(metrics, tables, images, entries, means)

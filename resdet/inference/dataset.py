@@ -15,7 +15,7 @@ from resdet.inference.batch import predict_batch
 from resdet.inference.postprocess import to_coco, to_instances
 from resdet.models.detector import Detector
 from resdet.runtime.device import AsyncHostCopy, autocast
-from resdet.structures import Detections
+from resdet.structures import Detections, Instances
 
 
 class PendingBatch(NamedTuple):
@@ -27,9 +27,10 @@ class PendingBatch(NamedTuple):
 
 
 class PredictedBatch(NamedTuple):
-    """A batch, its COCO results entries and, if asked for, its losses as (sum, count)."""
+    """A batch, its instances, their COCO results entries and, if asked for, its losses as (sum, count)."""
 
     loaded: LoadedBatch
+    instances: list[Instances]
     entries: list[dict[str, Any]]
     losses: dict[str, tuple[float, float]]
 
@@ -72,7 +73,7 @@ def predict_dataset(
             if entry["category_id"] is not None
         ]
         losses = {name: tuple(pair.value().tolist()) for name, pair in pending.losses.items()}
-        return PredictedBatch(loaded, entries, losses)
+        return PredictedBatch(loaded, instances, entries, losses)
 
     was_training = model.training
     model.eval()

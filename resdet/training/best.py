@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from resdet.config import TrainConfig
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
+from resdet.evaluation.pixels import PixelKind
 from resdet.runtime.console import console
 from resdet.structures import Output
 
-KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "proposals": "proposals"}
-MAIN = {"proposals": "AR1000"}  # the main metric of a kind, where it is not AP
+KINDS = {
+    "bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "proposals": "proposals", "semantic": "label maps",
+    "panoptic": "panoptic segments",
+}  # fmt: skip
+MAIN = {"proposals": "AR1000", "semantic": "mIoU", "panoptic": "PQ"}  # the main metric of a kind, where it is not AP
 
 
-def best_metric(config: TrainConfig, evaluation: Evaluation, outputs: Collection[Output]) -> str | None:
-    """`train.best_metric`; by default keypoint AP, mask AP or box AP, the first that is evaluated, or AR1000 of proposals.
+def best_metric(
+    config: TrainConfig, evaluation: Evaluation, outputs: Collection[Output], pixels: Sequence[PixelKind] = ()
+) -> str | None:
+    """`train.best_metric`; by default PQ, keypoint AP, mask AP or box AP, the first that is evaluated, AR1000 of proposals, or
+    mIoU of label maps alone. pixels: the kinds of results of `PixelEvaluation`.
     None, with a warning, if the validation set has no objects.
 
     outputs: the kinds of results that are evaluated. Raises `UserError` if `train.best_metric` cannot be measured.
     """
-    kinds = evaluation.kinds(outputs)
+    kinds: tuple[str, ...] = evaluation.kinds(outputs)
+    kinds = (*pixels, *kinds) if "panoptic" not in pixels and kinds else (*kinds, *pixels)
     main = MAIN.get(kinds[-1], "AP")
     name = config.best_metric or f"{kinds[-1]}_{main}"
     kind = name.partition("_")[0]
-    if kind in kinds and evaluation.measurable(kind, name.partition("_")[2]):
+    if kind in pixels or (kind in kinds and evaluation.measurable(kind, name.partition("_")[2])):
         return name
     if config.best_metric:
         reason = (

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.class_names import few
-from resdet.config import Config, RCNNConfig, frozen_but_random, train_sources
+from resdet.config import Config, RCNNConfig, frozen_but_random, semantic_section, train_sources
 from resdet.config.effects import notes_of, warnings_of
 from resdet.data.auto import choose
 from resdet.data.coco import Annotations
+from resdet.data.label_maps import DrawnLabels
 from resdet.data.pixels import decide_range, measure_depth, sample_of
 from resdet.data.quality.advice import advise_anchors, resized_objects
-from resdet.data.relabel import as_objects, for_classes
+from resdet.data.relabel import as_label_maps, as_objects, for_classes, refuse_other_labels, with_label_maps
 from resdet.data.sources import Split
 from resdet.data.splits import make_synthetic, missing_data, read_train_val
 from resdet.data.torch_dataset import TorchDataset
@@ -59,10 +60,12 @@ def prepare_inputs(
         val, notes = for_classes(val, train.class_names, str(train.source), "the training set")
         for note in notes:
             console.print(note, markup=False)
+    if "semantic" in config.model.outputs:
+        config, train, val = with_semantic(config, train, val)
     for split in (train, val) if val else (train,):
         if config.model.limit and (note := crowded(split, *config.model.limit)):
             console.print(note, markup=False)
-    if not len(train.images.labels):
+    if config.model.outputs != {"semantic"} and not len(train.images.labels):
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
         config = with_auto_settings(config, train, pretrained=found is not None)
@@ -74,8 +77,6 @@ def prepare_inputs(
         )
     if "keypoints" in config.model.outputs:
         config = with_keypoints(config, train, val)
-    if "semantic" in config.model.outputs:
-        raise UserError(f"{train.source}: comes without label maps, so a semantic head cannot learn")
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
     return config, Inputs(train, val, start)
@@ -160,6 +161,33 @@ def with_keypoints(config: Config, train: Annotations, val: Annotations | None) 
     update = {"num_keypoints": count, "names": names, "skeleton": edges}
     model = config.model.model_copy(update={"keypoint": keypoint.model_copy(update=update)})
     return config.model_copy(update={"model": model})
+
+
+def with_semantic(
+    config: Config, train: Annotations, val: Annotations | None
+) -> tuple[Config, Annotations, Annotations | None]:
+    """The splits with label maps, and the config with their classes in `model.semantic`, if it has that section. Raises
+    `UserError` if they have none, or not the same classes."""
+    section = semantic_section(config.model)
+    prepare = with_label_maps if section else as_label_maps
+    train, val = prepare(train), prepare(val) if val else None
+    assert train.label_maps
+    names, ids = train.label_maps.names, train.label_maps.ids
+    if isinstance(train.label_maps, DrawnLabels):
+        console.print(f"{train.source}: label maps are drawn from the masks: {few(names)}", markup=False)
+    if val:
+        refuse_other_labels(val, names, str(train.source))
+    if not section:
+        return config, train, val
+    if section.num_classes not in (None, len(names)):
+        raise UserError(
+            f"model.semantic.num_classes is {section.num_classes}, but {train.source} has {len(names)} classes of pixels "
+            f"({few(names)}): set it to {len(names)}, or to null to take it from the data"
+        )
+    assert isinstance(config.model, RCNNConfig)
+    update = {"num_classes": len(names), "names": names[1:], "category_ids": ids[1:]}
+    model = config.model.model_copy(update={"semantic": section.model_copy(update=update)})
+    return config.model_copy(update={"model": model}), train, val
 
 
 def crowded(annotations: Annotations, key: str, limit: int) -> str:

@@ -14,6 +14,7 @@ from resdet.config import Config, dump_config
 from resdet.data.dataset import DetectionDataset
 from resdet.errors import UserError
 from resdet.evaluation.coco import Metrics, evaluation_of
+from resdet.evaluation.pixels import PixelEvaluation
 from resdet.models.detector import Detector, LossSums
 from resdet.runtime.console import console
 from resdet.runtime.device import compiled
@@ -40,6 +41,7 @@ class Run:
             model_input=config.model.input,
             masks="masks" in model.outputs,
             keypoints="keypoints" in model.outputs,
+            semantic="semantic" in model.outputs,
             seed=config.seed,
         )
         self.train_set = dataset(inputs.train, train=True)
@@ -47,7 +49,10 @@ class Run:
         if inputs.val:
             self.val_set = dataset(inputs.val, train=False)
             self.evaluation = evaluation_of(inputs.val, config.data.keypoint_sigmas)
-        self.best_metric = best_metric(t, self.evaluation, model.outputs) if self.evaluation else None
+        self.best_metric = None
+        if inputs.val and self.evaluation:
+            pixels = PixelEvaluation(inputs.val, model.outputs).kinds
+            self.best_metric = best_metric(t, self.evaluation, model.outputs, pixels)
         share = config.data.max_unreadable / distributed.world
         self.unreadable = Unreadable("train", len(inputs.train.images), share)
         self.unreadable_val = Unreadable("val", len(inputs.val.images) if inputs.val else 0, share)

@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from resdet.data.images import ARRAY, SUFFIXES, images_among, read_header
+from resdet.data.label_maps import LabelSource
 from resdet.data.readings import Readings
 from resdet.data.rules import ordered_box
 from resdet.data.stand_ins import stand_in
@@ -48,6 +49,7 @@ class Source:
     split:    the dataset's own name for this split; None for all of it, or if it has no splits.
     readings: what in `content` was not written in COCO's form.
     read_image: row -> (H, W, C) uint8, where images are not files (see `torch_dataset`).
+    labels:   the label maps of the images, where they have such.
     parts:    how many images came from each of several sources, in order; empty for a single one.
     """
 
@@ -62,6 +64,7 @@ class Source:
     readings: Readings = field(default_factory=Readings)
     parts: list[int] = field(default_factory=list)
     read_image: Callable[[int], np.ndarray] | None = None
+    labels: LabelSource | None = None
 
     def whole(self) -> Source:
         """Return itself. Raises one `UserError` with all `problems` if there are any."""

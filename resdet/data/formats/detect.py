@@ -16,9 +16,11 @@ from resdet.data.formats.cityscapes import cityscapes_folder
 from resdet.data.formats.common import read_text
 from resdet.data.formats.glimpse import SMALL, files_in, glimpse, head_of, json_kind, root_tag
 from resdet.data.formats.kitti import kitti_folders
+from resdet.data.formats.label_maps import NAMES_FILE, label_map_folder
 from resdet.data.formats.masks import masks_file
 from resdet.data.formats.mot import is_mot
 from resdet.data.formats.open_images import is_open_images
+from resdet.data.formats.panoptic import panoptic_files
 from resdet.data.formats.supervisely import is_supervisely
 from resdet.data.formats.via import is_via_csv
 from resdet.data.images import ARRAY, SUFFIXES
@@ -162,9 +164,23 @@ def find_cityscapes(folder: Path) -> Detected | None:
 
 
 def find_masks(folder: Path) -> Detected | None:
-    file = masks_file(folder)
+    file = None if label_map_folder(folder) else masks_file(folder)  # of objects, unless classes.txt names the numbers
     reason = f"{file.relative_to(folder)} is a label map or mask by its place and pixels" if file else ""
     return Detected("masks", folder, reason) if file else None
+
+
+def find_panoptic(folder: Path) -> Detected | None:
+    found = (
+        [] if find_coco(folder) else panoptic_files(folder)
+    )  # instances beside them are meant, unless data.format is set
+    reason = f"{found[0].relative_to(folder)} has COCO's segments_info" if found else ""
+    return Detected("coco_panoptic", folder, reason) if found else None
+
+
+def find_label_maps(folder: Path) -> Detected | None:
+    found = label_map_folder(folder)
+    reason = f"{NAMES_FILE} and {found.name}/ beside images/ are of label maps" if found else ""
+    return Detected("label_maps", folder, reason) if found else None
 
 
 def _coco_places(folder: Path) -> list[Path]:
@@ -192,6 +208,8 @@ FINDERS: dict[DataFormat, Callable[[Path], Detected | None]] = {
     "mot": find_mot,
     "cityscapes": find_cityscapes,
     "masks": find_masks,
+    "coco_panoptic": find_panoptic,
+    "label_maps": find_label_maps,
     "coco": find_coco,
 }
 FORMATS: dict[DataFormat, str] = {
@@ -206,6 +224,8 @@ FORMATS: dict[DataFormat, str] = {
     "open_images": "Open Images (*-annotations-bbox.csv)",
     "kitti": "KITTI's 2D boxes (label_2 and image_2)",
     "mot": "MOT Challenge (SEQUENCE/gt/gt.txt and SEQUENCE/img1)",
+    "coco_panoptic": "COCO's panoptic JSON (panoptic_*.json, and a folder of that name with PNGs of ids)",
+    "label_maps": "label maps (a PNG of class numbers for each image: images/, annotations/, classes.txt; or Cityscapes')",
     "cityscapes": "Cityscapes (gtFine or gtCoarse, and leftImg8bit)",
     "masks": "label maps with one number an object, or a mask for each object (images/ and masks/, or NAME_masks.png)",
 }
@@ -220,6 +240,8 @@ def _of_file(path: Path) -> Detected | None:
         kind = json_kind(path)
         if kind in ("labelme", "via", "label_studio"):
             return Detected(kind, path, f"{path.name} is {kind}'s")  # type: ignore[arg-type]
+        if kind == "coco_panoptic":
+            return Detected("coco_panoptic", path, f"{path.name} has COCO's segments_info")
         if kind in ("coco", ""):
             return Detected("coco", path, f"{path.name} was named as the annotations")
     if suffix == ".xml" and root_tag(path) == "annotations":

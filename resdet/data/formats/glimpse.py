@@ -28,7 +28,11 @@ def json_kind(path: Path) -> str:
     keys = set(content) if isinstance(content, dict) else set()
     inner = set(first) if isinstance(first, dict) else set()
     if {"images", "annotations", "categories"} <= keys:
-        return "coco"
+        annotations = content["annotations"]
+        panoptic = isinstance(annotations, list) and any(
+            "segments_info" in e for e in annotations[:1] if isinstance(e, dict)
+        )
+        return "coco_panoptic" if panoptic else "coco"
     if "shapes" in keys:
         return "labelme"
     return next((tool for tool, own, theirs in KINDS if own <= keys and theirs <= inner), "")
@@ -44,6 +48,8 @@ def _kind_of_large(path: Path) -> str:
         head = file.read(HEAD)
         file.seek(-HEAD, 2)
         ends = head + file.read()
+    if re.search(rb'"segments_info"\s*:', ends) or (b'"isthing"' in ends):
+        return "coco_panoptic"
     if re.search(rb'"(file_name|category_id|supercategory)"\s*:', ends):
         return "coco"
     if re.search(rb'"(shapes|imageData)"\s*:', ends):

@@ -141,6 +141,8 @@ KINDS: dict[str, tuple[Severity, str, str]] = {
     "file-size": ("error", "images not of the annotated size", "--fix takes the file's size (check that the boxes fit)"),
     "file-exif": ("warning", "images that EXIF rotates but whose annotations fit the stored pixels (left as stored)",
                   "remove the EXIF tag"),
+    "label-map": ("error", "label maps that cannot be read, are of another size than their image, or hold unlisted values",
+                  "correct the files, or the list of classes"),
     "file-animated": ("warning", "images of several frames (the first is read)",
                       "save the annotated frame alone, if it is another"),
     "file-outside": ("error", "file names outside the image folder", "keep the images inside it"),

@@ -15,6 +15,7 @@ from rich.text import Text
 from resdet.data.formats.common import Source
 from resdet.data.quality.checks import examine, unusable
 from resdet.data.quality.files import inspect_files
+from resdet.data.quality.label_maps import inspect_label_maps
 from resdet.data.quality.report import Finding
 from resdet.data.readings import READINGS
 from resdet.errors import UserError
@@ -31,7 +32,7 @@ def check_before_training(sources: dict[str, Source]) -> None:
     findings: list[Finding] = []
     for name, source in sources.items():
         if len(source.content["images"]) <= SHORT and not source.read_image:
-            findings += inspect_files(name, source, decode=False)[0]
+            findings += inspect_files(name, source, decode=False)[0] + inspect_label_maps(name, source)
     check_annotations(sources, findings)
 
 

@@ -1,0 +1,181 @@
+"""COCO's panoptic annotations (https://cocodataset.org/#format-data, 4): a JSON, and beside it a folder of the same name with a
+PNG for each image, whose pixels are ids R + 256 G + 65536 B -> COCO's structure of the things, and label maps.
+
+The label maps' classes are all things as label 0, then the stuff in the order of its ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from resdet.data.formats.coco import image_folder
+from resdet.data.formats.common import ALIASES, Source
+from resdet.data.formats.glimpse import files_in, json_kind
+from resdet.data.json_files import read_json
+from resdet.data.label_maps import LabelFile, LabelSource, Value, read_values
+from resdet.data.rules import class_name, is_id, size_of
+from resdet.errors import UserError, listed
+from resdet.masks import encode_crop
+from resdet.panoptic import ALL_THINGS, THINGS
+
+Entry = dict[str, Any]
+
+
+class _Read(NamedTuple):
+    """Of a PNG: (segment, bbox XYWH, RLE) of each thing, and what is wrong."""
+
+    things: list[tuple[Entry, list[float], Any]]
+    problems: list[str]
+
+
+def panoptic_files(root: Path) -> list[Path]:
+    """The JSON files of this format in a folder or in its `annotations`."""
+    places = (root, root / "annotations")
+    return [path for place in places for path in files_in(place, ".json") if json_kind(path) == "coco_panoptic"]
+
+
+def panoptic_splits(root: Path) -> dict[str, Path]:
+    """By the split's own name, as train2017."""
+    return {path.stem.removeprefix("panoptic_"): path for path in panoptic_files(root)}
+
+
+def read_panoptic(path: Path, images: Path | None = None, split: str | None = None) -> Source:
+    """path: the JSON, or a folder in which `split` is found. Raises `UserError`."""
+    if path.is_dir():
+        path, split = _of_split(path, split)
+    content = read_json(path)
+    _check(content, path)
+    folder = images or image_folder(path, path.parent, _usual(path))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such image folder (the images of {path}): name it with data.train.images")
+    pngs = path.with_suffix("")
+    if not pngs.is_dir():
+        raise UserError(f"{pngs}: no such folder (the PNGs of {path}, in a folder of its name beside it)")
+    things = [entry for entry in content["categories"] if entry["isthing"]]
+    stuff = sorted((e for e in content["categories"] if not e["isthing"]), key=lambda entry: entry["id"])
+    number = {entry["id"]: k for k, entry in enumerate([*things, *stuff])}
+    label = {e["id"]: THINGS for e in things} | {e["id"]: k for k, e in enumerate(stuff, 1)}
+    source = Source(path, folder, {
+        "images": content["images"], "annotations": [], "categories": [{"id": e["id"], "name": class_name(e)} for e in things]
+    }, split=split)  # fmt: skip
+    files: dict[int | str, LabelFile] = {}
+    sizes = {entry["id"]: size_of(entry) for entry in content["images"]}
+    for entry in content["annotations"]:
+        values = [
+            Value(s["id"], label[s["category_id"]], number[s["category_id"]], bool(s.get("iscrowd")))
+            for s in entry["segments_info"]
+        ]
+        files[entry["image_id"]] = LabelFile(pngs / entry["file_name"], values, ids=True)
+    is_thing = {entry["id"] for entry in things}
+    objects = source.content["annotations"]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [
+            (entry, files[entry["image_id"]], sizes[entry["image_id"]], is_thing) for entry in content["annotations"]
+        ]
+        for entry, read in zip(content["annotations"], pool.map(_read, jobs), strict=True):
+            source.problems += read.problems
+            for segment, bbox, rle in read.things:
+                objects.append({
+                    "id": len(objects) + 1, "image_id": entry["image_id"], "category_id": segment["category_id"],
+                    "bbox": bbox, "segmentation": rle, "iscrowd": int(bool(segment.get("iscrowd"))),
+                })  # fmt: skip
+                source.origins[len(objects)] = f"{files[entry['image_id']].file}: segment {segment['id']}"
+    names = [str(class_name(entry)) for entry in [*things, *stuff]]
+    classes = [(0, ALL_THINGS), *((entry["id"], str(class_name(entry))) for entry in stuff)]
+    source.labels = LabelSource(classes, files, names, len(things))
+    if without := len(content["images"]) - len(files):
+        source.remarks["images without a panoptic annotation (not labelled)"] = without
+    return source
+
+
+def _of_split(root: Path, split: str | None) -> tuple[Path, str]:
+    there = panoptic_splits(root)
+    wanted = ALIASES.get(split or "train", (split or "train",))
+    found = [name for name in there if name in wanted or name.rstrip("0123456789") in wanted]
+    found = found or list(there) if len(there) == 1 else found
+    if len(found) != 1:
+        raise UserError(
+            f"{root}: {'several' if found else 'no'} panoptic annotations of {split or 'train'} (there are: "
+            f"{', '.join(sorted(there)) or 'none'}): name the file with data.train.annotations or data.val.annotations"
+        )
+    return there[found[0]], found[0]
+
+
+def _usual(path: Path) -> Path | None:
+    """COCO's own folder of a split's images."""
+    return path.parent.parent / path.stem.removeprefix("panoptic_")
+
+
+def _read(job: tuple[Entry, LabelFile, tuple[int, int] | None, set[int]]) -> _Read:
+    entry, file, size, is_thing = job
+    if size is None:
+        return _Read([], [])  # reported with the images
+    try:
+        ids = read_values(file, size)
+    except UserError as error:
+        return _Read([], [str(error)])
+    there = set(np.unique(ids).tolist())
+    listed_ids = {segment["id"] for segment in entry["segments_info"]}
+    problems = [
+        f"{file.file}: has no pixel of segment {identity}, which its segments_info lists: remove the segment, or draw it"
+        for identity in sorted(listed_ids - there)
+    ]
+    problems += [
+        f"{file.file}: has the id {identity}, which its segments_info does not list: add the segment, or write 0 there"
+        for identity in sorted(there - listed_ids - {0})
+    ]
+    wanted = [s for s in entry["segments_info"] if s["category_id"] in is_thing and s["id"] in there]
+    return _Read(list(_things(ids, wanted)), problems)
+
+
+def _things(ids: np.ndarray, segments: list[Entry]) -> Iterator[tuple[Entry, list[float], Any]]:
+    size = (ids.shape[0], ids.shape[1])
+    for segment in segments:
+        mask = ids == segment["id"]
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        y, x, y2, x2 = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+        yield segment, [float(x), float(y), float(x2 - x), float(y2 - y)], encode_crop(mask[y:y2, x:x2], (y, x), size)
+
+
+def _check(content: Any, path: Path) -> None:
+    """Raises one `UserError` for all that is not of this format's structure."""
+    keys = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) and all(isinstance(e, dict) for e in content[key]) for key in keys
+    ):
+        raise UserError(f"{path}: must be a JSON object with the lists images, annotations and categories")
+    problems: list[str] = []
+    categories, images = set(), {e.get("id") for e in content["images"] if is_id(e.get("id"), int)}
+    for entry in content["categories"]:
+        if not is_id(entry.get("id"), int) or not class_name(entry) or entry.get("isthing") not in (0, 1):
+            problems.append(f"category {entry.get('id')!r}: needs an integer id, a name and isthing, 0 or 1")
+        categories.add(entry.get("id"))
+    seen = set()
+    for k, entry in enumerate(content["annotations"]):
+        image = entry.get("image_id")
+        what = f"annotation of image {image!r}"
+        if image not in images or image in seen:
+            problems.append(f"annotation number {k}: image_id {image!r} is not listed, or has another annotation")
+        seen.add(image)
+        name, segments = entry.get("file_name"), entry.get("segments_info")
+        if not isinstance(name, str) or Path(name).name != name:
+            problems.append(f"{what}: file_name {name!r} is not the name of a PNG")
+        if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
+            problems.append(f"{what}: segments_info is not a list of objects")
+            continue
+        ids = [s.get("id") for s in segments]
+        for segment in segments:
+            identity, category = segment.get("id"), segment.get("category_id")
+            if not isinstance(identity, int) or not 0 < identity < 2**24 or ids.count(identity) > 1:
+                problems.append(
+                    f"{what}: segment id {identity!r} is not a number from 1 to {2**24 - 1}, or is used twice"
+                )
+            if category not in categories:
+                problems.append(f"{what}: segment {identity!r}: category_id {category!r} is not listed")
+    if problems:
+        raise listed(f"{path}: {len(problems)} problem(s):", problems)
