@@ -77,8 +77,8 @@ def recognise(path: str | Path) -> Recognised:
     found = _rtdetr(contents, path) or _detector(contents, path) or _backbone(contents, path)
     if found is None:
         raise UserError(
-            f"{path}: neither a Faster, Mask or Keypoint R-CNN with FPN of torchvision, detectron2, mmdetection or resdet, nor "
-            "an RT-DETR of transformers or its authors, nor a residual backbone (which has, under any prefix, "
+            f"{path}: neither an R-CNN, RetinaNet, FCOS, ATSS, GFL or YOLOF of torchvision, detectron2, mmdetection or resdet, "
+            "nor an RT-DETR of transformers or its authors, nor a residual backbone (which has, under any prefix, "
             "layer1.0.conv1.weight in torchvision and timm, "
             "res2.0.conv1.weight in detectron2, res2_0_branch2a_w in Caffe2); "
             f"its first tensors: {', '.join(list(contents.weights)[:3])}"

@@ -162,6 +162,6 @@ def test_a_backbone_detects_nothing_and_other_files_are_told_so(tmp_path) -> Non
     with pytest.raises(UserError, match=r"a backbone alone .*resnet18.*model\.backbone\.weights="):
         open_checkpoint(tmp_path / "r.pth")
     torch.save(torchvision.models.vgg11(weights=None).features.state_dict(), tmp_path / "vgg.pth")
-    with pytest.raises(UserError, match=r"neither a Faster, Mask or Keypoint R-CNN .* first tensors: 0\.weight"):
+    with pytest.raises(UserError, match=r"neither an R-CNN, RetinaNet, .* first tensors: 0\.weight"):
         recognise(tmp_path / "vgg.pth")
     assert parse_config({}).model.backbone.deep_stem is False
