@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from resdet.data.pixels import for_display
 from resdet.errors import UserError
 from resdet.masks import paste_in_boxes
 from resdet.models.detector import Detector
+from resdet.overlays import color_of, draw_segments, segments_of
 from resdet.structures import MASK_UNKNOWN, Instances
 
 ColorBy = Literal["class", "instance"]
@@ -36,17 +36,21 @@ def draw(
     color_by: ColorBy = "class",
     scores: bool = True,
     edges: Sequence[tuple[int, int]] = (),
+    label_names: Sequence[str] = (),
 ) -> np.ndarray:
     """Instances on (H, W, 3) uint8 RGB -> an image of at least `SMALLEST_SIDE`; large objects are drawn first.
 
     color_by: one colour per class or per object. edges: pairs of keypoints to connect by lines.
+    label_names: of the label map's classes; where it is given and there is a label map, segments are drawn, with a legend.
     """
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
+    if label_names and instances.semantic is not None:
+        return draw_segments(image, segments_of(instances), class_names, label_names, factor)
     size = (image.shape[0] * factor, image.shape[1] * factor)
     canvas = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
     boxes = instances.boxes * factor
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
-    colors = [_color(int(instances.labels[i]) if color_by == "class" else int(i)) for i in range(len(instances))]
+    colors = [color_of(int(instances.labels[i]) if color_by == "class" else int(i)) for i in range(len(instances))]
     line = max(1, round(min(size) / 400))
     probs = instances.mask_probs
     pasted = None if probs is None else paste_in_boxes(probs[order], boxes[order], size, instances.paste)
@@ -83,7 +87,9 @@ def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None =
     return np.asarray(sheet)
 
 
-def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = True) -> Instances:
+def annotated_instances(
+    objects: Objects, size: tuple[int, int], masks: bool = True, label_map: np.ndarray | None = None
+) -> Instances:
     """The ground truth of an image of `size` (H, W) as `Instances` with score 1, for drawing."""
     crops = None
     if masks and any(s is not None for s in objects.segmentations):
@@ -96,6 +102,7 @@ def annotated_instances(objects: Objects, size: tuple[int, int], masks: bool = T
         size,
         crops,
         keypoints=objects.keypoints,
+        semantic=label_map,
     )
 
 
@@ -111,6 +118,8 @@ def prediction_sheet(
     model.eval()
     names, tiles = dataset.annotations.class_names, []
     edges = dataset.annotations.skeleton.edges if dataset.annotations.skeleton else []
+    maps = dataset.label_maps
+    label_names = maps.names if maps else []
     for index in range(min(count, len(dataset))):
         sample = dataset[index, 0]
         if isinstance(sample, UserError):
@@ -121,14 +130,24 @@ def prediction_sheet(
         info = dataset.annotations.images[index]
         (found,) = to_instances(predict_batch(model.predict, batch, config.train.amp), [info.size])
         image = for_display(dataset.read(index))
-        truth = annotated_instances(info.objects, info.size)
-        tiles.append((draw(image, truth, names, scores=False, edges=edges), f"{info.file.name}: annotated"))
+        label_map = maps.read(info) if maps else None
+        truth = annotated_instances(info.objects, info.size, label_map=label_map)
+        drawn = draw(image, truth, names, scores=False, edges=edges, label_names=label_names)
+        tiles.append((drawn, f"{info.file.name}: annotated"))
         shown = found.above(0.5)
-        tiles.append((draw(image, shown, names, edges=edges), f"predicted: {len(shown)} with a score of 50 % or more"))
+        drawn = draw(image, shown, names, edges=edges, label_names=label_names)
+        tiles.append((drawn, f"predicted: {len(shown)} with a score of 50 % or more"))
     model.train(was_training)
     path = config.output / "predictions.jpg"
     save_image(contact_sheet(tiles, columns=4), path)
     return path
+
+
+def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Two drawings (H, W, 3) of one image, whose legends may have different heights."""
+    height = max(len(left), len(right))
+    padded = [np.pad(drawing, ((0, height - len(drawing)), (0, 0), (0, 0))) for drawing in (left, right)]
+    return np.concatenate(padded, axis=1)
 
 
 def save_image(image: np.ndarray, path: Path) -> None:
@@ -138,13 +157,6 @@ def save_image(image: np.ndarray, path: Path) -> None:
         Image.fromarray(image).save(path, quality=92)
     except OSError as error:
         raise UserError(f"{path}: the image could not be written ({error})") from None
-
-
-def _color(index: int) -> tuple[int, int, int]:
-    """Successive indices get hues a golden angle apart, in three brightnesses."""
-    hue = index * 0.618034 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
-    return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def _blend_mask(

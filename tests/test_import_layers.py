@@ -11,7 +11,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"errors"},
     {"boxes", "fields", "keypoints", "label_maps", "masks", "panoptic", "writing"},
     {"structures"},
-    {"config", "class_names", "runtime", "kernels"},
+    {"config", "class_names", "runtime", "kernels", "overlays"},
     {"data", "models", "migration"},
     {"checkpoints"},
     {"inference"},

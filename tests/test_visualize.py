@@ -8,8 +8,9 @@ import pytest
 
 from pictures import textured
 from resdet.data.index import Objects
+from resdet.overlays import color_of
 from resdet.structures import Instances
-from resdet.visualize import _color, _free_position, annotated_instances, contact_sheet, draw
+from resdet.visualize import _free_position, annotated_instances, contact_sheet, draw
 
 
 def some(size: tuple[int, int], count: int = 3, masks: bool = True) -> Instances:
@@ -52,7 +53,7 @@ def test_colours_by_class_and_by_instance() -> None:
     by_class = draw(np.zeros((200, 200, 3), np.uint8), same_class, ["a"], color_by="class")
     by_instance = draw(np.zeros((200, 200, 3), np.uint8), same_class, ["a"], color_by="instance")
     assert not np.array_equal(by_class, by_instance)
-    colors = [_color(k) for k in range(30)]
+    colors = [color_of(k) for k in range(30)]
     assert len(set(colors)) == 30
     assert all(sum(abs(a - b) for a, b in zip(x, y, strict=True)) > 60 for x, y in itertools.pairwise(colors))
 

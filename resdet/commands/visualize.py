@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from resdet.config import Config
+    from resdet.inference.panoptic_files import PanopticFiles
+    from resdet.inference.predictor import Predictor
     from resdet.visualize import ColorBy
 
 SHEET = 36  # drawings on a contact sheet at most
@@ -85,11 +88,11 @@ def draw_split(
     from resdet.data.pixels import for_display
     from resdet.data.splits import read_split, require_data
     from resdet.inference.predictor import Predictor
-    from resdet.training.setup import with_pixel_range
-    from resdet.visualize import annotated_instances, draw, save_image
+    from resdet.training.setup import as_modelled, with_pixel_range
+    from resdet.visualize import annotated_instances, draw, save_image, side_by_side
 
     require_data(config, [split])
-    annotations = read_split(config, split)
+    annotations = as_modelled(config.model, read_split(config, split))
     predictor = Predictor(config, weights, score_threshold=score) if weights else None
     if predictor:
         channels, pixel_range = predictor.model_config.input.channels, predictor.pixel_range
@@ -99,18 +102,23 @@ def draw_split(
     chosen = np.unique(np.linspace(0, len(annotations.images) - 1, min(count, len(annotations.images))).astype(int))
     names, edges = annotations.class_names, annotations.skeleton.edges if annotations.skeleton else []
     tiles = []
+    maps = annotations.label_maps if "semantic" in config.model.outputs else None
     infos = [annotations.images[index] for index in chosen]
     for info, place in zip(infos, places([info.file for info in infos], output), strict=True):
         image = read_annotated(info, channels, pixel_range)
         shown = for_display(image)
-        truth = annotated_instances(info.objects, info.size)
-        drawn = draw(shown, truth, names, color_by=color_by, scores=False, edges=edges)
+        truth = annotated_instances(info.objects, info.size, label_map=maps.read(info) if maps else None)
+        label_names = maps.names if maps else []
+        drawn = draw(shown, truth, names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
         tiles.append((drawn, f"{info.file.name}: {len(truth)} objects"))
         if predictor:
             (found,) = predictor.predict_units([image])
-            predicted = draw(shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges)
+            predicted = draw(
+                shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges,
+                label_names=predictor.label_names,
+            )  # fmt: skip
             tiles.append((predicted, f"predicted: {len(found)} with score {score:.0%} or more"))
-            drawn = np.concatenate([drawn, predicted], axis=1)
+            drawn = side_by_side(drawn, predicted)
         save_image(drawn, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
@@ -127,11 +135,11 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
     from resdet.data.pixels import for_display
     from resdet.data.splits import read_split, require_data
     from resdet.structures import MASK_UNKNOWN, Instances
-    from resdet.training.setup import with_pixel_range
+    from resdet.training.setup import as_modelled, with_pixel_range
     from resdet.visualize import annotated_instances, draw
 
     require_data(config, ["train"])
-    annotations = read_split(config, "train")
+    annotations = as_modelled(config.model, read_split(config, "train"))
     config = with_pixel_range(as_trained(config, annotations), annotations)
     data = DetectionDataset(
         annotations,
@@ -140,18 +148,21 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
         train=True,
         masks=True,
         keypoints=annotations.skeleton is not None,
+        semantic="semantic" in config.model.outputs,
         seed=config.seed,
     )
     edges = annotations.skeleton.edges if annotations.skeleton else []
+    label_names = data.label_maps.names if data.label_maps else []
+    names = annotations.class_names
+    shown = partial(draw, class_names=names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(count, len(data), SHEET // (versions + 1))).astype(int))
     tiles = []
     make_folder(output)
     for index in map(int, chosen):
         info = annotations.images[index]
-        truth = annotated_instances(info.objects, info.size)
-        plain = draw(
-            for_display(data.read(index)), truth, annotations.class_names, color_by=color_by, scores=False, edges=edges
-        )
+        label_map = data.label_maps.read(info) if data.label_maps else None
+        truth = annotated_instances(info.objects, info.size, label_map=label_map)
+        plain = shown(for_display(data.read(index)), truth)
         tiles.append((plain, info.file.name))
         for epoch in range(versions):
             sample = data[index, epoch]
@@ -161,9 +172,10 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
             objects = Instances(
                 sample.boxes, np.ones(len(sample.labels), np.float32), sample.labels, sample.image.shape[:2],
                 None if known is None else known.astype(np.float32), keypoints=sample.keypoints,
+                semantic=sample.semantic,
             )  # fmt: skip
             pixels = for_display(sample.image)
-            tile = draw(pixels, objects, annotations.class_names, color_by=color_by, scores=False, edges=edges)
+            tile = shown(pixels, objects)
             height, width = sample.image.shape[:2]
             tiles.append((tile, f"epoch {epoch}: {width} x {height}, {len(sample.labels)} objects"))
     _write_sheet(tiles, output, len(chosen), columns=versions + 1)
@@ -175,6 +187,7 @@ def draw_predictions(
     """Draw predictions on image files and folders. Files that are not images are named and skipped."""
     from resdet.data.image_files import find_images, other_files
     from resdet.data.pixels import for_display
+    from resdet.inference.panoptic_files import write_png
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.visualize import draw, save_image
@@ -184,6 +197,7 @@ def draw_predictions(
     predictor = Predictor(config, weights, score_threshold=score)
     tiles: list[tuple[np.ndarray, str]] = []
     failed: list[str] = []
+    segments = panoptic_files(predictor, output)
     for file, place in zip(files, drawings, strict=True):
         try:
             image = predictor.read(file)
@@ -191,8 +205,15 @@ def draw_predictions(
             failed.append(str(error))
             continue
         (found,) = predictor.predict_units([image])
-        drawn = draw(for_display(image), found, predictor.class_names, color_by=color_by, edges=predictor.edges)
+        drawn = draw(
+            for_display(image), found, predictor.class_names, color_by=color_by, edges=predictor.edges,
+            label_names=predictor.label_names,
+        )  # fmt: skip
         save_image(drawn, place)
+        if found.semantic is not None:
+            write_png(found.semantic, output / "label_maps" / f"{place.stem}.png")
+        if segments:
+            segments.add(file.name, place.stem, found.panoptic(score=0.0))
         if len(tiles) < SHEET:
             tiles.append((drawn, f"{file.name}: {len(found)}"))
     for problem in failed:
@@ -205,6 +226,25 @@ def draw_predictions(
     if not tiles:
         raise UserError(f"none of the {len(files)} files could be read as an image")
     _write_sheet(tiles, output, len(files) - len(failed))
+    if segments:
+        console.print(f"segments: {segments.write()}", markup=False)
+
+
+def panoptic_files(predictor: Predictor, output: Path) -> PanopticFiles | None:
+    """Where the segments of a model with masks and label maps go in `output`; None for any other model."""
+    from resdet.config import semantic_section
+    from resdet.inference.panoptic_files import PanopticFiles
+
+    section = semantic_section(predictor.model_config)
+    if not section or "masks" not in predictor.model.outputs:
+        return None
+    things = [identity if isinstance(identity, int) else k for k, identity in enumerate(predictor.category_ids, 1)]
+    stuff = section.category_ids or [max(things) + k for k in range(1, len(predictor.label_names))]
+    return PanopticFiles(
+        output,
+        list(zip(things, predictor.class_names, strict=True)),
+        list(zip(stuff, predictor.label_names[1:], strict=True)),
+    )
 
 
 def places(files: Sequence[Path], output: Path) -> list[Path]:

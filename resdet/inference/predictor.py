@@ -14,8 +14,8 @@ from resdet.checkpoints.checkpoint import load_weights
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.rcnn import fit_hint
 from resdet.checkpoints.recognise import Recognised, open_checkpoint
-from resdet.checkpoints.transfer import FROM_DATA, completed
-from resdet.config import Config, ModelConfig, keypoint_section, load_config
+from resdet.checkpoints.transfer import FROM_DATA, completed, label_names
+from resdet.config import Config, ModelConfig, keypoint_section, load_config, semantic_section
 from resdet.data.collate import pad_images, to_device
 from resdet.data.pixels import to_unit
 from resdet.data.resize import resize_image, resized_size
@@ -26,6 +26,7 @@ from resdet.inference.postprocess import to_coco as to_coco
 from resdet.inference.postprocess import to_instances as to_instances
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
+from resdet.panoptic import ALL_THINGS
 from resdet.runtime.device import DTYPES, choose_device, compiled
 from resdet.structures import Batch, Instances
 
@@ -75,6 +76,7 @@ class Predictor:
         self.source = found
         self.class_names: list[str] = found.class_names or [f"class {k}" for k in range(count)]
         self.category_ids: list[int | str | None] = found.category_ids or list(range(1, count + 1))
+        self.label_names = _label_names(model_config, self.class_names)
         self.edges = keypoint.skeleton if keypoint else []
         self.model = model or build_model(model_config)
         self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
@@ -163,6 +165,14 @@ class Predictor:
         batch = to_device(Batch(padded, sizes, torch.zeros(len(images), dtype=torch.int64), None), self.device)
         detections = predict_batch(self._predict, batch, self.amp)
         return dict(zip(indices, to_instances(detections, originals), strict=True))
+
+
+def _label_names(config: ModelConfig, class_names: list[str]) -> list[str]:
+    """Of the classes of the label maps, by label; empty without label maps."""
+    section = semantic_section(config)
+    if section and section.num_classes:
+        return label_names(config, class_names) or [ALL_THINGS, *(f"stuff {k}" for k in range(1, section.num_classes))]
+    return label_names(config, class_names)
 
 
 def prepare(image: np.ndarray, config: ModelConfig, min_size: int, max_size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.transfer import completed, starting_point
 from resdet.class_names import few
-from resdet.config import Config, RCNNConfig, frozen_but_random, semantic_section, train_sources
+from resdet.config import Config, ModelConfig, RCNNConfig, frozen_but_random, semantic_section, train_sources
 from resdet.config.effects import notes_of, warnings_of
 from resdet.data.auto import choose
 from resdet.data.coco import Annotations
@@ -163,14 +163,20 @@ def with_keypoints(config: Config, train: Annotations, val: Annotations | None) 
     return config.model_copy(update={"model": model})
 
 
+def as_modelled(model: ModelConfig, annotations: Annotations) -> Annotations:
+    """The annotations with the label maps, and of a model of pixels alone the classes, that the model learns from."""
+    if "semantic" not in model.outputs:
+        return annotations
+    return with_label_maps(annotations) if semantic_section(model) else as_label_maps(annotations)
+
+
 def with_semantic(
     config: Config, train: Annotations, val: Annotations | None
 ) -> tuple[Config, Annotations, Annotations | None]:
     """The splits with label maps, and the config with their classes in `model.semantic`, if it has that section. Raises
     `UserError` if they have none, or not the same classes."""
     section = semantic_section(config.model)
-    prepare = with_label_maps if section else as_label_maps
-    train, val = prepare(train), prepare(val) if val else None
+    train, val = as_modelled(config.model, train), as_modelled(config.model, val) if val else None
     assert train.label_maps
     names, ids = train.label_maps.names, train.label_maps.ids
     if isinstance(train.label_maps, DrawnLabels):

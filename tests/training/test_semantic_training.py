@@ -11,6 +11,7 @@ from PIL import Image
 
 import resdet
 from resdet.commands.eval import score_model
+from resdet.commands.visualize import draw_augmented, draw_predictions, draw_split
 from resdet.config import parse_config
 from resdet.errors import UserError
 from tiny import MODEL, panoptic, values
@@ -54,6 +55,12 @@ def test_panoptic_fpn_trains_resumes_and_is_evaluated(panoptic_root, tmp_path) -
     (found,) = predictor([panoptic_root / "val2017" / "000012.jpg"])
     assert found.semantic.shape == found.image_size
     assert found.semantic.max() <= 2
+    draw_predictions(config, checkpoint, [str(panoptic_root / "val2017")], tmp_path / "drawn", 0.5, "class")
+    draw_split(config, "val", 2, tmp_path / "compared", "class", checkpoint)
+    draw_augmented(config, 1, tmp_path / "augmented", "class")
+    written = json.loads((tmp_path / "drawn/panoptic.json").read_text())
+    assert [len(written[key]) for key in ("images", "annotations", "categories")] == [4, 4, 6]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn/label_maps/000012.png")), found.semantic)
 
 
 @pytest.mark.slow

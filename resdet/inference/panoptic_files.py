@@ -1,0 +1,59 @@
+"""Predicted label maps and panoptic segments -> files: PNGs of classes, and COCO's panoptic format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resdet.panoptic import Panoptic
+from resdet.writing import atomic_write, write_json
+
+
+class PanopticFiles:
+    """`add` each image, then `write`: FOLDER/panoptic.json, and FOLDER/panoptic/NAME.png with ids as R + 256 G + 65536 B.
+
+    things: (id, name) by label. stuff: (id, name) by label of the label maps, from label 1 on.
+    """
+
+    def __init__(self, folder: Path, things: Sequence[tuple[int, str]], stuff: Sequence[tuple[int, str]]) -> None:
+        self.folder, self.things, self.stuff = folder, things, stuff
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+
+    def add(self, file_name: str, stem: str, panoptic: Panoptic) -> None:
+        """Write the PNG of an image, whose own file name is `file_name`, as NAME = `stem`. Raises `UserError`."""
+        number = len(self.images) + 1
+        height, width = panoptic.ids.shape
+        self.images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        segments = []
+        for segment in panoptic.segments:
+            category = self.things[segment.label] if segment.thing else self.stuff[segment.label - 1]
+            rows, columns = (np.flatnonzero((panoptic.ids == segment.id).any(axis)) for axis in (1, 0))
+            x, y = int(columns[0]), int(rows[0])
+            segments.append({
+                "id": segment.id, "category_id": category[0], "area": segment.area, "iscrowd": 0,
+                "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+                **({} if segment.score is None else {"score": segment.score}),
+            })  # fmt: skip
+        self.annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": segments})
+        ids = panoptic.ids
+        pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
+        write_png(pixels, self.folder / "panoptic" / f"{stem}.png")
+
+    def write(self) -> Path:
+        """The JSON's path. Raises `UserError`."""
+        categories = [{"id": k, "name": name, "isthing": 1} for k, name in self.things]
+        categories += [{"id": k, "name": name, "isthing": 0} for k, name in self.stuff]
+        path = self.folder / "panoptic.json"
+        write_json(path, {"images": self.images, "annotations": self.annotations, "categories": categories})
+        return path
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """(H, W) or (H, W, 3) uint8. Raises `UserError`."""
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
