@@ -22,9 +22,11 @@ from resdet.models.detector import Detector
 from resdet.overlays import color_of, draw_segments, segments_of
 from resdet.structures import MASK_UNKNOWN, Instances
 
-ColorBy = Literal["class", "instance"]
+ColorBy = Literal["auto", "class", "instance"]
 SMALLEST_SIDE = 480  # smaller images are enlarged, so that labels fit
+LABELS_SHARE = 0.1  # of the image: labels that cover more, and on median more than half of their objects, are left out
 KEYPOINT_SCORE = 0.05  # keypoints must score above it to be drawn
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Rectangle = tuple[float, float, float, float]
 
 
@@ -33,14 +35,17 @@ def draw(
     instances: Instances,
     class_names: Sequence[str],
     *,
-    color_by: ColorBy = "class",
+    color_by: ColorBy = "auto",
     scores: bool = True,
     edges: Sequence[tuple[int, int]] = (),
     label_names: Sequence[str] = (),
 ) -> np.ndarray:
     """Instances on (H, W, 3) uint8 RGB -> an image of at least `SMALLEST_SIDE`; large objects are drawn first.
 
-    color_by: one colour per class or per object. edges: pairs of keypoints to connect by lines.
+    Labels are left out where they would hide the objects, and with them the boxes of objects that have a mask; a name is left
+    out where there is one class.
+    color_by: one colour per class or per object; "auto": per object of a single class or without labels, else per class.
+    edges: pairs of keypoints to connect by lines.
     label_names: of the label map's classes; where it is given and there is a label map, segments are drawn, with a legend.
     """
     factor = max(1, -(-SMALLEST_SIDE // min(image.shape[:2])))
@@ -50,24 +55,35 @@ def draw(
     canvas = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC) if factor > 1 else image.copy()
     boxes = instances.boxes * factor
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
-    colors = [color_of(int(instances.labels[i]) if color_by == "class" else int(i)) for i in range(len(instances))]
+    labels = _labels(instances, class_names, scores)
+    font = ImageFont.load_default(size=max(13, min(size) / 36))
+    crowded = _hide_objects([font.getbbox(label or "100%") for label in labels], boxes, size)
+    one_each = color_by == "instance" or (color_by == "auto" and (crowded or len(class_names) == 1))
+    colors = [color_of(int(i if one_each else instances.labels[i])) for i in range(len(instances))]
     line = max(1, round(min(size) / 400))
     probs = instances.mask_probs
     pasted = None if probs is None else paste_in_boxes(probs[order], boxes[order], size, instances.paste)
     for i in order:
-        if probs is not None and pasted is not None:
+        known = probs is not None and probs[i].max() <= 1
+        if pasted is not None:
             (y, x), mask = next(pasted)
-            if probs[i].max() <= 1:  # else it is unknown
+            if known:
                 _blend_mask(canvas, mask, (y, x), colors[i], line)
         x1, y1, x2, y2 = np.round(boxes[i] * 8).astype(int).tolist()
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colors[i], line, cv2.LINE_AA, shift=3)
+        if not (crowded and known):
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), colors[i], line, cv2.LINE_AA, shift=3)
         if instances.keypoints is not None:
             scale = np.array([factor, factor, 1])
             _draw_keypoints(canvas, instances.keypoints[i] * scale, edges, colors[i], line)
-    labels = [class_names[k] for k in instances.labels]
-    if scores:
-        labels = [f"{name} {score:.0%}" for name, score in zip(labels, instances.scores, strict=True)]
-    return _write_labels(canvas, boxes, labels, colors)
+    return canvas if crowded or not any(labels) else _write_labels(canvas, boxes, labels, colors, font)
+
+
+def _labels(instances: Instances, class_names: Sequence[str], scores: bool) -> list[str]:
+    """What is written at each object: its class where there are several, its score."""
+    names = [class_names[k] if len(class_names) > 1 else "" for k in instances.labels]
+    if not scores:
+        return names
+    return [f"{name} {score:.0%}".lstrip() for name, score in zip(names, instances.scores, strict=True)]
 
 
 def contact_sheet(tiles: Sequence[tuple[np.ndarray, str]], columns: int | None = None, tile: int = 480) -> np.ndarray:
@@ -186,12 +202,20 @@ def _draw_keypoints(
         cv2.circle(canvas, at[k], 8 * (2 * line + 1), color, -1, cv2.LINE_AA, shift=3)
 
 
+def _hide_objects(labels: Sequence[Rectangle], boxes: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether labels of these extents are too many and too large for the objects in an image of `size` (H, W)."""
+    if not labels:
+        return False
+    areas = np.array([(right - left + 6) * (bottom - top + 6) for left, top, right, bottom in labels])
+    objects = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    return bool(areas.sum() > LABELS_SHARE * size[0] * size[1] and np.median(areas / np.maximum(objects, 1)) > 0.5)
+
+
 def _write_labels(
-    canvas: np.ndarray, boxes: np.ndarray, labels: list[str], colors: list[tuple[int, int, int]]
+    canvas: np.ndarray, boxes: np.ndarray, labels: list[str], colors: list[tuple[int, int, int]], font: Font
 ) -> np.ndarray:
     """Write each label next to its box, where it covers no earlier label."""
     height, width = canvas.shape[:2]
-    font = ImageFont.load_default(size=max(13, min(height, width) / 36))
     drawing = Image.fromarray(canvas)
     pen = ImageDraw.Draw(drawing)
     taken: list[Rectangle] = []

@@ -58,6 +58,27 @@ def test_colours_by_class_and_by_instance() -> None:
     assert all(sum(abs(a - b) for a, b in zip(x, y, strict=True)) > 60 for x, y in itertools.pairwise(colors))
 
 
+def test_many_small_objects_have_a_colour_each_and_no_labels() -> None:
+    grid = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1).reshape(-1, 2) * 48 + 14.0
+    boxes = np.concatenate([grid, grid + 20], axis=1).astype(np.float32)
+    picture, labels = np.zeros((480, 480, 3), np.uint8), np.arange(100) % 2
+    found = Instances(boxes, np.full(100, 0.9, np.float32), labels, (480, 480), np.ones((100, 28, 28), np.float32))
+    gaps = np.ones((480, 480), bool)
+    for x1, y1, x2, y2 in boxes.astype(int):
+        gaps[y1 - 2 : y2 + 2, x1 - 2 : x2 + 2] = False
+    dense = draw(picture, found, ["a", "b"])
+    assert not dense[gaps].any()
+    centres = {tuple(dense[y, x]) for x, y in (grid.astype(int) + 10)}
+    assert len(centres) > 90
+    by_class = draw(picture, found, ["a", "b"], color_by="class")
+    assert len({tuple(by_class[y, x]) for x, y in (grid.astype(int) + 10)}) == 2
+    few = replace(found, **{name: getattr(found, name)[:5] for name in ("boxes", "scores", "labels", "mask_probs")})
+    assert draw(picture, few, ["a", "b"])[gaps].any()  # labels and the boxes of masks
+    one_class = replace(few, labels=np.zeros(5, int))
+    assert np.array_equal(draw(picture, one_class, ["a"]), draw(picture, one_class, ["a"], color_by="instance"))
+    assert not draw(picture, one_class, ["a"], scores=False)[gaps].any()  # nothing to write
+
+
 def test_labels_do_not_cover_each_other() -> None:
     box, taken = np.array([50.0, 50, 150, 150]), []
     for _ in range(8):

@@ -60,6 +60,7 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.training.faults import Unreadable
+    from resdet.training.setup import crowded
 
     require_data(config, ["val"])
     predictor = Predictor(config, weights, amp=config.train.amp)
@@ -69,6 +70,8 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     for note in notes:
         console.print(note, markup=False)
     model = predictor.model_config
+    if model.limit and (note := crowded(annotations, *model.limit)):
+        console.print(note, markup=False)
     if keypoint := keypoint_section(model):
         refuse_other_keypoints(keypoint.names, annotations, predictor.source.path)
     of_model = {

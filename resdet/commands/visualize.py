@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if kind != "data":
             sub.add_argument("--weights", type=Path, required=True)
             sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
-        sub.add_argument("--color-by", choices=("class", "instance"), default="class")
+        sub.add_argument(
+            "--color-by",
+            choices=("auto", "class", "instance"),
+            default="auto",
+            help="auto: by instance where there is one class or labels would hide the objects, else by class",
+        )
         sub.add_argument("--output", type=Path, required=True, help="folder for the drawings and sheet.jpg")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args, extra = parser.parse_known_args(arguments)  # intermixed parsing does not know subcommands
