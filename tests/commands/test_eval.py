@@ -73,3 +73,22 @@ def test_a_file_without_names_needs_as_many_classes(shapes_root, tmp_path) -> No
     score_model(tiny.config(shapes_root, tmp_path / "x"), tmp_path / "bare.pth", tmp_path / "out")
     used = {entry["category_id"] for entry in json.loads((tmp_path / "out/detections.json").read_text())}
     assert used <= {10, 11, 13, 14}
+
+
+def test_the_limit_of_detections_is_that_of_the_scores(shapes_root, tmp_path, capsys) -> None:
+    weights = checkpoint(tmp_path, ["disk", "box", "triangle", "star"])
+    said, metrics = {}, {}
+    for limit in (1, 120):
+        values = tiny.values(shapes_root)
+        values["model"] = {**values["model"], "box": {**values["model"].get("box", {}), "max_detections": limit}}
+        values["data"] = {**values["data"], "limit": 2}
+        metrics[limit] = score_model(parse_config(values), weights, tmp_path / str(limit))["bbox"]
+        said[limit] = " ".join(capsys.readouterr().out.split())
+    assert (
+        "than the 1 detections per image that model.box.max_detections keeps: set model.box.max_detections=" in said[1]
+    )
+    assert "warning" not in said[120]
+    assert "COCO box AP, percent, 100 detections per image and class" in said[1]
+    assert "box AP, percent, 120 detections per image and class (AP at COCO's limit of 100: " in said[120]
+    assert set(metrics[120]) - set(metrics[1]) == {"AR120", "AP_max100"}
+    assert metrics[120]["AR120"] >= metrics[120]["AR100"]
