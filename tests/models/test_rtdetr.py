@@ -207,3 +207,10 @@ def test_classes_that_were_not_annotated_teach_nothing() -> None:
     total(model(batch._replace(targets=batch.targets._replace(known=known)))).backward()
     assert model.decoder.scores[0].weight.grad[1].abs().sum() == 0
     assert model.decoder.scores[0].weight.grad[0].abs().sum() > 0
+    model.zero_grad()
+    annotated = without_masks(make_batch([0, 4]))
+    labels = torch.where(annotated.targets.valid, 1, -1)
+    total(model(annotated._replace(targets=annotated.targets._replace(labels=labels, known=known)))).backward()
+    assert (
+        model.decoder.scores[0].weight.grad[1].abs().sum() > 0
+    )  # an annotated object teaches, whoever else was left out
