@@ -30,6 +30,7 @@ from resdet.data.dataset import DetectionDataset
 from resdet.data.loader import training_loader
 from resdet.data.splits import read_split
 from resdet.models.detector import LossSums
+from resdet.models.rcnn import RCNN
 from resdet.models.roi_align import RoIAlign, flatten_rois
 from resdet.runtime.distributed import data_parallel, joined
 from resdet.structures import Loss, Samples
@@ -90,13 +91,14 @@ def gradients_of(config: resdet.Config) -> None:
             config.data,
             config.model.input,
             train=True,
-            masks=True,
-            keypoints=config.model.keypoint is not None,
+            masks="masks" in config.model.outputs,
+            keypoints="keypoints" in config.model.outputs,
             seed=0,
         )
         torch.manual_seed(0)
         model = resdet.build_model(config.model).train()
-        model.heads["iou"] = IoUHead(model.fpn.channels)
+        if isinstance(model, RCNN):
+            model.heads["iou"] = IoUHead(model.fpn.channels)
         forward = data_parallel(LossSums(model), processes, torch.device("cpu"))
         loader = training_loader(data, 4, 0, rank=processes.rank, world=processes.world)
         batch = next(islice(loader, 1, None)).batch

@@ -31,10 +31,10 @@ MODEL = {
 }
 
 
-def values(root: Path, **train: object) -> dict:
+def values(root: Path, model: dict = MODEL, **train: object) -> dict:
     return {
         "device": "cpu",
-        "model": MODEL,
+        "model": model,
         "data": {"root": str(root), "min_size": 64, "max_size": 96, "workers": 0},
         "train": {
             "max_iters": 4, "batch_size": 2, "lr": 0.001, "warmup_iters": 1, "log_every": 1, "eval_every": 2,

@@ -78,6 +78,7 @@ class RTDETRConfig(ModelConfig):
     kind: Literal["rtdetr"] = "rtdetr"
     input: RTDETRInput = RTDETRInput()
     backbone: RTDETRBackbone = RTDETRBackbone()
+    norm: Literal["bn", "sync_bn"] = "sync_bn"  # of the convolutions between backbone and decoder
     queries: Positive = 300
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()

@@ -19,6 +19,7 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.02
     head_lr: Annotated[float, Field(gt=0)] = 1.0  # factor on the heads' learning rate
+    backbone_lr: Annotated[float, Field(gt=0)] = 1.0  # factor on the backbone's learning rate
     layer_decay: Annotated[float, Field(gt=0, le=1)] = (
         1.0  # factor on layer4's learning rate; its square on layer3's, …
     )

@@ -25,6 +25,7 @@ def build_rtdetr(config: RTDETRConfig, backbone: ResNet) -> RTDETR:
             heads=e.heads,
             ffn=e.ffn,
             expansion=e.expansion,
+            norm=config.norm,
         ),
         QuerySelection(d.width, classes, config.queries),
         Decoder(
@@ -38,6 +39,7 @@ def build_rtdetr(config: RTDETRConfig, backbone: ResNet) -> RTDETR:
             points=d.points,
             offset_scale=d.offset_scale,
             sampling=d.sampling,
+            norm=config.norm,
         ),
         Denoising(d.width, classes, n.queries, n.label_noise, n.box_noise) if n else None,
         SetLoss(**config.matching.model_dump(), **config.loss.model_dump()),

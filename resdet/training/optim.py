@@ -59,13 +59,16 @@ def restore_optimizer(new: torch.optim.Optimizer, old: torch.optim.Optimizer, st
 def rate_scales(model: Detector, config: TrainConfig) -> dict[int, float]:
     """The learning rate multiplier of each parameter, by `id`.
 
-    `head_lr` for the heads, 1 below them. With a `layer_decay` of d the backbone's last stage has d, the stage before it
-    d**2, …, a ResNet's stem d**5 (layer-wise learning rate decay, Clark et al. 2020, arXiv:2003.10555).
+    `head_lr` for the heads, `backbone_lr` for the backbone, 1 in between. With a `layer_decay` of d the backbone's last stage
+    has d times that, the stage before it d**2, …, a ResNet's stem d**5 (layer-wise learning rate decay, Clark et al. 2020,
+    arXiv:2003.10555).
     """
     scales = {id(p): config.head_lr for p in model.parameters()}
     scales |= {id(p): 1.0 for part in model.below_heads() for p in part.parameters()}
     for distance, stage in enumerate(reversed(model.backbone.stages()), 1):
-        scales |= {id(p): config.layer_decay**distance for module in stage for p in module.parameters()}
+        scales |= {
+            id(p): config.backbone_lr * config.layer_decay**distance for module in stage for p in module.parameters()
+        }
     return scales
 
 

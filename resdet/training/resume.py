@@ -24,6 +24,10 @@ MODEL_KEYS_THAT_APPLY = {
         "objectness", "score_threshold", "nms_threshold", "soft_sigma", "max_detections", "min_size", "empty",
         "clamp_shrink",
     )),
+    "model.queries", "model.norm", "model.score_threshold", "model.max_detections", "model.decoder.predict_layers",
+    *(f"model.matching.{key}" for key in ("class_cost", "box_cost", "giou_cost", "focal_alpha", "focal_gamma")),
+    *(f"model.loss.{key}" for key in ("class_weight", "box_weight", "giou_weight", "alpha", "gamma")),
+    *(f"model.denoising.{key}" for key in ("queries", "label_noise", "box_noise")),
     *(f"model.cascade.{key}" for key in ("ious", "loss_weights", "resample", "scale_gradients", "average")),
     *(f"model.head.{key}" for key in (
         "candidates", "score_threshold", "nms_threshold", "max_detections", "empty", "clip", "high", "low", "box_loss",

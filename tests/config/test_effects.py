@@ -54,6 +54,7 @@ IN_VAIN = {
     "data.mask_size=28": [],
     "data.keypoint_flip_pairs=[[a, b]]": [],
     "data.keypoint_sigmas=[0.1]": [],
+    "train.backbone_lr=0.1": ["model.backbone.frozen_stages=5"],
     "train.layer_decay=0.5": ["model.backbone.frozen_stages=5"],
     "train.momentum=0.5": ["train.optimizer=adamw"],
     "train.milestones=[5, 8]": ["train.schedule=cosine"],

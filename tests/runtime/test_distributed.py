@@ -105,6 +105,23 @@ def test_gradients_do_not_depend_on_how_a_batch_is_shared(shapes_root, tmp_path)
 
 
 @pytest.mark.slow
+def test_rt_detr_trains_the_same_in_two_processes(shapes_root, tmp_path) -> None:
+    """Squares of one size a batch, matching and denoising image by image, and statistics of all processes' images."""
+    model = {**tiny.RTDETR, "backbone": {"name": "resnet18", "weights": "none", "norm": "gn"}}
+    config = tiny.config_file(
+        shapes_root, tmp_path, model=model, optimizer="sgd", eval_every=0, max_iters=2, batch_size=4
+    )
+    keys = ["data.min_size=[64, 96]", "data.pad_multiple=32"]
+    for world in (1, 2):
+        done = torchrun(world, "train", config, tmp_path / str(world), *keys)
+        assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (read_checkpoint(tmp_path / str(world) / "checkpoints/last.pt").model for world in (1, 2))
+    for name, value in one.items():
+        if not name.endswith("num_batches_tracked"):  # which means nothing
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_two_processes_write_one_run(together) -> None:
     """One of them writes, and the evaluation's images are counted once."""
     records = [json.loads(line) for line in (together / "metrics.jsonl").read_text().splitlines()]

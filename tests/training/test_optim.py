@@ -59,13 +59,13 @@ def test_weight_average_is_the_weighted_mean() -> None:
 
 def test_heads_and_layers_learn_at_their_own_rates() -> None:
     model = build_model(parse_config({"model": tiny.MODEL}).model)
-    config = TrainConfig(head_lr=10, layer_decay=0.5)
+    config = TrainConfig(head_lr=10, backbone_lr=4, layer_decay=0.5)
     optimizer = build_optimizer(model, config)
     scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     b = model.backbone
-    assert scale[id(b.conv1.weight)] == scale[id(b.bn1.weight)] == 0.5**5
+    assert scale[id(b.conv1.weight)] == scale[id(b.bn1.weight)] == 4 * 0.5**5
     stages = (b.layer1, b.layer2, b.layer3, b.layer4)
-    assert [scale[id(stage[0].conv1.weight)] for stage in stages] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert [scale[id(stage[0].conv1.weight)] for stage in stages] == [4 * 0.5**4, 4 * 0.5**3, 4 * 0.5**2, 4 * 0.5]
     assert scale[id(model.fpn.lateral[0].conv.weight)] == scale[id(model.rpn.deltas.bias)] == 1
     assert {scale[id(p)] for p in model.heads.parameters()} == {10}
     assert len(scale) == sum(p.requires_grad for p in model.parameters())

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import upcast
-from resdet.models.layers import ConvNorm
+from resdet.models.layers import ConvNorm, Norm
 from resdet.models.matching import gather_rows
 from resdet.models.rtdetr.attention import Attention, DeformableAttention, Memory
 
@@ -122,7 +122,8 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """in_channels: of the encoder's maps. width: C. points, offset_scale, sampling: see `DeformableAttention`.
+    """in_channels: of the encoder's maps. width: C. points, offset_scale, sampling: see `DeformableAttention`. norm: of the
+    convolutions that read the maps.
 
     predict_layers: the number of layers used in prediction; every layer is trained to predict.
     """
@@ -140,10 +141,11 @@ class Decoder(nn.Module):
         points: Sequence[int],
         offset_scale: float,
         sampling: Literal["bilinear", "discrete"],
+        norm: Norm = "bn",
     ) -> None:
         super().__init__()
         self.predict_layers = predict_layers or layers
-        self.input = nn.ModuleList(ConvNorm(in_channels, width, 1, "bn") for _ in points)
+        self.input = nn.ModuleList(ConvNorm(in_channels, width, 1, norm) for _ in points)
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, ffn, points, offset_scale, sampling) for _ in range(layers)
         )

@@ -9,17 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.models.fpn import Neck
-from resdet.models.layers import ConvNorm
+from resdet.models.layers import ConvNorm, Norm
 from resdet.models.rtdetr.attention import Attention
 
 LEVELS = {"c3": 8, "c4": 16, "c5": 32}  # the backbone's maps that the encoder uses, and their strides
 
 
 class ConvSiLU(ConvNorm):
-    """Convolution, batch norm and SiLU."""
-
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(channels, out, kernel, "bn", stride=stride)
+    """Convolution, norm and SiLU."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None, *, relu: bool = False) -> Tensor:
         return silu(super().forward(x, valid))
@@ -47,9 +44,9 @@ class EncoderLayer(nn.Module):
 class RepBlock(nn.Module):
     """Parallel 3x3 and 1x1 convolutions (RepVGG: Ding et al. 2021, arXiv:2101.03697), which `merge` makes one."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: Norm) -> None:
         super().__init__()
-        self.conv3x3, self.conv1x1 = ConvNorm(width, width, 3, "bn"), ConvNorm(width, width, 1, "bn")
+        self.conv3x3, self.conv1x1 = ConvNorm(width, width, 3, norm), ConvNorm(width, width, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv3x3(x)
@@ -74,12 +71,12 @@ class Fusion(nn.Module):
     expansion: width of the inner convolutions, relative to C.
     """
 
-    def __init__(self, width: int, expansion: float, blocks: int = 3) -> None:
+    def __init__(self, width: int, expansion: float, norm: Norm, blocks: int = 3) -> None:
         super().__init__()
         inner = int(width * expansion)
-        self.conv1, self.conv2 = ConvSiLU(2 * width, inner, 1), ConvSiLU(2 * width, inner, 1)
-        self.blocks = nn.Sequential(*(RepBlock(inner) for _ in range(blocks)))
-        self.conv3 = nn.Identity() if inner == width else ConvSiLU(inner, width, 1)
+        self.conv1, self.conv2 = ConvSiLU(2 * width, inner, 1, norm), ConvSiLU(2 * width, inner, 1, norm)
+        self.blocks = nn.Sequential(*(RepBlock(inner, norm) for _ in range(blocks)))
+        self.conv3 = nn.Identity() if inner == width else ConvSiLU(inner, width, 1, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv3(self.blocks(self.conv1(x)) + self.conv2(x))
@@ -90,21 +87,30 @@ class HybridEncoder(Neck):
     """Self-attention within c5 (AIFI), then fusion of the levels top-down and bottom-up (CCFM).
 
     in_channels: of c3, c4, c5. channels: C, of each output. strides: of the outputs. layers: of attention.
+    norm: of the convolutions, "bn" or "sync_bn".
     """
 
     def __init__(
-        self, in_channels: Sequence[int], channels: int, *, layers: int, heads: int, ffn: int, expansion: float
+        self,
+        in_channels: Sequence[int],
+        channels: int,
+        *,
+        layers: int,
+        heads: int,
+        ffn: int,
+        expansion: float,
+        norm: Norm = "bn",
     ) -> None:
         super().__init__()
         self.channels = channels
         self.strides = {name.replace("c", "p"): stride for name, stride in LEVELS.items()}
         steps = range(len(in_channels) - 1)
-        self.input = nn.ModuleList(ConvNorm(c, channels, 1, "bn") for c in in_channels)
+        self.input = nn.ModuleList(ConvNorm(c, channels, 1, norm) for c in in_channels)
         self.aifi = nn.ModuleList(EncoderLayer(channels, heads, ffn) for _ in range(layers))
-        self.shrink = nn.ModuleList(ConvSiLU(channels, channels, 1) for _ in steps)
-        self.top_down = nn.ModuleList(Fusion(channels, expansion) for _ in steps)
-        self.downsample = nn.ModuleList(ConvSiLU(channels, channels, 3, stride=2) for _ in steps)
-        self.bottom_up = nn.ModuleList(Fusion(channels, expansion) for _ in steps)
+        self.shrink = nn.ModuleList(ConvSiLU(channels, channels, 1, norm) for _ in steps)
+        self.top_down = nn.ModuleList(Fusion(channels, expansion, norm) for _ in steps)
+        self.downsample = nn.ModuleList(ConvSiLU(channels, channels, 3, norm, stride=2) for _ in steps)
+        self.bottom_up = nn.ModuleList(Fusion(channels, expansion, norm) for _ in steps)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         *fine, coarsest = [conv(features[name]) for conv, name in zip(self.input, LEVELS, strict=True)]
