@@ -1,4 +1,4 @@
-"""Checkpoints of backbones: names of torchvision, timm, detectron2 or Caffe2 (the MSRA files), under any prefix -> ours."""
+"""Checkpoints of backbones: names of torchvision, timm, detectron2, Caffe2 (MSRA) or RT-DETR, under any prefix -> ours."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from resdet.checkpoints import rtdetr_names
 from resdet.checkpoints.names import to_ours
 from resdet.checkpoints.stem import input_channels, input_section
 from resdet.models.backbones.resnet import RESNETS, Architecture, architecture_name
@@ -34,6 +35,7 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
         ("torchvision's or timm's names", r"layer1\.0\.conv1\.weight$", _torchvision_names),
         ("detectron2's names", r"res2\.0\.conv1\.weight$", _detectron2_names),
         ("Caffe2's names", r"res2_0_branch2a_w$", _caffe2_names),
+        ("RT-DETR's names", r"res_layers\.0\.blocks\.0\.branch2a\.conv\.weight$", _rtdetr_names),
     ):
         match = next((m for m in (re.match(rf"((?:.*\.)?){sign}", name) for name in raw) if m), None)
         if match is None:
@@ -41,7 +43,7 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
         prefix = match[1]
         inside = {name[len(prefix) :]: value for name, value in raw.items() if name.startswith(prefix)}
         weights, left_over = translate(inside)
-        caffe = translate is not _torchvision_names
+        caffe = translate in (_detectron2_names, _caffe2_names)
         values = architecture(weights)
         grouped = values["name"].startswith("resnext")
         if values["norm"] != "gn":
@@ -121,6 +123,13 @@ def _detectron2_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
     converted, unknown = to_ours({f"backbone.bottom_up.{k}": v for k, v in weights.items()}, "detectron2")
     kept = {k.removeprefix("backbone."): v for k, v in converted.items()}
     return kept, [k.removeprefix("backbone.bottom_up.") for k in unknown if ".linear." not in k]
+
+
+def _rtdetr_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    converted, unknown = rtdetr_names.to_ours({f"backbone.{k}": v for k, v in weights.items()}, rtdetr_names.AUTHORS)
+    return {k.removeprefix("backbone."): v for k, v in converted.items()}, [
+        k.removeprefix("backbone.") for k in unknown if not re.match(r"backbone\.(fc|head)\.", k)
+    ]
 
 
 _CAFFE2_BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)_(w|(?:bn|gn)_\w+)$")

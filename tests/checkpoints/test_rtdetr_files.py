@@ -17,7 +17,7 @@ from oracle_rtdetr import theirs
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.recognise import open_checkpoint, recognise
 from resdet.checkpoints.rtdetr_names import AUTHORS, translated
-from resdet.checkpoints.transfer import completed, fill
+from resdet.checkpoints.transfer import completed, fill, starting_point
 from resdet.commands.convert import main as convert
 from resdet.config import RTDETRConfig, parse_config
 from resdet.errors import UserError
@@ -249,3 +249,22 @@ def test_a_detector_on_the_hub_is_asked_for_with_its_configs(monkeypatch) -> Non
         find_weights("hf:PekingU/rtdetr_r50vd")
     monkeypatch.setattr(hub, "hf_hub_download", lambda repository, name: f"/hub/{repository}/{name}")
     assert find_weights("hf:PekingU/rtdetr_r50vd") == Path("/hub/PekingU/rtdetr_r50vd/model.safetensors")
+
+
+def test_the_authors_backbones_are_read(tmp_path) -> None:
+    model = shaken(small_rtdetr(backbone={"name": "resnet34", "weights": "none", "project_first": True}))
+    weights = {
+        k.removeprefix("backbone."): v for k, v in by_authors(model.state_dict()).items() if k.startswith("backbone.")
+    }
+    torch.save({**weights, "fc.weight": torch.zeros(3, 512)}, tmp_path / "ResNet34_vd.pth")
+    backbone = {"name": "resnet34", "weights": str(tmp_path / "ResNet34_vd.pth")}
+    config = parse_config({"model": {**RTDETR, "num_classes": 2, "backbone": backbone}})
+    found = starting_point(config.model)
+    assert found
+    assert not found.left_over
+    values = completed(config.model, found)
+    filled = build_model(values)
+    assert "random: fpn" in fill(filled, found, ["a", "b"], values)
+    for name, value in model.backbone.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(filled.backbone.state_dict()[name], value), name
