@@ -39,15 +39,13 @@ def detect(place: Path) -> Detected | None:
     """The format of a folder or file; None where there is no sign of any. Raises `UserError` for several at once."""
     if place.is_file():
         return _of_file(place)
-    found = [evidence for find in FINDERS.values() if (evidence := find(place))]
-    if len(found) > 1:  # masks may lie beside annotations of any format
-        found = [evidence for evidence in found if evidence.format != "masks"]
+    found = [evidence for kind, find in FINDERS.items() if kind != "masks" and (evidence := find(place))]
     if len(found) > 1 and found[-1].format == "coco" and not _is_standard(found[-1].path, place):
         found.pop()  # a JSON file that was made of the others
     if len(found) > 1:
         both = "\n".join(f"  - {evidence.format}: {evidence.reason}" for evidence in found)
         raise UserError(f"{place}: annotations of several formats; choose one with data.format=…:\n{both}")
-    return found[0] if found else None
+    return found[0] if found else find_masks(place)  # which may lie beside annotations of any format
 
 
 def unknown(place: Path) -> UserError:
@@ -194,7 +192,8 @@ def find_coco(folder: Path) -> Detected | None:
     return None
 
 
-# In this order where several are found; COCO is last, for a COCO file is what others are converted to.
+# In this order where several are found; COCO is last, for a COCO file is what others are converted to. Masks count only where
+# nothing else is found.
 FINDERS: dict[DataFormat, Callable[[Path], Detected | None]] = {
     "voc": find_voc,
     "yolo": find_yolo,

@@ -62,7 +62,7 @@ def read_masks(root: Path, images: Path | None = None, split: str | None = None)
         example = f" ({layout.without_image[0]} has no image of its name)" if layout.without_image else ""
         raise UserError(f"{root}: no label map or mask with its image: {LAYOUTS}{example}")
     part = _part(layout, root, base, split)
-    problems = [f"{file}: has no image of its name: rename or remove it ({LAYOUTS})" for file in part.without_image]
+    problems = [f"{file}: has no image of its name: rename it, or move it away" for file in part.without_image]
     problems += [
         f"{file}: is the map of {few([str(each) for each in candidates])}: keep one of them"
         for file, candidates in part.unclear

@@ -88,14 +88,7 @@ def read_masks_layout(root: Path, images: Path | None) -> MasksLayout:
             unclear.append((file, partners))
         else:
             found.setdefault(partners[0], []).append(Map(file, partners[0], of_one, name))
-    for (maps, folder), lonely in list(orphans.items()):
-        single = [file for file in pictures if file.parent == folder]
-        if len(single) == 1 and single[0] not in found:  # ID/images/ID.png, ID/masks/*.png
-            parts = [file.relative_to(maps).parent.parts for file in lonely]
-            found[single[0]] = [
-                Map(file, single[0], True, part[-1] if part else None) for file, part in zip(lonely, parts, strict=True)
-            ]
-            del orphans[maps, folder]
+    _take_single_images(orphans, pictures, found)
     taken = {image for _, candidates in unclear for image in candidates}
     return MasksLayout(
         [entry for image in pictures for entry in found.get(image, [])],
@@ -104,6 +97,22 @@ def read_masks_layout(root: Path, images: Path | None) -> MasksLayout:
         unclear,
         others,
     )
+
+
+def _take_single_images(
+    orphans: dict[tuple[Path, Path], list[Path]], pictures: list[Path], found: dict[Path, list[Map]]
+) -> None:
+    """Where a folder has a single image and no map of it, what lies in its folder of masks is one object each: as in
+    ID/images/ID.png and ID/masks/*.png. Moves such files from `orphans`, by their folders, to `found`, by their image."""
+    by_folder: dict[Path, list[Path]] = {}
+    for image in pictures:
+        by_folder.setdefault(image.parent, []).append(image)
+    for (maps, folder), files in list(orphans.items()):
+        here = by_folder.get(folder, [])
+        if len(here) == 1 and here[0] not in found:
+            names = [file.relative_to(maps).parent.name or None for file in files]
+            found[here[0]] = [Map(file, here[0], True, name) for file, name in zip(files, names, strict=True)]
+            del orphans[maps, folder]
 
 
 def split_of(image: Path, root: Path) -> str | None:
