@@ -190,13 +190,15 @@ def _blend_mask(
 def _draw_keypoints(
     canvas: np.ndarray, points: np.ndarray, edges: Sequence[tuple[int, int]], color: tuple[int, int, int], line: int
 ) -> None:
-    """points (K, 3): dots for those whose score or visibility is above `KEYPOINT_SCORE`, lines for the edges between them."""
+    """points (K, 3): dots for those whose score or visibility is above `KEYPOINT_SCORE`, lines for the edges between them;
+    both are edged in white."""
     shown = points[:, 2] > KEYPOINT_SCORE
     # OpenCV's coordinates are relative to pixel centres, here in eighths.
     at = [(int(x), int(y)) for x, y in np.round((points[:, :2] - 0.5) * 8)]
-    for a, b in edges:
-        if shown[a] and shown[b]:
-            cv2.line(canvas, at[a], at[b], color, 2 * line, cv2.LINE_AA, shift=3)
+    limbs = [(at[a], at[b]) for a, b in edges if shown[a] and shown[b]]
+    for stroke, width in (((255, 255, 255), 2 * line + 2), (color, 2 * line)):
+        for start, end in limbs:
+            cv2.line(canvas, start, end, stroke, width, cv2.LINE_AA, shift=3)
     for k in np.flatnonzero(shown):
         cv2.circle(canvas, at[k], 8 * (2 * line + 2), (255, 255, 255), -1, cv2.LINE_AA, shift=3)
         cv2.circle(canvas, at[k], 8 * (2 * line + 1), color, -1, cv2.LINE_AA, shift=3)

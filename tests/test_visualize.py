@@ -44,6 +44,7 @@ def test_keypoints_and_limbs_are_drawn_where_they_are_labelled() -> None:
     assert changed[99, 99]
     assert changed[99, 150]
     assert changed[99, 199]
+    assert drawn[95:105, 150].min(1).max() > 120  # a limb is edged in white
     assert not changed[150:250].any()
 
 

@@ -45,7 +45,7 @@ def find_weights(weights: str, backbone: str | None = None) -> Path:
         return path / "model.safetensors"
     if not path.is_file():
         names = f"{', '.join(IMAGENET)}, timm:NAME, none" if backbone else "torchvision:NAME, hf:OWNER/NAME"
-        raise UserError(f"{path}: no such weights file (write a file, {names})")
+        raise UserError(f"{path}: no such weights file (a file, {names})")
     return path
 
 

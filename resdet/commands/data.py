@@ -84,6 +84,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.sources import join_parts, open_parts
     from resdet.data.splits import require_data
     from resdet.runtime.console import console
+    from resdet.training.setup import fitted
 
     require_data(config, ["train", "val"])
     train, val = open_parts(config.data, "train", tolerant=True), open_parts(config.data, "val", tolerant=True)
@@ -121,11 +122,18 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     if alone:
         findings += compare(sources["train"], sources["val"])
     advice: list[str] = []
+    misfit = ""  # of the data and the model
     if not errors(findings):
         whole = join_parts(config.data, train)
-        findings += [] if alone else compare(whole, join_parts(config.data, val))
+        held_out = join_parts(config.data, val)
+        findings += [] if alone else compare(whole, held_out)
         read = parse_coco(whole.content, whole.images, whole.path)
         config = as_trained(config, read)
+        try:
+            if "semantic" not in config.model.outputs:  # whose classes come from label maps
+                fitted(config, read, parse_coco(held_out.content, held_out.images, held_out.path))
+        except UserError as error:
+            misfit = str(error)
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():
@@ -136,6 +144,8 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     report(findings, [root, *sorted(folders, reverse=True)])
     for line in advice:
         console.print(line)
+    if misfit:
+        console.print(f"error: {misfit}", markup=False)
     if output:
         listed = [{k: v for k, v in asdict(finding).items() if k != "items"} for finding in findings]
         write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
@@ -154,7 +164,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             )
         write_json(fix, repaired.content)
         console.print(f"written: {fix}: {split}, repaired: {mended}")
-    return errors(findings)
+    return errors(findings) + bool(misfit)
 
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:

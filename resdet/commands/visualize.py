@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             sub.add_argument("rest", nargs="*", metavar="key.sub=value")
             sub.add_argument("--split", choices=("train", "val"), default="val")
-            sub.add_argument("--count", type=int, default=16, help="number of images, spread evenly over the split")
+            sub.add_argument(
+                "--count", type=int, default=16, help="number of images, spread evenly over the split (default: 16)"
+            )
         if kind == "data":
             sub.add_argument(
                 "--augmented", action="store_true", help="as training sees them, several augmented versions of each"
@@ -115,7 +117,7 @@ def draw_split(
         truth = annotated_instances(info.objects, info.size, label_map=maps.read(info) if maps else None)
         label_names = maps.names if maps else []
         drawn = draw(shown, truth, names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
-        tiles.append((drawn, f"{info.file.name}: {len(truth)} objects"))
+        tiles.append((drawn, f"{info.file.name}: {_counted(len(truth))}"))
         if predictor:
             (found,) = predictor.predict_units([image])
             predicted = draw(
@@ -182,8 +184,12 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
             pixels = for_display(sample.image)
             tile = shown(pixels, objects)
             height, width = sample.image.shape[:2]
-            tiles.append((tile, f"epoch {epoch}: {width} x {height}, {len(sample.labels)} objects"))
+            tiles.append((tile, f"epoch {epoch}: {width} x {height}, {_counted(len(sample.labels))}"))
     _write_sheet(tiles, output, len(chosen), columns=versions + 1)
+
+
+def _counted(objects: int) -> str:
+    return "1 object" if objects == 1 else f"{objects} objects"
 
 
 def draw_predictions(

@@ -126,7 +126,8 @@ def refuse_what_has_no_effect(kind: DataFormat, given: SplitConfig, key: str) ->
         raise UserError(f"{key}.images={given.images} has no effect: YOLO's data.yaml names the image folders")
     if kind == "coco" and None not in (given.split, given.annotations):
         raise UserError(
-            f"{key}.split={given.split} has no effect with {key}.annotations={given.annotations}: a file is one split"
+            f"{key}.split={given.split} has no effect with {key}.annotations={given.annotations}, which is one split: "
+            f"set {key}.split=null"
         )
 
 

@@ -98,7 +98,7 @@ def datasets(value: Any, _: Leaves) -> dict[str, Any]:
         return {}
     if names in (["keypoints_coco_2017_train"], ["keypoints_coco_2017_val"]):
         split = names[0].rpartition("_")[2]
-        return {f"data.{split}.annotations": f"datasets/coco/annotations/person_keypoints_{split}2017.json"}
+        return {f"data.{split}.split": f"person_keypoints_{split}2017"}
     raise NotTaken("registered by code; set data.train and data.val, images and annotations")
 
 

@@ -39,7 +39,7 @@ def report(migration: Migration) -> str:
             lines += ["", f"{title}:", *_table(rows)]
     lines += [
         "",
-        "set because that tool always computes so:",
+        "set because the other tool always works this way:",
         f"  {', '.join(f'{k}={shown(v)}' for k, v in migration.always.items())}",
     ]
     return "\n".join([*lines, "", f"{len(migration.rows)} keys: {', '.join(counts)}"])

@@ -69,14 +69,7 @@ def prepare_inputs(
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
         config = with_auto_settings(config, train, pretrained=found is not None)
-    config = with_num_classes(config, train)
-    if "masks" in config.model.outputs and not train.images.any_masks:
-        raise UserError(
-            f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
-            "set model.mask=null, which makes it a Faster R-CNN"
-        )
-    if "keypoints" in config.model.outputs:
-        config = with_keypoints(config, train, val)
+    config = fitted(config, train, val)
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
     return config, Inputs(train, val, start)
@@ -119,6 +112,19 @@ def with_auto_settings(config: Config, train: Annotations, *, pretrained: bool) 
         console.print(f"auto: {choice.key} = {choice.value} ({choice.reason})")
     for line in advise_anchors(resized_objects(train, config.data, config.model.input.keep_ratio), config.model):
         console.print(f"auto: {line}")
+    return config
+
+
+def fitted(config: Config, train: Annotations, val: Annotations | None) -> Config:
+    """The config with the classes and keypoints of the annotations; raises `UserError` if a head could not learn from them."""
+    config = with_num_classes(config, train)
+    if "masks" in config.model.outputs and not train.images.any_masks:
+        raise UserError(
+            f"{train.source}: no object has a segmentation, so a mask head cannot learn: "
+            "set model.mask=null, which makes it a Faster R-CNN"
+        )
+    if "keypoints" in config.model.outputs:
+        config = with_keypoints(config, train, val)
     return config
 
 

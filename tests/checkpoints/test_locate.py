@@ -90,7 +90,7 @@ def test_names_that_nobody_has() -> None:
         find_weights("torchvision:maskrcn_resnet50_fpn")
     with pytest.raises(UserError, match=r"has IMAGENET1K_V1, DEFAULT for resnet18, no IMAGENET1K_V2"):
         find_weights("imagenet_v2", "resnet18")
-    with pytest.raises(UserError, match=r"nothing\.pth: no such weights file \(write a file, imagenet"):
+    with pytest.raises(UserError, match=r"nothing\.pth: no such weights file \(a file, imagenet"):
         find_weights("nothing.pth", "resnet18")
     with pytest.raises(UserError, match=r"set model\.backbone\.weights, not model\.weights"):
         find_weights("imagenet")

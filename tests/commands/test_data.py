@@ -81,6 +81,12 @@ def test_bad_data_stop_a_training_with_the_list(shapes_root, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_the_check_finds_a_head_that_the_data_cannot_teach(shapes_root, tmp_path, capsys) -> None:
+    config = tiny.config_file(shapes_root, tmp_path, eval_every=0)
+    assert cli.main(["data", "check", str(config), "model.mask=null", "model.keypoint={}"]) == 2
+    assert "a keypoint head cannot learn: set model.keypoint=null" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_training_straight_from_voc_with_a_made_split(bccd, tmp_path) -> None:
     values = {

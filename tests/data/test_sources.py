@@ -36,7 +36,12 @@ def test_a_named_split_of_roboflow_is_that_folder(tmp_path) -> None:
     data.val.split = "test"
     assert names(data, "val") == ["test.png"]
     data.val.split = "banana"
-    with pytest.raises(UserError, match=r"no such split \(it has: test, train, valid\)"):
+    with pytest.raises(UserError, match=r"no such split \(it has: test, train, valid\)$"):
+        open_split(data, "val")
+    (tmp_path / "all.json").write_text(coco(["train.png"]))
+    with pytest.raises(
+        UserError, match=r"name a file with data\.val\.annotations, all\.json, and set data\.val\.split=null"
+    ):
         open_split(data, "val")
 
 

@@ -57,7 +57,11 @@ def named_annotations(root: Path, name: str, key: str) -> Path:
         return there[name]
     found = find_annotations(root, name)
     if not found.is_file():
-        raise UserError(f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'})")
+        others = [f"{path.relative_to(root)}" for path in sorted(root.glob("*.json")) if json_kind(path) == "coco"]
+        hint = f"; name a file with {key}.annotations, {few(others)}, and set {key}.split=null" if others else ""
+        raise UserError(
+            f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'}){hint}"
+        )
     return found
 
 
