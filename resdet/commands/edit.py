@@ -226,4 +226,6 @@ def dedupe(args: argparse.Namespace) -> None:
     what = f"are also in {other.path}" if other else "duplicate an earlier one"
     console.print(f"{source.path}: {len(duplicates)} of {len(images)} images {what}")
     if args.target:
+        if len(duplicates) == len(images):
+            raise UserError(f"{args.target} is not written: no image would be left")
         write(subset(source, image_ids(source) - duplicates), args.target)

@@ -227,6 +227,7 @@ def test_the_commands(tmp_path, capsys) -> None:
     said = data("dedupe", tmp_path / "two/img/all.json", file, "--output", tmp_path / "new.json")
     assert "y.png = a.png" in said
     assert [i["file_name"] for i in json.loads((tmp_path / "new.json").read_text())["images"]] == ["x.png"]
+    assert "no image would be left" in data("dedupe", file, file, "--output", tmp_path / "none.json", code=2)
     data("convert", file, tmp_path / "yolo", "--to", "yolo")
     assert (tmp_path / "yolo/labels/train/a.txt").read_text().startswith("0 ")
 

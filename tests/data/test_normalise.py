@@ -302,3 +302,12 @@ def test_a_repair_that_loses_much_asks_first(tmp_path, capsys) -> None:
     assert not fixed.exists()
     assert data_command.main([*command, "--drop"]) == 2  # the file itself still has the error
     assert len(json.loads(fixed.read_text())["annotations"]) == 5
+
+
+def test_one_of_two_copies_is_no_loss(tmp_path) -> None:
+    content = plain(tmp_path)
+    content["annotations"] += [{**entry, "id": entry["id"] + 50} for entry in content["annotations"]]
+    source = Source(tmp_path / "a.json", tmp_path, content)
+    repaired = repair(source, examine("train", source))
+    assert (repaired.done["duplicate"], len(repaired.content["annotations"])) == (6, 6)
+    assert repaired.costs() == []

@@ -73,16 +73,18 @@ def repair(source: Source, findings: list[Finding]) -> Repair:
             done[dropped or "its image is gone"] += 1
             continue
         annotations.append(_mended(entry, kept[image_id], by_code, marked, done) | {"image_id": image_id})
-    masks, left = (sum(_has_mask(entry) for entry in entries) for entries in (given, annotations))
+    # Of two copies of an object nothing is lost with one.
+    single = [entry for entry in given if id(entry) not in marked["duplicate"]]
+    masks, left = (sum(_has_mask(entry) for entry in entries) for entries in (single, annotations))
     return Repair(
         {**source.content, "images": images, "annotations": annotations},
         dict(done),
         lost={
             "images": len(listed) - len(images) - done["image-twice"],
-            "objects": len(given) - len(annotations),
+            "objects": len(single) - len(annotations),
             "masks": masks - left,
         },
-        of={"images": len(listed), "objects": len(given), "masks": masks},
+        of={"images": len(listed), "objects": len(single), "masks": masks},
     )
 
 
