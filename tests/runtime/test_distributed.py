@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
+from resdet.commands.eval import score_model
+from resdet.config import load_config
 from resdet.errors import UserError
 from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, _lost, _name_of_start, joined
@@ -134,6 +137,22 @@ def test_two_processes_write_one_run(together) -> None:
     assert sorted(p.name for p in together.iterdir()) == [
         "checkpoints", "config.yaml", "eval", "metrics.jsonl", "predictions.jpg", "resolved.yaml",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_pixel_and_segment_once(shapes_root, tmp_path) -> None:
+    """What two processes measure together is what one measures of the same weights."""
+    values = tiny.values(tiny.panoptic(shapes_root, tmp_path / "set"), max_iters=2, eval_every=2)
+    values["model"] = {**tiny.MODEL, "num_classes": None, "semantic": {"width": 32}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    done = torchrun(2, "train", tmp_path / "config.yaml", tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    config = load_config(tmp_path / "config.yaml")
+    alone = score_model(config, tmp_path / "run/checkpoints/last.pt", tmp_path / "eval")
+    for kind in ("semantic", "panoptic"):
+        for name, value in alone[kind].items():
+            assert last[f"{kind}_{name}"] == pytest.approx(value, abs=1e-3), name
 
 
 @pytest.mark.slow
