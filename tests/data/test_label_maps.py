@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from resdet.data.collate import collate
 from resdet.data.dataset import DetectionDataset
 from resdet.data.formats.detect import detect
 from resdet.data.label_maps import LabelFiles, of_classes, of_things
+from resdet.data.quality.label_maps import inspect_label_maps
 from resdet.data.relabel import as_label_maps, with_label_maps
 from resdet.data.sources import open_split
 from resdet.data.splits import read_split
@@ -139,6 +141,33 @@ def test_panoptic_annotations_that_disagree_with_their_pngs(spoil, message: str,
         open_split(data_of(train={"annotations": str(path), "images": str(tmp_path / "set/images")}).data, "train")
 
 
+def leaves(value: object, path: tuple = ()) -> list[tuple]:
+    """The places of all values inside JSON's, but of the whole."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in [(*path, key), *leaves(inner, (*path, key))]]
+
+
+def test_any_spoiled_value_is_one_clear_error_or_is_read(tmp_path) -> None:
+    path, content = panoptic_set(tmp_path / "set")
+    config = data_of(train={"annotations": str(path), "images": str(tmp_path / "set/images")})
+    messages = []
+    for place in leaves(content):
+        for odd in (None, -1, 2.5, True, "\0", "../a.png", [], [1], {}, {"id": 5}):
+            spoiled = json.loads(json.dumps(content))
+            parent = spoiled
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = odd
+            path.write_text(json.dumps(spoiled))
+            try:
+                read_split(config, "train")
+            except UserError as error:
+                messages.append(str(error))
+    assert len(messages) > 150
+    named = re.compile(r"panoptic|a\.png|(image|annotation) [0-9]+|category")
+    assert [message for message in messages if not named.search(message)] == []
+
+
 def label_set(root: Path, labels: np.ndarray, mode: str | None = None) -> Path:
     """Two images, train and val, whose grey value is 80 times their label."""
     names = "unlabelled\nsky\nsea\n"
@@ -203,6 +232,16 @@ def test_label_maps_that_are_not_whole(spoil, message: str, tmp_path) -> None:
     spoil(root)
     with pytest.raises(UserError, match=message):
         open_split(data_of(root=str(root), format="label_maps").data, "train")
+
+
+def test_every_label_map_that_is_wrong_is_found_before_training(tmp_path) -> None:
+    root = label_set(tmp_path / "set", STRIPES)
+    source = open_split(data_of(root=str(root)).data, "train")
+    assert inspect_label_maps("train", source) == []
+    Image.fromarray(STRIPES + 5).save(root / "annotations/training/a.png")
+    (finding,) = inspect_label_maps("train", source)
+    assert (finding.code, finding.severity, finding.count) == ("label-map", "error", 1)
+    assert "a.png: has the value 5, but the classes are numbered 0 to 2" in finding.examples[0]
 
 
 def test_cityscapes_label_maps_need_no_list_of_names(tmp_path) -> None:

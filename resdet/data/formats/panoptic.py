@@ -6,6 +6,7 @@ The label maps' classes are all things as label 0, then the stuff in the order o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,17 +151,26 @@ def _check(content: Any, path: Path) -> None:
     ):
         raise UserError(f"{path}: must be a JSON object with the lists images, annotations and categories")
     problems: list[str] = []
-    categories, images = set(), {e.get("id") for e in content["images"] if is_id(e.get("id"), int)}
+    categories = [entry.get("id") for entry in content["categories"]]
+    images = [entry.get("id") for entry in content["images"]]
+    for kind, given in (("category", categories), ("image", images)):
+        problems += [f"{kind} id {i!r} is not an integer" for i in given if not is_id(i, int)]
+        whole = Counter(i for i in given if is_id(i, int))
+        problems += [f"{kind} id {i} is used twice" for i, count in whole.items() if count > 1]
     for entry in content["categories"]:
-        if not is_id(entry.get("id"), int) or not class_name(entry) or entry.get("isthing") not in (0, 1):
-            problems.append(f"category {entry.get('id')!r}: needs an integer id, a name and isthing, 0 or 1")
-        categories.add(entry.get("id"))
+        if not class_name(entry) or entry.get("isthing") not in (0, 1):
+            problems.append(f"category {entry.get('id')!r}: needs a name, and isthing, 0 or 1")
+    if all(entry.get("isthing") != 1 for entry in content["categories"]):
+        problems.append("no category is a thing (isthing: 1): train model.kind=semantic on PNGs of classes instead")
+    known_images = {i for i in images if is_id(i, int)}
+    known_categories = {i for i in categories if is_id(i, int)}
     seen = set()
     for k, entry in enumerate(content["annotations"]):
         image = entry.get("image_id")
         what = f"annotation of image {image!r}"
-        if image not in images or image in seen:
+        if not is_id(image, int) or image not in known_images or image in seen:
             problems.append(f"annotation number {k}: image_id {image!r} is not listed, or has another annotation")
+            continue
         seen.add(image)
         name, segments = entry.get("file_name"), entry.get("segments_info")
         if not isinstance(name, str) or Path(name).name != name:
@@ -171,11 +181,11 @@ def _check(content: Any, path: Path) -> None:
         ids = [s.get("id") for s in segments]
         for segment in segments:
             identity, category = segment.get("id"), segment.get("category_id")
-            if not isinstance(identity, int) or not 0 < identity < 2**24 or ids.count(identity) > 1:
+            if not is_id(identity, int) or not 0 < identity < 2**24 or ids.count(identity) > 1:
                 problems.append(
                     f"{what}: segment id {identity!r} is not a number from 1 to {2**24 - 1}, or is used twice"
                 )
-            if category not in categories:
+            if not is_id(category, int) or category not in known_categories:
                 problems.append(f"{what}: segment {identity!r}: category_id {category!r} is not listed")
     if problems:
         raise listed(f"{path}: {len(problems)} problem(s):", problems)
