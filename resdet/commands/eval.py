@@ -30,17 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="a checkpoint")
     parser.add_argument("--results", type=Path, help="a COCO results JSON to score instead of a model")
     parser.add_argument("--annotations", type=Path, help="the COCO annotations to score --results against")
+    parser.add_argument(
+        "--proposals", action="store_true", help="score --results as boxes without classes: AR at 100 and 1000"
+    )
     parser.add_argument("--output", type=Path, help="folder for metrics.json and detections.json (default: eval)")
     args = parser.parse_intermixed_args(arguments)
     if args.results and (not args.annotations or args.config):
         parser.error("--results needs --annotations and no config")
+    if args.proposals and not args.results:
+        parser.error("--proposals needs --results; a model of proposals is scored as one anyway")
     if not args.results and (not args.config or not args.weights):
         parser.error("give CONFIG and --weights, or --results and --annotations")
 
     def run() -> int:
         output = args.output or Path("eval")
         if args.results:
-            score_file(args.results, args.annotations, output)
+            score_file(args.results, args.annotations, output, proposals=args.proposals)
         else:
             score_model(config_of(args), args.weights, output)
         return 0
@@ -140,21 +145,24 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
     return for_classes(annotations, names, path, "the checkpoint")
 
 
-def score_file(results: Path, annotations: Path, output: Path) -> Metrics:
-    """Score a COCO results JSON, write metrics.json and a copy of the entries into `output`."""
+def score_file(results: Path, annotations: Path, output: Path, *, proposals: bool = False) -> Metrics:
+    """Score a COCO results JSON, by class or as `proposals`; write metrics.json and a copy of the entries into `output`."""
     from resdet.evaluation.coco import Evaluation
     from resdet.evaluation.results import crowding_note, read_results
     from resdet.runtime.console import console
 
     evaluation = Evaluation(annotations)
-    found = read_results(results, evaluation)
+    found = read_results(results, evaluation, proposals=proposals)
     make_folder(output)
     for path, readings in ((annotations, evaluation.readings), (results, found.readings)):
         for what, count in readings.summary().items():
             console.print(f"{path}: {count} {what}", markup=False)
+    for kind, field in (("segm", "segmentation"), ("keypoints", "keypoints")):
+        if not proposals and kind not in found.kinds and any(field in entry for entry in found.entries):
+            console.print(f"warning: {results}: {field} not scored: {annotations} has none", markup=False)
     metrics, tables = evaluation.score(found.entries, found.kinds)
     report(evaluation, metrics, tables, found.entries, output)
-    if note := crowding_note(evaluation, found.entries):
+    if not proposals and (note := crowding_note(evaluation, found.entries)):
         console.print(note)
     return metrics
 

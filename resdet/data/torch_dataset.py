@@ -45,6 +45,8 @@ def source_of(dataset: TorchDataset, split: str, channels: int = 3) -> Source:
     for index in range(len(dataset)):
         item = f"{name}[{index}]"
         image, target = _pair(dataset[index], item)
+        if len(target.get("keypoints", ())) and not hasattr(dataset, "keypoint_names"):
+            raise UserError(f"{item}: has keypoints, but {name} has no keypoint_names, a list of their names")
         height, width, _ = to_pixels(image, item, channels).shape
         builder.image(Path(name, str(index)), (height, width))
         _add_objects(builder, target, (height, width), item)

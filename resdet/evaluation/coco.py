@@ -104,7 +104,7 @@ class Evaluation(GroundTruth):
                 precision, recall = accumulated(self.truth, found, kind, backend, limits)
                 metrics[kind] = _summary(precision, recall, limits)
             counted = keypoints.LIMIT if kind == "keypoints" else limit
-            tables.append(metrics_table(kind, metrics[kind], self._per_class(precision), counted))
+            tables.append(metrics_table(kind, metrics[kind], self._per_class(precision, kind), counted))
         return metrics, "\n".join(tables)
 
     def _detections(self, results: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -132,12 +132,14 @@ class Evaluation(GroundTruth):
             entries.append(self.numbered(plain) | shape)
         return entries
 
-    def _per_class(self, precisions: np.ndarray) -> list[tuple[str, int, float | None, float | None]]:
-        """(name, objects, AP, AP50) of each class, from precisions (T, R, K, A, M), see `accumulated`."""
+    def _per_class(self, precisions: np.ndarray, kind: str) -> list[tuple[str, int, float | None, float | None]]:
+        """(name, objects that count, AP, AP50) of each class, from precisions (T, R, K, A, M), see `accumulated`."""
         rows = []
         counts: Counter[int] = Counter()
         for entry in self.truth["annotations"]:
-            counts[entry["category_id"]] += not entry["iscrowd"]
+            counts[entry["category_id"]] += not entry["iscrowd"] and (
+                kind != "keypoints" or bool(entry["num_keypoints"])
+            )
         for k, name in enumerate(self.category_names.values()):
             precision = precisions[:, :, k, 0, -1]
             means = [measured_mean(p) for p in (precision, precision[0])]

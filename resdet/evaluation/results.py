@@ -26,13 +26,18 @@ class Results(NamedTuple):
     readings: Readings
 
 
-def read_results(path: Path, evaluation: Evaluation) -> Results:
-    """Read a COCO results JSON. Raises one `UserError` that lists all problems."""
+def read_results(path: Path, evaluation: Evaluation, *, proposals: bool = False) -> Results:
+    """Read a COCO results JSON. Raises one `UserError` that lists all problems.
+
+    proposals: the entries are boxes whatever their category_id, which they need not have.
+    """
     given = read_json(path)
     if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
         raise UserError(
             f"{path}: a COCO results file is a list of detections [{{image_id, category_id, bbox, score}}, …]"
         )
+    if proposals:
+        given = [{**entry, "category_id": next(iter(evaluation.category_names))} for entry in given]
     readings = Readings()
     images = Ids([{"id": identity} for identity in evaluation.image_sizes], "image", readings, [])
     categories = Ids([{"id": identity} for identity in evaluation.category_names], "category", readings, [])
@@ -46,11 +51,16 @@ def read_results(path: Path, evaluation: Evaluation) -> Results:
     poses = sum("keypoints" in entry for entry in results)
     if 0 < poses < len(results):
         problems.append(f"{poses} of {len(results)} entries have keypoints: all must, or none")
+    bare = poses and not any("bbox" in entry or "segmentation" in entry for entry in results)
+    if bare and proposals:
+        problems.append("the entries have no boxes")
+    elif bare and not evaluation.skeleton:
+        problems.append("the entries have nothing but keypoints, of which the categories list none")
     if problems:
         raise listed(f"{path}: {len(problems)} problem(s) against {evaluation.source}:", problems)
-    outputs: dict[Output, int] = {"masks": masks, "keypoints": poses}
+    outputs: dict[Output, int] = {"proposals": 1} if proposals else {"masks": masks, "keypoints": poses}
     kinds = evaluation.kinds([name for name, count in outputs.items() if count])
-    if poses and not any("bbox" in entry or "segmentation" in entry for entry in results):
+    if bare:
         kinds = tuple(kind for kind in kinds if kind == "keypoints")
     return Results(results, kinds, readings)
 

@@ -87,11 +87,21 @@ def test_default_sigmas_and_wrong_ones(tmp_path) -> None:
 
 
 def test_what_can_be_measured(tmp_path) -> None:
-    truth, _ = made(tmp_path, ["a", "b", "c"], True)
+    truth, detections = made(tmp_path, ["a", "b", "c"], True)
     assert Evaluation(truth).measurable("keypoints", "AP")
     content = json.loads(truth.read_text())
     for entry in content["annotations"]:
         entry["keypoints"] = [0] * 9
     truth.write_text(json.dumps(content))
     assert not Evaluation(truth).measurable("keypoints", "AP")
+    for category in content["categories"]:
+        del category["keypoints"]
+    truth.write_text(json.dumps(content))
+    bare = [{k: v for k, v in entry.items() if k != "bbox"} for entry in json.loads(detections.read_text())]
+    detections.write_text(json.dumps(bare))
+    with pytest.raises(UserError, match="nothing but keypoints, of which the categories list none"):
+        read_results(detections, Evaluation(truth))
+    for category in content["categories"]:
+        category["keypoints"] = ["a", "b", "c"]
+    truth.write_text(json.dumps(content))
     assert Evaluation(truth).kinds({"boxes", "masks", "keypoints"}) == ("bbox", "keypoints")

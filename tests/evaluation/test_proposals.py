@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from resdet import cli
 from resdet.evaluation.coco import Evaluation
 from resdet.evaluation.proposals import METRICS
 from resdet.training.best import best_metric
@@ -60,6 +61,18 @@ def test_the_recalls_are_pycocotools(backend: str, images: int, proposals: int, 
     assert (found["AR100"] < found["AR1000"]) is (proposals > 100)
     assert table.splitlines()[1].split() == list(METRICS)
     assert table.splitlines()[2].split() == [f"{100 * value:.1f}" for value in expected]
+
+
+def test_a_results_file_is_scored_whatever_its_classes(tmp_path, capsys) -> None:
+    file, results = made(tmp_path, 2, 12, 40)
+    found = tmp_path / "found.json"
+    found.write_text(json.dumps([{k: v for k, v in entry.items() if k != "category_id"} for entry in results]))
+    files = ["--results", str(found), "--annotations", str(file), "--output", str(tmp_path / "eval")]
+    assert cli.main(["eval", *files]) == 2
+    assert cli.main(["eval", "--proposals", *files]) == 0
+    metrics, table = Evaluation(file).score(results, ["proposals"])
+    assert table in capsys.readouterr().out
+    assert json.loads((tmp_path / "eval/metrics.json").read_text()) == metrics
 
 
 def test_the_metric_that_chooses_the_best(tmp_path) -> None:

@@ -92,4 +92,7 @@ def test_masks_keypoints_and_crowds_arrive() -> None:
     assert (first["bbox"], first["category_id"], first["keypoints"]) == ([2, 1, 3, 2], 2, [2, 1, 2, 4, 2, 1])
     assert first["segmentation"]["size"] == [8, 8]
     assert crowd["iscrowd"] == 1
+    del One.keypoint_names
+    with pytest.raises(UserError, match=r"One \(train\)\[0\]: has keypoints, but One \(train\) has no keypoint_names"):
+        source_of(One([(np.zeros((8, 8), np.uint8), target)]), "train")
     assert "segmentation" not in crowd
