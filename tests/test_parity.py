@@ -89,7 +89,7 @@ def random_targets(b: int, g: int, size: tuple[int, int], masks: int | None = 28
 
 
 def exhaustive(name: str) -> tuple[torch.nn.Module, Detector]:
-    few = 40  # proposals, all of which are sampled
+    few = 16  # proposals, all of which are sampled
     theirs = torchvision_model(
         name, rpn_batch_size_per_image=10**6, box_batch_size_per_image=10**6, rpn_post_nms_top_n_train=few
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -27,6 +28,7 @@ def block(language: str, containing: str) -> str:
     return found
 
 
+@pytest.mark.slow
 def test_a_head_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
     code = block("python", "class IoUHead")
     body = code[code.index("class IoUHead") :]

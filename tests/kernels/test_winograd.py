@@ -153,7 +153,7 @@ def test_other_convolutions_are_torchs(options: dict, monkeypatch) -> None:
 def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) -> None:
     used = []
     monkeypatch.setattr(winograd, "conv3x3", lambda *given: used.append(len(given)) or conv3x3(*given))
-    batch = tiny.make_batch([3, 5])
+    batch = tiny.make_batch([3, 5], seed=1)  # with seed 0 one activation lies at zero, where a ReLU's slope is either
     results = []
     for always in (False, True):
         layout = torch.channels_last if always else torch.contiguous_format
@@ -174,7 +174,7 @@ def test_a_detectors_losses_gradients_and_detections_hardly_change(monkeypatch) 
         # A keypoint's bias moves its whole heatmap, to which the softmax is blind: rounding is all of that gradient.
         if gradient is not None and name != "heads.keypoint.logits.bias":
             error = (gradient - their_gradients[name]).norm() / gradient.norm().clamp(min=1e-8)
-            assert error < 1e-2, name
+            assert error < 1e-3, name
     torch.testing.assert_close(found.scores, theirs.scores, rtol=1e-3, atol=1e-4)
 
 

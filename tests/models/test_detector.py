@@ -24,7 +24,7 @@ def backward(losses: dict[str, Tensor]) -> None:
 def test_compiled_losses_learn_as_eager_ones() -> None:
     """By inductor; that every detector is one graph, `test_every_detector` shows."""
     torch._dynamo.reset()
-    model = small(mask=None)
+    model = small(box=None, mask=None)
     first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
     expected = [model(first), model(second)]
     compiled = torch.compile(model, fullgraph=True)

@@ -44,7 +44,11 @@ def test_losses_are_one_graph_that_other_objects_do_not_recompile(model: dict) -
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
 
 
-@every
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=pytest.mark.slow if name == "c4" else []) for name, model in DETECTORS.items()],
+    ids=DETECTORS,
+)
 def test_shares_of_a_batch_add_up_to_its_losses_and_gradients(model: dict) -> None:
     """Sums and counts of two processes with an image each are those of one with both; no norm sees another image."""
     detector = small(**model, backbone={"name": "resnet18", "weights": "none", "norm": "gn"}).eval()

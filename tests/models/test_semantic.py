@@ -52,6 +52,7 @@ def test_logits_and_loss_are_those_of_the_paper() -> None:
     assert head.loss(features, nothing)["semantic"].mean() == 0
 
 
+@pytest.mark.slow
 def test_a_model_of_pixels_alone_learns_them() -> None:
     model = small(kind="semantic", head=SEMANTIC_HEAD, backbone={"name": "resnet18", "weights": "none", "norm": "gn"})
     batch = make_batch([1, 1])

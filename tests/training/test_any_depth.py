@@ -44,7 +44,8 @@ def write_set(root: Path, kind: str) -> None:
         (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("kind", ["12-bit", pytest.param("bands", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["12-bit", "bands"])
 def test_from_training_to_drawing(tmp_path, capsys, kind: str) -> None:
     root, output = tmp_path / "data", tmp_path / "run"
     write_set(root, kind)

@@ -42,6 +42,7 @@ class Shapes:
         return forms[index % 3], self.targets[index]
 
 
+@pytest.mark.slow
 def test_a_dataset_trains_as_its_files_do(shapes_root, tmp_path) -> None:
     logs = []
     for name, datasets in (("files", {}), ("dataset", {"dataset": Shapes(shapes_root, "train")})):

@@ -88,6 +88,7 @@ def test_a_seed_makes_a_run_and_a_resumed_one_equals_it(shapes_root, tmp_path) -
     assert not same_weights(tmp_path / "a/checkpoints/last.pt", tmp_path / "d/checkpoints/last.pt")
 
 
+@pytest.mark.slow
 def test_keypoints_train_are_scored_and_resumed(shapes_root, tmp_path) -> None:
     root = tiny.posed(shapes_root, tmp_path / "data")
 
