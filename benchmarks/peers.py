@@ -1,4 +1,4 @@
-"""The same model, weights and images for resdet, torchvision and detectron2: what `tools/benchmark.py` runs side by side."""
+"""The same model, weights and images for resdet and others: what `tools/benchmark.py` runs side by side."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from peer_detectron2 import detectron2_sides
 from peer_torchvision import torchvision_sides
+from peer_transformers import transformers_sides
 from resdet.config import Config
 from resdet.errors import UserError
 from resdet.inference.postprocess import to_instances
@@ -39,7 +40,7 @@ FUSED = (
     if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     else {}
 )
-Peer = Literal["torchvision", "detectron2", "none"]
+Peer = Literal["torchvision", "detectron2", "transformers", "none"]
 
 
 class InProcess:
@@ -126,6 +127,7 @@ def side_of(name: str, config: Config, load: Load, device: torch.device) -> Side
     """The model of one side with the same weights, on the same images."""
     torch.manual_seed(0)
     ours = build_model(config.model).to(device)
+    ours.limit(score_threshold=0.0)  # a full set of detections: a model that finds nothing has less to do
     with torch.no_grad():
         for key, value in ours.backbone.state_dict().items():
             if key.endswith((".bn3.weight", "0.bn2.weight", "1.bn2.weight")):
@@ -136,6 +138,8 @@ def side_of(name: str, config: Config, load: Load, device: torch.device) -> Side
         return _resdet(ours, config, load, batch, device)
     if name == "torchvision":
         return torchvision_sides(ours, config, load, batch, device)
+    if name == "transformers":
+        return transformers_sides(ours, config, load, batch, device)
     return detectron2_sides(ours, config, load, batch, device)
 
 

@@ -117,6 +117,7 @@ MODELS: dict[str, dict[str, object]] = {
     "trained batch norm": {"backbone": {"name": "resnet50", "weights": "none", "norm": "bn"}},
     "batch norm in the heads": {"box": {"trunk": "4conv1fc", "width": 32, "samples": 32, "norm": "bn"}},
     **{kind: tiny.dense(kind) for kind in tiny.DENSE},
+    "rtdetr": tiny.RTDETR,
 }
 
 
@@ -132,7 +133,9 @@ def test_losses_and_predictions(gpu: OnDevice, name: str, amp: str) -> None:
             if f.mask_probs is not None:
                 assert paste_bitmaps(f.mask_probs[0], f.boxes[0], SIZE).device == GPU
     assert {(loss.device, loss.dtype) for loss in losses.values()} == {(GPU, torch.float32)}
-    assert all(f.boxes.device == GPU and (f.mask_probs is None) == (name in ("boxes", *tiny.DENSE)) for f in found)
+    assert all(
+        f.boxes.device == GPU and (f.mask_probs is None) == (name in ("boxes", "rtdetr", *tiny.DENSE)) for f in found
+    )
 
 
 def test_a_batch_travels_on_a_stream_of_its_own(gpu: OnDevice, monkeypatch) -> None:

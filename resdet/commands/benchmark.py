@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sections = ("train", "inference", "batch8", "parts", "loader", "evaluation")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    parser.add_argument("--compare", choices=("torchvision", "detectron2", "none"), default="torchvision")
+    parser.add_argument(
+        "--compare", choices=("torchvision", "detectron2", "transformers", "none"), default="torchvision"
+    )
     parser.add_argument("--sections", default="train,inference,parts", help=f"of {','.join(sections)}; or all")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1333), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1, help="images per training step")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +12,50 @@ from torch import Tensor
 from resdet.checkpoints.recognise import Recognised
 from resdet.checkpoints.rtdetr import CONFIG, FIXED
 from resdet.checkpoints.rtdetr_names import to_transformers
-from resdet.config import RTDETRConfig
+from resdet.config import ModelConfig, RTDETRConfig
 from resdet.errors import UserError, listed
 from resdet.models.backbones.resnet import architecture
-from resdet.writing import atomic_write, make_folder, refuse_overwriting, write_text
+from resdet.writing import atomic_write, make_folder, refuse_overwriting, write_json
 
 EPS = 1e-5  # of its batch norms
+WEIGHTS, CONFIG_FILE, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 
 
 def save_transformers(found: Recognised, folder: Path) -> str:
     """-> how to load it there. Raises `UserError` for what transformers cannot build."""
-    m = _buildable(found)
-    files = [folder / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
+    if not found.whole:
+        raise UserError(f"{found.path}: holds a backbone; only an RT-DETR can be written for transformers")
+    files = [folder / name for name in (WEIGHTS, CONFIG_FILE, PROCESSOR)]
     refuse_overwriting(files, [found.path])
-    make_folder(folder)
-    weights = {k: v.contiguous() for k, v in to_transformers(_backbone(found.weights, m)).items()}
-    with atomic_write(files[0]) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
-    config = _config(m, found.class_names)
-    write_text(files[1], json.dumps(config, indent=2))
-    write_text(files[2], json.dumps(_processor(m, found.min_size), indent=2))
+    name = write_model(found.weights, found.model, found.class_names, folder, found.path)
+    write_json(folder / PROCESSOR, _processor(found.model, found.min_size), indent=2)
     return (
         "to load it in transformers:\n"
-        f'  model = transformers.{config["architectures"][0]}.from_pretrained("{folder}")\n'
+        f'  model = transformers.{name}.from_pretrained("{folder}")\n'
         f'  processor = transformers.RTDetrImageProcessor.from_pretrained("{folder}")'
     )
 
 
-def _buildable(found: Recognised) -> RTDETRConfig:
-    m = found.model
-    if not isinstance(m, RTDETRConfig) or not found.whole:
-        kind = f"model.kind={m.kind}" if found.whole else "a backbone"
-        raise UserError(f"{found.path}: holds {kind}; only an RT-DETR can be written for transformers")
+def write_model(
+    weights: dict[str, Tensor], m: ModelConfig, class_names: list[str], folder: Path, source: str | Path
+) -> str:
+    """Weights and config.json into a folder. -> the class that reads them.
+
+    source: what an error names. Raises `UserError` for what transformers cannot build.
+    """
+    if not isinstance(m, RTDETRConfig):
+        raise UserError(f"{source}: holds model.kind={m.kind}; only an RT-DETR can be written for transformers")
+    _require_buildable(m, source)
+    make_folder(folder)
+    renamed = to_transformers(_backbone(weights, m))
+    with atomic_write(folder / WEIGHTS) as temporary:
+        save_file({k: v.contiguous() for k, v in renamed.items()}, temporary, metadata={"format": "pt"})
+    config = _config(m, class_names)
+    write_json(folder / CONFIG_FILE, config, indent=2)
+    return str(config["architectures"][0])
+
+
+def _require_buildable(m: RTDETRConfig, source: str | Path) -> None:
     b = m.backbone
     fixed: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "backbone.name": (b.name, ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")),
@@ -64,8 +75,7 @@ def _buildable(found: Recognised) -> RTDETRConfig:
         if value not in ok
     ]
     if problems:
-        raise listed(f"{found.path}: transformers cannot build this model:", problems)
-    return m
+        raise listed(f"{source}: transformers cannot build this model:", problems)
 
 
 def _backbone(weights: dict[str, Tensor], m: RTDETRConfig) -> dict[str, Tensor]:
@@ -121,7 +131,7 @@ def _config(m: RTDETRConfig, class_names: list[str]) -> dict[str, Any]:
     return config
 
 
-def _processor(m: RTDETRConfig, side: int) -> dict[str, Any]:
+def _processor(m: ModelConfig, side: int) -> dict[str, Any]:
     """Pixels in 0..1, then mean and std if there are any."""
     order = slice(None, None, -1 if m.input.bgr else None)
     mean, std = ([v / 255 for v in values[order]] for values in (m.input.mean, m.input.std))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import tiny
-from benchmark import interleaved, limit, milliseconds, rates, report
+from benchmark import interleaved, limit, milliseconds, parts, rates, report
 from peers import FUSED, side_of
 from resdet.cli import main
 from resdet.config import parse_config
@@ -49,6 +49,19 @@ def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
     assert sum(parts[p] for p in ("backbone", "FPN", "box head", "mask head")) < parts["forward in all"]
     assert all(found["loader, images/s on one core"][side]["least"] > 0 for side in ("resdet", "torchvision"))
     assert json.loads((tmp_path / "out/trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.slow
+def test_rt_detr_beside_transformers(shapes_root) -> None:
+    pytest.importorskip("transformers")
+    model = {**tiny.RTDETR, "num_classes": 4, "backbone": {"name": "resnet18", "weights": "none"}}
+    config = parse_config(tiny.values(shapes_root, model=model, optimizer="adamw"))
+    load, device = Load((96, 96), 1, 3, 1), torch.device("cpu")
+    ours, theirs = (side_of(name, config, load, device) for name in ("resdet", "transformers"))
+    assert (ours.predict(1), theirs.predict(2)) == (80, 40)  # all pairs with a class, and as many as queries
+    theirs.train()
+    spent = parts(config, load, device)
+    assert {"encoder", "decoder", "matching on the host", "losses"} <= set(spent)
 
 
 @pytest.mark.slow
