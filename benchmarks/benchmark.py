@@ -26,6 +26,8 @@ from resdet.data.loader import training_loader
 from resdet.data.splits import read_split, require_data
 from resdet.errors import UserError
 from resdet.models.build import build_model
+from resdet.models.dense.detector import OneStage
+from resdet.models.rcnn import RCNN
 from resdet.models.rtdetr import losses
 from resdet.models.rtdetr.detector import RTDETR
 from resdet.runtime.console import console
@@ -200,6 +202,9 @@ def parts_of(model: Any) -> list[tuple[Any, str, str]]:
             (model.loss, "costs", "costs of the matching"), (losses, "assign", "matching on the host"),
             (model.loss, "sums", "losses"),
         ]  # fmt: skip
+    if not isinstance(model, RCNN):
+        found = [(model.backbone, "forward", "backbone"), (model.fpn, "forward", "FPN")]
+        return found + ([(model.head, "loss", "head")] if isinstance(model, OneStage) else [])
     return [
         (model.backbone, "forward", "backbone"), (model.fpn, "forward", "FPN"), (model.rpn, "forward", "RPN maps"),
         (model.rpn, "propose", "proposals"), (model.rpn, "loss", "RPN loss"),

@@ -1,4 +1,4 @@
-"""Can a detector learn? One of ResNet-18, a Mask R-CNN unless keys say otherwise, memorises eight images of COCO from scratch.
+"""Overfits a ResNet-18 Mask R-CNN, or another detector, on eight images of COCO from scratch: does the whole chain learn?
 
     python benchmarks/overfit.py COCO [KEY=VALUE …]
 
@@ -47,6 +47,6 @@ config.data.val.images, config.data.val.annotations = config.data.train.images, 
 began = time.perf_counter()
 metrics = resdet.train(config).metrics
 print(
-    ", ".join(f"{kind} AP {values['AP']:.1f}" for kind, values in metrics.items())
+    ", ".join(f"{kind} AP {100 * found['AP']:.1f}" for kind, found in metrics.items() if found.get("AP") is not None)
     + f" on the images it learned, after {config.train.max_iters} iterations, {(time.perf_counter() - began) / 60:.1f} minutes"
 )

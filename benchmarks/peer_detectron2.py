@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from resdet.checkpoints.names import from_ours
-from resdet.config import Config
+from resdet.config import Config, RCNNConfig
 from resdet.errors import UserError
 from resdet.models.detector import Detector
 from resdet.runtime.device import autocast
@@ -20,6 +20,8 @@ def detectron2_sides(ours: Detector, config: Config, load: Load, batch: Batch, d
     from detectron2.structures import BitMasks, Boxes, Instances
 
     m = config.model
+    if not isinstance(m, RCNNConfig):
+        raise UserError(f"--compare detectron2: not with model.kind={m.kind}; --compare none")
     depth = {"resnet50": 50, "resnet101": 101, "resnet152": 152}.get(m.backbone.name)
     if not depth:
         raise UserError(f"--compare detectron2: not with model.backbone.name={m.backbone.name}; --compare none")

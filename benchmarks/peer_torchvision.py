@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resdet.config import Config
+from resdet.config import Config, RCNNConfig
 from resdet.data.dataset import DetectionDataset
 from resdet.data.patch import patch_of
 from resdet.errors import UserError
@@ -29,6 +29,8 @@ def torchvision_sides(ours: Detector, config: Config, load: Load, batch: Batch, 
     from torchvision.ops.misc import FrozenBatchNorm2d
 
     m = config.model
+    if not isinstance(m, RCNNConfig):
+        raise UserError(f"--compare torchvision: not with model.kind={m.kind}; --compare none")
     assert m.num_classes is not None
     norms: dict[str, Any] = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
     if m.backbone.norm not in norms:

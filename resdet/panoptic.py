@@ -43,7 +43,8 @@ def merge(
     """Instances by descending score, then stuff on the remaining pixels (Kirillov et al. 2018, section 7; like detectron2).
 
     masks: per instance a corner (y, x) and a crop (h, w) bool, in the order of `scores`, which descend. semantic (H, W) uint8.
-    An instance gets the pixels that are still free; it is dropped if more than the fraction `overlap` of them are taken.
+    An instance gets those of its pixels that are still free; it is dropped if more than the fraction `overlap` of its pixels
+    are taken, or all.
     Stuff with fewer than `stuff_area` pixels and the labels in `things` are dropped.
     """
     ids = np.zeros(semantic.shape, np.int32)
@@ -53,7 +54,7 @@ def merge(
         area = int(np.count_nonzero(crop))
         free = crop & (region == 0)
         num_free = int(np.count_nonzero(free))
-        if not area or (area - num_free) / area > overlap:
+        if not num_free or (area - num_free) / area > overlap:
             continue
         number = len(segments) + 1
         region[free] = number

@@ -152,7 +152,8 @@ def prediction_sheet(
         tiles.append((drawn, f"{info.file.name}: annotated"))
         shown = found.above(0.5)
         drawn = draw(image, shown, names, edges=edges, label_names=label_names)
-        tiles.append((drawn, f"predicted: {len(shown)} with a score of 50 % or more"))
+        boxes = "boxes" in model.outputs
+        tiles.append((drawn, f"predicted: {len(shown)} with a score of 50 % or more" if boxes else "predicted"))
     model.train(was_training)
     path = config.output / "predictions.jpg"
     save_image(contact_sheet(tiles, columns=4), path)

@@ -192,7 +192,7 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
             f"{path}: looks like {source}'s, but tensors are missing or of another kind ({error})"
         ) from None
     if source == "detectron2" and alone:
-        found.notes = add_semantic_numerics(found.values)
+        found.notes = add_semantic_numerics(found.values, inside)
         if found.values["num_classes"] == len(COCO_STUFF) + 1:
             found.class_names, found.category_ids = [ALL_THINGS, *COCO_STUFF.values()], [0, *COCO_STUFF]
     elif source != "resdet":

@@ -36,7 +36,7 @@ FIXED: dict[str, Any] = {
     "layer_norm_eps": 1e-5, "batch_norm_eps": 1e-5, "encode_proj_layers": [2], "positional_encoding_temperature": 10000,
     "encoder_activation_function": "gelu", "activation_function": "silu", "decoder_activation_function": "relu",
     "normalize_before": False, "num_feature_levels": 3, "learn_initial_query": False, "with_box_refine": True,
-    "feat_strides": [8, 16, 32],
+    "feat_strides": [8, 16, 32], "use_focal_loss": True,
 }  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def read_rtdetr(raw: dict[str, Tensor], path: Path) -> RTDETRFile | None:
         notes.append("heads, queries and losses as published, since they do not follow from the file")
     size = 640
     if processor := _json_beside(path, "preprocessor_config.json") if source == "transformers" else {}:
-        size = _apply_processor(values, processor)
+        size = _apply_processor(values, processor, path)
         notes.append("input size and pixel scaling from preprocessor_config.json in its folder")
     names, ids = _classes(values["num_classes"], config)
     return RTDETRFile(source, values, weights, left_over, names, ids, size, notes)
@@ -191,16 +191,20 @@ def _apply_config(values: dict[str, Any], config: dict[str, Any], path: Path) ->
     values["backbone"] |= {"norm": "frozen_bn" if frozen else "bn", "frozen_stages": 1 if frozen else 0}
 
 
-def _apply_processor(values: dict[str, Any], processor: dict[str, Any]) -> int:
-    """Pixel scaling, into `values`. -> the side of the square input."""
+def _apply_processor(values: dict[str, Any], processor: dict[str, Any], path: Path) -> int:
+    """Pixel scaling, into `values`. -> the side of the square input. Raises `UserError` for another shape."""
     section = {}
     if processor.get("do_normalize"):
         section = {
             key: [255 * v for v in processor[f"image_{key}"]] for key in ("mean", "std") if f"image_{key}" in processor
         }
     values["input"] = {**values.get("input", {}), **section}
-    size = processor.get("size")
-    return int(size.get("height", 640)) if isinstance(size, dict) else 640
+    size = processor.get("size") or {"height": 640, "width": 640}
+    if not isinstance(size, dict) or "height" not in size or size["height"] != size.get("width"):
+        raise UserError(
+            f"{path.parent / 'preprocessor_config.json'}: size={size}: resdet resizes RT-DETR's images to squares only"
+        )
+    return int(size["height"])
 
 
 def _classes(count: int, config: dict[str, Any]) -> tuple[list[str], list[int]]:

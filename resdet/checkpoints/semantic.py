@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from resdet.checkpoints.backbones import architecture, pixels
+from resdet.checkpoints.backbones import architecture
+from resdet.checkpoints.numerics import add_detectron2_input
 
 # The stuff of COCO's panoptic annotations, by category id (https://cocodataset.org/#panoptic-2018).
 COCO_STUFF = {
@@ -57,14 +58,13 @@ def semantic_section(weights: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def add_numerics(values: dict[str, Any]) -> list[str]:
-    """Add detectron2's numerics to the section of Semantic FPN alone, in place -> a note on what was inferred."""
-    backbone = values["backbone"]
-    grouped = backbone["name"].startswith("resnext")
-    values["input"] = {"resize": "pillow", **pixels(caffe=True, grouped=grouped)}
-    backbone["stride_in_1x1"] = not grouped and backbone["norm"] == "frozen_bn"
-    values["fold_norm"] = False
-    return ["input scaling and stride placement are those of detectron2's model zoo for this backbone"]
+def add_numerics(values: dict[str, Any], raw: dict[str, Tensor]) -> list[str]:
+    """Add detectron2's numerics to the section of Semantic FPN alone, in place -> notes on what was inferred.
+
+    raw: all tensors of the file.
+    """
+    values |= {"input": {"resize": "pillow"}, "fold_norm": False}
+    return add_detectron2_input(values, raw)
 
 
 def _norm(weights: dict[str, Tensor], prefix: str) -> str:

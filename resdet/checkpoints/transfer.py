@@ -145,9 +145,14 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
                 ready[name] = _with_rows(value, given, pixels, 1)
             continue
         if rows and not (same and given.shape == value.shape):
+            # A dense head's classifier has rows for all classes of each anchor.
+            dense = layer == "head.classifier"
+            anchors = len(value) // len(class_names) if dense else 1
+            if dense and len(given) != anchors * (found.model.num_classes or 0):
+                wrong.append(f"{name}: the file has {tuple(given.shape)}, the config builds {tuple(value.shape)}")
+                continue
             reinitialised.append(name)
             if given.shape[1:] == value.shape[1:]:
-                anchors = len(value) // len(class_names) if layer == "head.classifier" else 1  # each with all classes
                 pairs = zip(value.chunk(anchors), given.chunk(anchors), strict=True)
                 ready[name] = torch.cat([_with_rows(new, old, kept, rows) for new, old in pairs])
                 continue
@@ -169,7 +174,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         )
     model.load_state_dict(ready, strict=False)
     left = [k for k in found.weights if k not in own and not k.endswith("num_batches_tracked")]
-    in_part = len(reinitialised) + sum(name in ready for name in other_pixels)
+    in_part = sum(name in ready for name in (*reinitialised, *other_pixels))
     lines = [f"  loaded: {len(ready) - in_part} tensors, including the whole backbone"]
     if reinitialised:
         carried = [name for name, old in zip(class_names, kept, strict=True) if old is not None]

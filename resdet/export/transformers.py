@@ -66,7 +66,8 @@ def _require_buildable(m: RTDETRConfig, source: str | Path) -> None:
         "backbone.residual": (b.residual, (True,)),
         "backbone.weight_standardization": (b.weight_standardization, (False,)),
         "backbone.deformable": (b.deformable, ("none",)),
-        "decoder.points": (m.decoder.points, tuple((n, n, n) for n in (m.decoder.points[0],))),
+        "decoder.points": (m.decoder.points, ((m.decoder.points[0],) * 3,)),
+        "decoder.predict_layers": (m.decoder.predict_layers or m.decoder.layers, (m.decoder.layers,)),
         "input.keep_ratio": (m.input.keep_ratio, (False,)),
     }
     problems = [

@@ -106,9 +106,11 @@ class Predictor:
         compile: bool | Literal["reduce-overhead"] = False,
         batch_size: int = 4,
     ) -> Predictor:
-        """A detector of torchvision, detectron2, mmdetection or resdet, with architecture and numerics from its checkpoint.
+        """A detector of torchvision, detectron2, mmdetection, transformers or resdet, with architecture and numerics from its
+        checkpoint.
 
-        path_or_name: a file, or a name like "torchvision:maskrcnn_resnet50_fpn_v2".
+        path_or_name: a file, a folder written by transformers, or a name like "torchvision:maskrcnn_resnet50_fpn_v2" or
+        "hf:PekingU/rtdetr_r50vd".
         What was recognised is logged at INFO and kept in `predictor.source`. Raises `UserError`.
         """
         found = open_checkpoint(find_weights(str(path_or_name)))

@@ -1,4 +1,4 @@
-"""Anchors: the grid of reference boxes that the RPN classifies and regresses (Ren et al. 2015, section 3.1)."""
+"""Anchors: the grid of reference boxes that an RPN or a dense head classifies and regresses (Ren et al. 2015, section 3.1)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ INVERSE = pow(MULTIPLIER, -1, 2**32)
 
 
 class Matches(NamedTuple):
-    """positive, negative (B, N) bool (neither: ignored); gt_index (B, N) int64, the object of highest IoU; best (B, N), it."""
+    """positive, negative (B, N) bool (neither: ignored); gt_index (B, N) int64: the object of highest IoU;
+    best (B, N) float32: that IoU."""
 
     positive: Tensor
     negative: Tensor

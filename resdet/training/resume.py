@@ -31,8 +31,10 @@ MODEL_KEYS_THAT_APPLY = {
     *(f"model.cascade.{key}" for key in ("ious", "loss_weights", "resample", "scale_gradients", "average")),
     *(f"model.head.{key}" for key in (
         "candidates", "score_threshold", "nms_threshold", "max_detections", "empty", "clip", "high", "low", "box_loss",
-        "loss_beta", "divisor", "clamp_shrink", "radius", "weighted", "score", "nearest", "matches",
+        "loss_beta", "divisor", "clamp_shrink", "radius", "weighted", "score", "nearest", "matches", "class_weights",
+        "loss_weight",
     )),
+    *(f"model.semantic.{key}" for key in ("class_weights", "loss_weight")),
 }  # fmt: skip
 FIXED = {"train.optimizer"}  # the saved state belongs to it
 # Weights come from the checkpoint of the run, whatever these say; a change is reported only if it names other weights.

@@ -129,12 +129,11 @@ def test_a_file_of_mmdetection_tells_its_detector(kind: str, tmp_path) -> None:
     assert found.class_names == list("abcd")
     assert found.model.num_classes == CLASSES
     assert found.report().splitlines()[0].endswith(f"mmdetection, {kind}, resnet18, 4 classes, {len(weights)} tensors")
-    values = {key: found.model for key in NUMERICS[kind]}
-    for key in values:
+    for key, expected in NUMERICS[kind].items():
         value = found.model
         for part in key.split("."):
             value = getattr(value, part)
-        assert value == NUMERICS[kind][key], key
+        assert value == expected, key
     h, i = found.model.head, found.model.input
     assert (h.candidates, h.score_threshold, h.nms_threshold, h.max_detections) == (500, 0.03, 0.65, 70)
     assert (i.mean, i.std, i.bgr, found.model.fold_norm) == ((1, 2, 3), (4, 5, 6), False, False)

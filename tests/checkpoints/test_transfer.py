@@ -88,6 +88,11 @@ def test_every_anchor_of_a_one_stage_detector_keeps_the_rows_that_both_name(tmp_
         "re-initialised: head.classifier: the dataset has 3 classes, the file 4; rows carried over for: Star, disk"
         in report
     )
+    fewer = parse_config(
+        {"model": {**values, "num_classes": 3, "anchors": {**values.get("anchors", {}), "ratios": [1.0]}}}
+    ).model
+    with pytest.raises(UserError, match=r"head\.classifier\.weight: the file has \(36, .*the config builds \(9, "):
+        fill(build_model(fewer), found, ["moon", "Star", "disk"], fewer)
 
 
 def test_as_many_other_classes_are_still_others(old) -> None:

@@ -15,6 +15,7 @@ from resdet.models.dense.atss import ATSSHead
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.fcos import FCOSHead
 from resdet.models.dense.gfl import GFLHead
+from resdet.models.dense.gfl import expected as expected_distance
 from resdet.models.dense.yolof import YOLOFHead
 from resdet.models.selection import Selection
 from resdet.structures import Targets
@@ -233,6 +234,13 @@ def test_gfl() -> None:
     assert positive > 10
     expected = {"box_class": (classes, positive + 1), "box_reg": (boxes, weights), "box_dfl": (spread, weights)}
     check(head.loss(features, SIZE, targets), expected)
+
+
+def test_distances_are_not_rounded_under_autocast() -> None:
+    logits = torch.randn(3, 4 * 17, generator=torch.Generator().manual_seed(0))
+    exact = expected_distance(logits.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(expected_distance(logits), exact.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_yolof() -> None:

@@ -139,6 +139,13 @@ def test_both_ways_of_sampling_agree_with_gradients(points: tuple[int, ...]) -> 
     torch.testing.assert_close(*found)
     for one, other in zip(*(torch.autograd.grad((y**2).sum(), inputs) for y in found), strict=True):
         torch.testing.assert_close(one, other)
+    half, exact = value.detach().bfloat16(), places.detach().float()  # as under autocast: only the values are rounded
+    coarse = [way(half, exact, weights.detach().float(), sizes) for way in (attention._by_level, attention._by_gather)]
+    wanted = attention._by_gather(half.double(), places.detach(), weights.detach(), sizes)
+    for result in coarse:
+        assert result.dtype == torch.bfloat16
+        assert (result - wanted).abs().max() < 2**-8 * wanted.abs().max()
+    attention._by_gather(half, exact * torch.nan, weights.detach().float(), sizes)  # a bad step must not raise
 
 
 def test_discrete_sampling_reads_single_pixels_and_does_not_learn_where() -> None:

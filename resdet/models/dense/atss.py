@@ -102,15 +102,15 @@ class ATSSHead(DenseHead):
 def assign(levels: list[Tensor], targets: Targets, nearest: int) -> tuple[Tensor, Tensor]:
     """Assign objects to anchors (A_l, 4) of each level -> gt_index (B, A) int64, positive (B, A) bool.
 
-    The candidates of an object are the `nearest` anchors of each level to its centre. A candidate is positive if its centre is
-    in the object and its IoU is at least the mean plus the standard deviation of the candidates' IoUs (section 3.2). An anchor
-    that is positive for several objects is assigned the one of highest IoU.
+    The candidates of an object are the `nearest` anchors of each level to its centre (mmdetection's topk). A candidate is
+    positive if its centre lies inside the box and its IoU is at least the mean plus the standard deviation of the candidates'
+    IoUs (section 3.2). An anchor that is positive for several objects is assigned the one of highest IoU.
     """
     anchors, boxes = torch.cat(levels), targets.boxes
     near, start = [], 0
     for level in levels:
-        offsets = center(level)[None, None] - center(boxes)[:, :, None]  # (B, G, A_l, 2)
-        distance = offsets.square().sum(-1)
+        x, y = (center(level)[:, k] - center(boxes)[:, :, None, k] for k in (0, 1))  # (B, G, A_l)
+        distance = x * x + y * y
         near.append(distance.topk(min(nearest, len(level)), dim=2, largest=False).indices + start)
         start += len(level)
     index = torch.cat(near, dim=2)  # (B, G, C)

@@ -36,7 +36,7 @@ DISTRIBUTION_WEIGHT = 0.25  # of the distribution focal loss
 
 class GFLHead(DenseHead):
     """anchors: one per cell; only the assignment uses their boxes, everything else their centres. num_convs, norm: of each of
-    the two towers. farthest: n. nearest: see `atss.assign`.
+    the two towers. farthest: n (mmdetection's reg_max). nearest: see `atss.assign`.
     candidates: (anchor, class) pairs per level that enter NMS."""
 
     def __init__(
@@ -106,5 +106,6 @@ class GFLHead(DenseHead):
 
 def expected(logits: Tensor) -> Tensor:
     """The expected values of four distributions over 0..n: (..., 4 * (n + 1)) -> (..., 4)."""
-    probs = F.softmax(logits.reshape(*logits.shape[:-1], 4, -1), dim=-1)
-    return probs @ torch.arange(probs.shape[-1], device=logits.device, dtype=probs.dtype)
+    probs = F.softmax(upcast(logits.reshape(*logits.shape[:-1], 4, -1)), dim=-1)
+    # No matrix product: autocast would round it to half a pixel and more.
+    return (probs * torch.arange(probs.shape[-1], device=logits.device, dtype=probs.dtype)).sum(-1)

@@ -115,8 +115,8 @@ class DeformableAttention(nn.Module):
 
     def _by_level(self, value: Tensor, points: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """torch's operator on each level."""
-        grid = (2 * points - 1).transpose(1, 2).flatten(0, 1).to(value.dtype)  # (B M, Q, P, 2)
-        maps = value.permute(0, 2, 3, 1).flatten(0, 1)  # (B M, C / M, T)
+        grid = (2 * points - 1).transpose(1, 2).flatten(0, 1)  # (B M, Q, P, 2)
+        maps = upcast(value).permute(0, 2, 3, 1).flatten(0, 1)  # (B M, C / M, T)
         levels = torch.split(maps, [h * w for h, w in sizes], dim=-1)
         sampled = [
             F.grid_sample(level.reshape(*level.shape[:2], *size), here, align_corners=False)
@@ -124,11 +124,11 @@ class DeformableAttention(nn.Module):
         ]  # (B M, C / M, Q, points of the level) each
         weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # (B M, 1, Q, P)
         total = (torch.cat(sampled, dim=-1) * weights).sum(-1)  # (B M, C / M, Q)
-        return total.view(len(value), -1, total.shape[2]).transpose(1, 2)
+        return total.view(len(value), -1, total.shape[2]).transpose(1, 2).to(value.dtype)
 
     def _by_gather(self, value: Tensor, points: Tensor, weights: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """The same as one weighted gather: the tokens of all heads are the rows of one table, and each head of a query is a
-        weighted sum of a few of them. Twice as fast on CPUs."""
+        """The same as one weighted gather: the tokens of all heads are the rows of one table, and the output of each head
+        for a query is a weighted sum of a few rows. Twice as fast on CPUs."""
         b, tokens = value.shape[:2]
         q = points.shape[1]
         rows, pixel_weights, first = [], [], 0
@@ -164,7 +164,8 @@ def _neighbours(points: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     dx, dy = x - left, y - top
     weights = torch.stack([(1 - dx) * (1 - dy), dx * (1 - dy), (1 - dx) * dy, dx * dy], dim=-1)
     inside = (columns >= 0) & (columns < w) & (rows >= 0) & (rows < h)
-    pixels = rows.clamp(0, h - 1).to(torch.int64) * w + columns.clamp(0, w - 1).to(torch.int64)
+    # Clamped as integers, so that a point that is not a number is inside the map, too.
+    pixels = rows.to(torch.int64).clamp(0, h - 1) * w + columns.to(torch.int64).clamp(0, w - 1)
     return pixels, torch.where(inside, weights, 0.0)
 
 

@@ -26,7 +26,7 @@ ANCHOR_SIDE = 0.05  # on the finest level; doubled on each next one
 
 
 class MLP(nn.Module):
-    """Linear layers of the given widths with ReLU between them."""
+    """(..., widths[0]) -> (..., widths[-1]): linear layers with ReLU between them."""
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class Queries(NamedTuple):
 
 
 class QuerySelection(nn.Module):
-    """The `count` tokens with the highest class scores become queries (all, if there are fewer). "Uncertainty-minimal", since
-    the loss trains the scores to predict the IoU."""
+    """The `count` tokens with the highest class scores become queries (all, if there are fewer). This is the paper's
+    "uncertainty-minimal" selection: the loss trains the scores to predict the IoU."""
 
     def __init__(self, width: int, classes: int, count: int) -> None:
         super().__init__()

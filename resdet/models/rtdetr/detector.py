@@ -96,11 +96,11 @@ class RTDETR(Detector):
         )
 
     def prepare_for_inference(self, dtype: torch.dtype | None = None) -> RTDETR:
-        super().prepare_for_inference(dtype)
+        super().prepare_for_inference()
         for module in self.modules():
             if isinstance(module, RepBlock):
                 module.merge()
-        return self
+        return super().prepare_for_inference(dtype)  # weights are rounded once, after merging
 
 
 def to_pixels(boxes: Tensor, size: torch.Size) -> Tensor:

@@ -119,7 +119,7 @@ class SetLoss:
         target = one_hot * paired_iou(xyxy.detach(), gt_xyxy).unsqueeze(-1)
         weight = torch.where(one_hot, target, self.alpha * predicted.logits.detach().sigmoid() ** self.gamma)
         if objects.known is not None:
-            weight = weight * (one_hot | objects.known[:, None])  # what is annotated teaches in any case
+            weight = weight * (one_hot | objects.known[:, None])  # positives count even if their class is not known
         classification = F.binary_cross_entropy_with_logits(predicted.logits, target, weight, reduction="none").sum(-1)
         l1 = torch.where(matched, (predicted.boxes - gt_boxes).abs().sum(-1), 0.0)
         giou = torch.where(matched, 1 - paired_giou(xyxy, gt_xyxy), 0.0)
