@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pictures import textured
+from resdet.commands.visualize import ids_apart
 from resdet.config import parse_config
 from resdet.data.sources import open_split
 from resdet.data.splits import read_split
@@ -46,6 +47,13 @@ def test_segments_are_drawn_with_a_legend_of_those_that_are_there() -> None:
     assert wide.shape == (len(drawn), 60 * 24, 3)
     alone = draw(picture, found(masks=False), [], label_names=names)
     assert color_of(4 + 1) not in {tuple(color) for color in alone[40 * 12 :].reshape(-1, 3).tolist()}
+
+
+def test_ids_of_segments_are_all_given_or_all_numbered() -> None:
+    assert ids_apart([17, 18], [90, 95], 2, 2) == ([17, 18], [90, 95])
+    assert ids_apart([2, None], [90, 95], 2, 2) == ([1, 2], [90, 95])
+    assert ids_apart([17, 18], [18, 95], 2, 2) == ([17, 18], [19, 20])
+    assert ids_apart([17, 17], [], 2, 1) == ([1, 2], [3])
 
 
 def test_segments_are_written_as_they_are_read(tmp_path) -> None:

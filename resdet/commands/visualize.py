@@ -249,13 +249,31 @@ def panoptic_files(predictor: Predictor, output: Path) -> PanopticFiles | None:
     section = semantic_section(predictor.model_config)
     if not section or "masks" not in predictor.model.outputs:
         return None
-    things = [identity if isinstance(identity, int) else k for k, identity in enumerate(predictor.category_ids, 1)]
-    stuff = section.category_ids or [max(things) + k for k in range(1, len(predictor.label_names))]
+    things, stuff = ids_apart(
+        predictor.category_ids, section.category_ids, len(predictor.class_names), len(predictor.label_names) - 1
+    )
     return PanopticFiles(
         output,
         list(zip(things, predictor.class_names, strict=True)),
         list(zip(stuff, predictor.label_names[1:], strict=True)),
     )
+
+
+def ids_apart(
+    things: Sequence[object], stuff: Sequence[object], count: int, stuff_count: int
+) -> tuple[list[int], list[int]]:
+    """The categories' ids as given, where there is a different whole number for each of `count` things or `stuff_count` kinds
+    of stuff; otherwise numbers from 1, and for stuff after the things."""
+    own = _integers(things, count) or list(range(1, count + 1))
+    others = _integers(stuff, stuff_count)
+    if not others or not set(own).isdisjoint(others):
+        others = list(range(max(own) + 1, max(own) + 1 + stuff_count))
+    return own, others
+
+
+def _integers(ids: Sequence[object], count: int) -> list[int]:
+    found = [identity for identity in ids if isinstance(identity, int)]
+    return found if len(set(found)) == len(ids) == count else []
 
 
 def places(files: Sequence[Path], output: Path) -> list[Path]:

@@ -152,6 +152,13 @@ def open_pillow(data: bytes) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+def grey_step(data: bytes) -> int:
+    """What Pillow and OpenCV multiply the numbers in a grey PNG of less than 8 bits by, so that they reach 255; 1 for any other
+    file. Pillow leaves those of a single bit as they are."""
+    few_bits = data.startswith(_PNG) and data[25] == 0 and data[24] < 8
+    return 255 // (2 ** data[24] - 1) if few_bits else 1
+
+
 def _known(orientation: int) -> int:
     return orientation if orientation in _UPRIGHT else 1
 

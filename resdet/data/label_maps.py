@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resdet.data.images import open_pillow
+from resdet.data.images import grey_step, open_pillow
 from resdet.data.index import ImageInfo
 from resdet.data.patch import patch_of
 from resdet.data.rules import Id
@@ -128,15 +128,25 @@ def of_things(class_names: Sequence[str]) -> DrawnLabels:
     return DrawnLabels([ALL_THINGS, BACKGROUND], np.zeros(len(class_names), np.uint8), 1)
 
 
+def refuse_many(names: Sequence[str], source: Path) -> None:
+    """Raises `UserError` for more classes of pixels than label maps have numbers."""
+    if len(names) > UNLABELLED:
+        raise UserError(
+            f"{source}: has {len(names)} classes of pixels, {names[0]} included, but label maps hold at most {UNLABELLED}: "
+            "join or drop some"
+        )
+
+
 # ---- files ------------------------------------------------------------------------------------------------------------
 
 
 def read_values(found: LabelFile, size: tuple[int, int]) -> np.ndarray:
     """The numbers in a PNG: (H, W) int64, classes or ids. Raises `UserError` unless it is such a PNG of the image's size."""
     try:
-        with open_pillow(found.file.read_bytes()) as image:
+        data = found.file.read_bytes()
+        with open_pillow(data) as image:
             check_mode(image, found)
-            pixels = np.asarray(image).astype(np.int64)
+            pixels = np.asarray(image).astype(np.int64) // (grey_step(data) if image.mode == "L" else 1)
     except OSError as error:
         reason = error.strerror or "not a readable image"
         raise UserError(f"{found.file}: the label map cannot be read ({reason})") from None

@@ -9,7 +9,7 @@ import numpy as np
 
 from resdet.class_names import OBJECT, few, match_classes
 from resdet.data.coco import Annotations
-from resdet.data.label_maps import DrawnLabels, of_classes, of_things
+from resdet.data.label_maps import DrawnLabels, of_classes, of_things, refuse_many
 from resdet.errors import UserError
 from resdet.panoptic import ALL_THINGS
 
@@ -53,6 +53,7 @@ def _drawn(annotations: Annotations, maps: DrawnLabels) -> DrawnLabels:
         raise UserError(
             f"{annotations.source}: has neither label maps nor masks to draw them from, so a semantic head cannot learn"
         )
+    refuse_many(maps.names, annotations.source)
     return maps
 
 

@@ -16,7 +16,7 @@ from resdet.data.formats.common import Reader, Source, read_list, usual_name
 from resdet.data.formats.cvat import read_cvat
 from resdet.data.formats.detect import FINDERS, FORMATS, Detected, detect, is_empty, unknown
 from resdet.data.formats.kitti import read_kitti
-from resdet.data.formats.label_maps import read_label_maps
+from resdet.data.formats.label_maps import label_map_splits, read_label_maps
 from resdet.data.formats.label_studio import read_label_studio
 from resdet.data.formats.labelme import read_labelme
 from resdet.data.formats.masks import masks_splits, read_masks
@@ -173,6 +173,8 @@ def other_splits(found: Detected, source: Source) -> list[str]:
         names = masks_splits(found.path)
     elif found.format == "coco_panoptic" and found.path.is_dir():
         names = list(panoptic_splits(found.path))
+    elif found.format == "label_maps":
+        names = label_map_splits(found.path, source.images)
     # Of VOC's lists, not those of one class, such as cat_train, and of train and val together.
     names = [name for name in names if not re.fullmatch(r"trainval|.+_(train|val|trainval|test)", name)]
     return [name for name in names if source.split not in (name, usual_name(name))]

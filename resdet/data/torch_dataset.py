@@ -69,7 +69,12 @@ def to_pixels(image: Any, item: str, channels: int) -> np.ndarray:
         image = image.permute(1, 2, 0).cpu()
         image = (image * 255).round().clamp(0, 255).byte().numpy() if image.is_floating_point() else image.numpy()
     elif isinstance(image, Image.Image):
-        image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise UserError(
+                f"{item}: its Pillow image has mode {image.mode}, more than 8 bits: scale it to uint8, as (H, W, C)"
+            )
+        kept = ("L", "RGB", "RGBA") if channels == 4 else ("L", "RGB")
+        image = np.array(image if image.mode in kept else image.convert("RGB"))
     if isinstance(image, np.ndarray) and image.ndim == 2:
         image = image[..., None]
     if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype == np.uint8 and image.size):
@@ -101,7 +106,7 @@ def _add_objects(builder: Builder, target: Mapping[str, Any], size: tuple[int, i
     count = len(labels)
     shapes = {"boxes": (4,), "labels": (), "masks": size, "keypoints": (-1, 3), "iscrowd": ()}
     given = {}
-    for key in shapes.keys() & target.keys():
+    for key in (key for key in shapes if key in target):
         array = np.asarray(target[key])
         try:
             given[key] = array.reshape(count, *shapes[key]) if count else array
@@ -119,7 +124,7 @@ def _add_objects(builder: Builder, target: Mapping[str, Any], size: tuple[int, i
         mask = given["masks"][number] > 0 if "masks" in given else np.zeros(0, bool)
         x0, y0, x1, y1 = given["boxes"][number].tolist()
         builder.object(
-            len(builder.source.content["images"]), classes[label], [x0, y0, x1 - x0, y1 - y0], origin,
+            len(builder.source.content["images"]), classes[int(label)], [x0, y0, x1 - x0, y1 - y0], origin,
             encode_bitmap(mask) if mask.any() else None,
             given["keypoints"][number].ravel().tolist() if "keypoints" in given else None,
             crowd="iscrowd" in given and bool(given["iscrowd"][number]),

@@ -22,7 +22,7 @@ TABLE: Mapping[str, Rule] = {
     "MODEL.RESNETS.OUT_FEATURES MODEL.FPN.IN_FEATURES": builds(STAGES, level=2),
     "MODEL.FPN.OUT_CHANNELS": take("model.fpn.channels"),
     "MODEL.FPN.NORM": take("model.fpn.norm", lambda v, _: known_norm(v)),
-    "MODEL.ANCHOR_GENERATOR.SIZES": take("model.anchors.sizes", lambda v, _: [s for level in v for s in level]),
+    "MODEL.ANCHOR_GENERATOR.SIZES": take("model.anchors.sizes", lambda v, _: _of_levels(v)),
     f"{HEAD}NUM_CLASSES": take("model.num_classes"),
     f"{HEAD}IN_FEATURES": builds(["p3", "p4", "p5", "p6", "p7"], level=2),
     f"{HEAD}NUM_CONVS": take("model.head.num_convs"),
@@ -44,6 +44,13 @@ TABLE: Mapping[str, Rule] = {
     ),
     "MODEL.POINT_HEAD.*": no_effect("belongs to another architecture"),
 }
+
+
+def _of_levels(sizes: list[list[float]]) -> list[float]:
+    """Of p3..p7, fine to coarse: detectron2 takes a single list for every level."""
+    return [size for level in (sizes * 5 if len(sizes) == 1 else sizes) for size in level]
+
+
 DEFAULTS: dict[str, Any] = {
     f"{HEAD}NUM_CLASSES": 80, f"{HEAD}IN_FEATURES": ["p3", "p4", "p5", "p6", "p7"], f"{HEAD}NUM_CONVS": 4,
     f"{HEAD}IOU_THRESHOLDS": [0.4, 0.5], f"{HEAD}IOU_LABELS": [0, -1, 1], f"{HEAD}PRIOR_PROB": 0.01, f"{HEAD}NORM": "",

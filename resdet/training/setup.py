@@ -244,10 +244,12 @@ def with_num_classes(config: Config, annotations: Annotations) -> Config:
     """The config with the annotations' number of classes; raises `UserError` if `model.num_classes` is set to another."""
     count = len(annotations.class_names)
     if "proposals" not in config.model.outputs and config.model.num_classes not in (None, count):
+        maps = annotations.label_maps
+        aside = "" if maps and maps.names == annotations.class_names else " (the background is not counted)"
         raise UserError(
             f"model.num_classes is {config.model.num_classes}, but {annotations.source} has {count} categories "
             f"({', '.join(annotations.class_names[:8])}{', …' if count > 8 else ''}): "
-            f"set model.num_classes={count} (the background is not counted), or null to take it from the file"
+            f"set model.num_classes={count}{aside}, or null to take it from the file"
         )
     model = config.model.model_copy(update={"num_classes": count})
     return config.model_copy(update={"model": model})

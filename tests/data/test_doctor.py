@@ -234,6 +234,16 @@ def test_a_planted_defect_is_found_with_its_number_and_place(code: str, plant, c
     assert set(found) - {code} <= follow_up
 
 
+def test_boxes_that_fit_as_they_stand_alone_are_left_so(tmp_path) -> None:
+    s = source(tmp_path)
+    before = [entry["bbox"] for entry in s.content["annotations"]]
+    each("annotations", corners)(s)
+    s.content["annotations"][0] |= {"bbox": [40, 40, 20, 15], "segmentation": None}
+    (finding,) = [f for f in everything(s) if f.code == "box-xyxy"]
+    assert finding.count == 23
+    assert [e["bbox"] for e in repair(s, [finding]).content["annotations"]] == [[40, 40, 20, 15], *before[1:]]
+
+
 def test_what_shows_between_splits(tmp_path) -> None:
     train, val = source(tmp_path), source(tmp_path, "val")
     val.content["categories"][1]["name"] = "c"

@@ -359,10 +359,10 @@ def test_splits_of_each_layout_are_found(tmp_path) -> None:
         open_split(DataConfig(root=tmp_path / "flat"), "val")
     names = ["train2017", "valid", "test", "person_keypoints_val2017", "trainval"]
     assert [usual_name(name) for name in names] == ["train", "val", "test", None, None]
-    for name in ("train/a", "valid/b", "other/c"):
+    for name in ("training/a", "validation/b", "other/c"):
         (tmp_path / "voc" / name).parent.mkdir(parents=True)
         (tmp_path / f"voc/{name}.xml").touch()
-    assert voc_splits(tmp_path / "voc") == ["train", "valid"]
+    assert voc_splits(tmp_path / "voc") == ["training", "validation"]
 
 
 def test_supervisely_projects_are_converted_whole(tmp_path, capsys) -> None:

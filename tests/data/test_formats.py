@@ -376,6 +376,8 @@ def test_yolo_as_roboflow_lays_it_out(tmp_path) -> None:
         assert found(open_split(DataConfig(root=root), "val")) == {"b": OBJECTS["b"]}
     (root / "data.yaml").write_text("path: ../set\ntrain: train/images\nvalid: valid/images\nnames: [cat, dog]\n")
     assert found(open_split(DataConfig(root=root), "val")) == {"b": OBJECTS["b"]}
+    (root / "data.yaml").write_text("training: train/images\nvalidation: valid/images\nnames: [cat, dog]\n")
+    assert found(open_split(DataConfig(root=root), "train")) == {k: OBJECTS[k] for k in "ac"}
     for place in ("/content/set", "C:\\work\\set"):  # of the machine on which it was exported
         (root / "data.yaml").write_text(f"train: {place}/train/images\nval: {place}/valid/images\nnames: [cat, dog]\n")
         source = open_split(DataConfig(root=root), "val")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ import pytest
 from PIL import Image
 
 from conftest import SHARED
+from pictures import grey_png
 from resdet.config import InputConfig, parse_config
 from resdet.data.collate import collate
 from resdet.data.dataset import DetectionDataset
 from resdet.data.formats.detect import detect
-from resdet.data.label_maps import LabelFiles, of_classes, of_things
+from resdet.data.formats.glimpse import SMALL, json_kind
+from resdet.data.formats.panoptic import read_panoptic
+from resdet.data.label_maps import LabelFile, LabelFiles, of_classes, of_things, read_values
 from resdet.data.quality.label_maps import inspect_label_maps
 from resdet.data.relabel import as_label_maps, with_label_maps
-from resdet.data.sources import open_split
+from resdet.data.sources import detected, open_split, other_splits
 from resdet.data.splits import read_split
 from resdet.errors import UserError
 from resdet.structures import UNLABELLED
@@ -82,6 +86,17 @@ def panoptic_set(folder: Path) -> tuple[Path, dict]:
     return folder / "panoptic.json", content
 
 
+def test_a_lone_panoptic_file_is_of_any_split_but_not_of_another(tmp_path) -> None:
+    path, content = panoptic_set(tmp_path / "set")
+    path.write_text(json.dumps(content))
+    assert read_panoptic(path.parent, path.parent / "images", "train").split == "panoptic"
+    path.with_suffix("").rename(path.with_name("panoptic_val2017"))
+    path.rename(path.with_name("panoptic_val2017.json"))
+    assert read_panoptic(path.parent, path.parent / "images", "val").split == "val2017"
+    with pytest.raises(UserError, match=r"no panoptic annotations of train \(there are: val2017\)"):
+        read_panoptic(path.parent, path.parent / "images", "train")
+
+
 def drop_segment(content: dict, png: Path) -> None:
     content["annotations"][0]["segments_info"].pop()
 
@@ -114,6 +129,11 @@ def test_instances_beside_panoptic_annotations_are_meant(tmp_path, shapes_root) 
     )
     assert detect(root).format == "coco"
     assert open_split(data_of(root=str(root), format="coco_panoptic").data, "train").labels
+    large = tmp_path / "large.json"
+    category = {"id": 1, "name": "cat", "isthing": 1, "supercategory": "x" * SMALL}
+    for key, kind in (("segmentation", "coco"), ("segments_info", "coco_panoptic"), ("area", "coco_panoptic")):
+        large.write_text(json.dumps({"categories": [category], "images": [], "annotations": [{key: []}]}))
+        assert json_kind(large) == kind
 
 
 @pytest.mark.parametrize(
@@ -209,6 +229,20 @@ def test_label_maps_by_index_and_palette_but_not_by_colour(mode: str | None, tmp
         with_label_maps(read)
 
 
+def test_label_maps_of_few_bits_upper_case_names_and_all_splits(tmp_path) -> None:
+    root = label_set(tmp_path / "set", STRIPES)
+    for bits in (1, 2, 4):  # grey, whose numbers Pillow spreads
+        map_file = tmp_path / f"{bits}.png"
+        map_file.write_bytes(grey_png(STRIPES % 2**bits, bits))
+        assert np.array_equal(read_values(LabelFile(map_file, []), STRIPES.shape), STRIPES % 2**bits)
+    png = root / "annotations/training/a.png"
+    png.rename(png.with_suffix(".PNG"))
+    config = data_of(root=str(root)).data
+    source = open_split(config, "train")
+    assert len(source.labels.files) == 1
+    assert other_splits(detected(config, config.train), source) == ["validation"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -302,6 +336,11 @@ def test_label_maps_are_drawn_from_masks(shapes) -> None:
     unknown = info._replace(objects=info.objects._replace(segmentations=[None] * len(info.objects.labels)))
     assert set(np.unique(classes.read(unknown))) == {0, UNLABELLED}
     assert as_label_maps(shapes).label_maps.names == classes.names
+    as_label_maps(replace(shapes, class_names=[f"c{k}" for k in range(254)]))
+    with pytest.raises(
+        UserError, match="has 256 classes of pixels, background included, but label maps hold at most 255"
+    ):
+        as_label_maps(replace(shapes, class_names=[f"c{k}" for k in range(255)]))
 
 
 def test_joined_sources_keep_their_label_maps(tmp_path) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictures import grey_png
 from resdet.config import DataConfig
 from resdet.data.formats.common import Source
 from resdet.data.formats.detect import detect
 from resdet.data.formats.masks import EMPTY, OF_CELLPOSE, OVERLAP, PALETTE, PIECES, WITHOUT_MAP, read_masks
-from resdet.data.formats.masks_pixels import objects_of
+from resdet.data.formats.masks_layout import Map
+from resdet.data.formats.masks_pixels import objects_of, read_map
 from resdet.data.formats.write import WRITERS
 from resdet.data.sources import open_split
 from resdet.errors import UserError
@@ -140,6 +142,10 @@ def test_a_mask_for_each_object(tmp_path) -> None:
         ]
         assert Counter(found[f"images/{name}.png"]) == Counter(expected)
     both = np.full((H, W), 255, np.uint8)
+    jpeg = save(tmp_path / "bowl/a/masks/yyy.jpg", both)
+    with pytest.raises(UserError, match="is a JPEG, which changes pixels"):
+        read_map(Map(jpeg, tmp_path / "bowl/a/images/a.png", True, None), (H, W))
+    jpeg.unlink()
     save(tmp_path / "bowl/a/masks/zzz.png", both)
     remarks = open_split(DataConfig(root=tmp_path / "bowl"), "train").remarks
     assert remarks[OVERLAP] == 1
@@ -185,6 +191,8 @@ def test_what_is_odd_is_told(tmp_path) -> None:
         save(tmp_path / f"masks/{name}.{'tif' if pixels.dtype == np.float32 else 'png'}", pixels)
     save_image(tmp_path / "images/jpeg.png")
     save(tmp_path / "masks/jpeg.jpg", two_pieces)
+    save_image(tmp_path / "images/bit.png")
+    (tmp_path / "masks/bit.png").write_bytes(grey_png(two_pieces > 0, 1))
     save_image(tmp_path / "images/bare.png")
     save(tmp_path / "masks/lonely.png", two_pieces)
     save_image(tmp_path / "images/twice.png")
@@ -197,6 +205,7 @@ def test_what_is_odd_is_told(tmp_path) -> None:
     assert [i["file_name"] for i in source.content["images"]] == ["images/empty.png", "images/pieces.png"]
     expected = {
         "lonely.png": "has no image of its name", "twice.png": "is the map of ", "white.png": "is black and white in several",
+        "bit.png": "is black and white in several",
         "small.png": "is 39 x 60 (H x W), but its image", "colour.png": "is a colour image", "jpeg.jpg": "is a JPEG",
         "negative.tif": "has the number -1", "half.tif": "has fractions",
     }  # fmt: skip

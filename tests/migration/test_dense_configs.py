@@ -99,6 +99,9 @@ def test_detectron2s_retinanet_is_ours_but_for_its_numerics(tmp_path) -> None:
         "model.anchors.offset": 0, "model.fold_norm": False, "model.head.empty": "drop_last", "model.head.clip": "last",
         "data.negatives": 0,
     }  # fmt: skip
+    sizes = next(line for line in RETINANET.splitlines() if "SIZES" in line)
+    (tmp_path / "c.yaml").write_text(RETINANET.replace(sizes, "    SIZES: [[32, 64]]"))  # of every level, to detectron2
+    assert flat(migrate_file(tmp_path / "c.yaml").values)["model.anchors.sizes"] == [32, 64] * 5
     (tmp_path / "c.yaml").write_text(RETINANET.replace("RETINANET: {", 'RETINANET: {NORM: "GN", '))
     with pytest.raises(UserError, match=r"MODEL.RETINANET.NORM='GN': resdet supports ''"):
         migrate_file(tmp_path / "c.yaml")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import tiny
-from resdet.data.torch_dataset import source_of
+from resdet.data.torch_dataset import source_of, to_pixels
 from resdet.errors import UserError
 from resdet.training.loop import train
 
@@ -64,6 +64,11 @@ def test_a_dataset_trains_as_its_files_do(shapes_root, tmp_path) -> None:
     [
         (np.zeros((8, 8, 3)), {}, r"\[0\]: its image must be .*float64"),
         (np.zeros((8, 8, 4), np.uint8), {}, "4 channels, but model.input.channels is 3"),
+        (
+            Image.fromarray(np.full((8, 8), 900, np.uint16)),
+            {},
+            r"its Pillow image has mode I;16, more than 8 bits: scale it",
+        ),
         (None, {"labels": [2]}, "object 0: label 2 is no index of class_names"),
         (None, {"boxes": [[0, 0, 4]]}, r"'boxes' of 1 labels must be \(1, 4\), got \(1, 3\)"),
         (None, {"masks": np.ones((1, 4, 4))}, r"'masks' of 1 labels must be \(1, 8, 8\)"),
@@ -87,7 +92,7 @@ def test_masks_keypoints_and_crowds_arrive() -> None:
 
     masks = np.zeros((2, 8, 8), bool)
     masks[0, 1:3, 2:5] = True
-    target = {"boxes": [[2, 1, 5, 3], [0, 0, 8, 8]], "labels": [1, 0], "masks": masks, "iscrowd": [0, 1],
+    target = {"boxes": [[2, 1, 5, 3], [0, 0, 8, 8]], "labels": [1.0, 0.0], "masks": masks, "iscrowd": [0, 1],
               "keypoints": np.array([[[2, 1, 2], [4, 2, 1]]] * 2)}  # fmt: skip
     first, crowd = source_of(One([(np.zeros((8, 8), np.uint8), target)]), "train").content["annotations"]
     assert (first["bbox"], first["category_id"], first["keypoints"]) == ([2, 1, 3, 2], 2, [2, 1, 2, 4, 2, 1])
@@ -97,3 +102,5 @@ def test_masks_keypoints_and_crowds_arrive() -> None:
     with pytest.raises(UserError, match=r"One \(train\)\[0\]: has keypoints, but One \(train\) has no keypoint_names"):
         source_of(One([(np.zeros((8, 8), np.uint8), target)]), "train")
     assert "segmentation" not in crowd
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+    assert np.array_equal(to_pixels(Image.fromarray(pixels), "x", 4), pixels)

@@ -10,7 +10,7 @@ from typing import Any
 
 from resdet.class_names import few
 from resdet.data.coco import read_coco_json
-from resdet.data.formats.common import ALIASES, Source
+from resdet.data.formats.common import ALIASES, Source, usual_name
 from resdet.data.formats.glimpse import HEAD, head_of, json_kind
 from resdet.data.image_folder import VARIANT, take_variants
 from resdet.data.normalise import normalise
@@ -58,7 +58,9 @@ def named_annotations(root: Path, name: str, key: str) -> Path:
     found = find_annotations(root, name)
     if not found.is_file():
         others = [f"{path.relative_to(root)}" for path in sorted(root.glob("*.json")) if json_kind(path) == "coco"]
-        hint = f"; name a file with {key}.annotations, {few(others)}, and set {key}.split=null" if others else ""
+        hint = (
+            f"; name a file with {key}.annotations, such as {few(others)}, and set {key}.split=null" if others else ""
+        )
         raise UserError(
             f"{key}.split={name}: {root} has no such split (it has: {', '.join(sorted(there)) or 'none'}){hint}"
         )
@@ -104,7 +106,7 @@ def find_annotations(root: Path, split: str) -> Path:
             f"{root}: {' and '.join(str(path.relative_to(root)) for path in ours[:4])} may both be the annotations of {split}: "
             "name one with data.train.annotations=… and data.val.annotations=…"
         )
-    if not ours and len(there) == 1 and not _is_of_another_split(there[0]) and split in ALIASES:
+    if not ours and len(there) == 1 and not names_split(there[0]) and split in ALIASES:
         return there[0]
     if there and not ours and split in ALIASES:
         found = few([str(path.relative_to(root)) for path in there])
@@ -144,8 +146,9 @@ def image_folder(annotations: Path, root: Path, usual: Path | None = None) -> Pa
     )
 
 
-def _is_of_another_split(path: Path) -> bool:
-    return not {"train", "training", "val", "valid", "validation", "test"}.isdisjoint(_words(path.stem))
+def names_split(path: Path) -> bool:
+    """Whether a word of the file's name is that of a split."""
+    return any(usual_name(word) for word in _words(path.stem))
 
 
 def _words(stem: str) -> list[str]:

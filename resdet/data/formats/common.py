@@ -26,6 +26,7 @@ from resdet.errors import UserError, listed
 from resdet.masks import encode_crop
 
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}  # what data sets call a split
+SPLITS = (*(name for names in ALIASES.values() for name in names), "test")
 XML_ENCODING = re.compile(rb"""\s*<\?xml\s[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""", re.ASCII)
 ELLIPSE = 32  # corners of the polygon that a circle or an ellipse becomes
 

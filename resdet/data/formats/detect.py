@@ -13,7 +13,7 @@ import yaml
 
 from resdet.config import DataFormat, load_yaml
 from resdet.data.formats.cityscapes import cityscapes_folder
-from resdet.data.formats.common import read_text
+from resdet.data.formats.common import SPLITS, read_text
 from resdet.data.formats.glimpse import SMALL, files_in, glimpse, head_of, json_kind, root_tag
 from resdet.data.formats.kitti import kitti_folders
 from resdet.data.formats.label_maps import NAMES_FILE, label_map_folder
@@ -75,7 +75,7 @@ def is_empty(folder: Path) -> bool:
 
 
 def find_voc(folder: Path) -> Detected | None:
-    for place in (folder / "Annotations", folder, *(folder / name for name in ("train", "valid", "val", "test"))):
+    for place in (folder / "Annotations", folder, *(folder / name for name in SPLITS)):
         files = files_in(place, ".xml")
         if files and root_tag(files[0]) in ("annotation", ""):
             name = files[0].relative_to(folder)
@@ -182,7 +182,7 @@ def find_label_maps(folder: Path) -> Detected | None:
 
 
 def _coco_places(folder: Path) -> list[Path]:
-    return [folder / "annotations", folder, *(folder / name for name in ("train", "valid", "val", "test"))]
+    return [folder / "annotations", folder, *(folder / name for name in SPLITS)]
 
 
 def find_coco(folder: Path) -> Detected | None:
@@ -264,7 +264,7 @@ def _is_data_yaml(path: Path) -> bool:
         values = load_yaml(read_text(path)) if path.stat().st_size < SMALL else None
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return path.stem in ("data", "dataset")  # the reader reports what is wrong with it
-    keys = {"train", "val", "valid", "test"}
+    keys = set(SPLITS)
     return isinstance(values, dict) and "names" in values and not keys.isdisjoint(values)
 
 

@@ -48,7 +48,7 @@ def _kind_of_large(path: Path) -> str:
         head = file.read(HEAD)
         file.seek(-HEAD, 2)
         ends = head + file.read()
-    if re.search(rb'"segments_info"\s*:', ends) or (b'"isthing"' in ends):
+    if re.search(rb'"segments_info"\s*:', ends) or (b'"isthing"' in ends and b'"segmentation"' not in ends):
         return "coco_panoptic"
     if re.search(rb'"(file_name|category_id|supercategory)"\s*:', ends):
         return "coco"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from resdet.data.formats.common import (
     ALIASES,
+    SPLITS,
     Builder,
     Source,
     all_files,
@@ -50,11 +51,11 @@ def label_map_folder(root: Path) -> Path | None:
     if not (root / "images").is_dir() or not (root / NAMES_FILE).is_file():
         return None
     folders = (root / name for name in FOLDERS)
-    return next((f for f in folders if f.is_dir() and any(p.suffix == ".png" for p in glimpse(f))), None)
+    return next((f for f in folders if f.is_dir() and any(p.suffix.lower() == ".png" for p in glimpse(f))), None)
 
 
 def read_label_maps(root: Path, images: Path | None = None, split: str | None = None) -> Source:
-    """A split, or all where there is none of the name. Raises `UserError`."""
+    """A split, or everything where the folders have no splits. Raises `UserError`, also for a split that is not there."""
     layout = _layout(root, images)
     folders = _split_folders(layout, split)
     image_root, label_root = folders or (layout.images, layout.labels)
@@ -69,6 +70,7 @@ def read_label_maps(root: Path, images: Path | None = None, split: str | None = 
     kept = [(k, name) for k, name in enumerate(layout.names) if name != IGNORED]
     label_of = {value: label for label, (value, _) in enumerate(kept)}
     values = [Value(k, label_of.get(k, UNLABELLED)) for k in range(len(layout.names))]
+    maps = {p.with_suffix(p.suffix.lower()): p for p in all_files(label_root)}
     labels: dict[int | str, LabelFile] = {}
     missing = 0
     for file, size in zip(files, image_sizes(files, source.problems), strict=True):
@@ -76,14 +78,19 @@ def read_label_maps(root: Path, images: Path | None = None, split: str | None = 
         label = label_root / file.relative_to(image_root).with_name(f"{stem}{layout.label_end}")
         if size is None:
             continue
-        if not label.is_file():
+        if label not in maps:
             missing += 1
             source.problems += [f"{file}: its label map {label} is not there"] if missing <= 100 else []
             continue
-        labels[builder.image(file, size)] = LabelFile(label, values)
+        labels[builder.image(file, size)] = LabelFile(maps[label], values)
     source.labels = LabelSource(kept, labels, [])
     source.content["categories"] = [{"id": value, "name": name} for value, name in kept]
     return source
+
+
+def label_map_splits(root: Path, images: Path) -> list[str]:
+    """The folders that images and label maps both have, where these are splits."""
+    return sorted(_shared_folders(_layout(root, images)))
 
 
 def _layout(root: Path, images: Path | None) -> Layout:
@@ -115,12 +122,15 @@ def _layout(root: Path, images: Path | None) -> Layout:
 
 def _split_folders(layout: Layout, split: str | None) -> tuple[Path, Path] | None:
     """Of images and label maps; None where neither folder has splits."""
-    there = {p.name for p in layout.images.glob("*/")} & {p.name for p in layout.labels.glob("*/")}
-    usual = {name for names in ALIASES.values() for name in names} | {"test", "testing"}
-    if not there & usual and split not in there:
+    there = _shared_folders(layout)
+    if not there & {*SPLITS, "testing"} and split not in there:
         return None
     wanted = (*ALIASES.get(split or "train", (split,)),)
     name = next((name for name in wanted if name in there), None)
     if name is None:
         raise UserError(f"{layout.images}: has no split {split!r} (there are: {', '.join(sorted(there))})")
     return layout.images / name, layout.labels / name
+
+
+def _shared_folders(layout: Layout) -> set[str]:
+    return {p.name for p in layout.images.glob("*/")} & {p.name for p in layout.labels.glob("*/")}

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from resdet.data.formats.masks_layout import Map
-from resdet.data.images import decode_image, open_pillow, read_header
+from resdet.data.images import decode_image, grey_step, open_pillow, read_header
 from resdet.errors import UserError
 
 JPEG = b"\xff\xd8"
@@ -73,11 +73,11 @@ def read_map(entry: Map, size: tuple[int, int]) -> tuple[list[Pixels], bool]:
         )
     if header.pages > 1:
         raise UserError(f"{file}: has {header.pages} pages: save the plane of its image alone")
+    if data.startswith(JPEG):
+        raise UserError(f"{file}: is a JPEG, which changes pixels: save label maps and masks as PNG or TIFF")
     if entry.of_one:
         on = decode_image(data, file, header, 3 if header.channels <= 4 else header.channels).max(axis=2) > 0
         return [Pixels(1, on, (0, 0))], False
-    if data.startswith(JPEG):
-        raise UserError(f"{file}: is a JPEG, which changes the numbers of the objects: save label maps as PNG or TIFF")
     if palette := is_palette(data):
         numbers = _indices(data, file)
     else:
@@ -87,15 +87,14 @@ def read_map(entry: Map, size: tuple[int, int]) -> tuple[list[Pixels], bool]:
                 f"{file}: is a colour image, not a label map: save one number an object as 8- or 16-bit grey (PNG or TIFF)"
             )
         numbers = _whole(pixels[..., 0], file)
-        if data.startswith(b"\x89PNG") and data[24] < 8:  # whose numbers were spread over 0 to 255
-            numbers = numbers // (255 // (2 ** data[24] - 1))
     objects = objects_of(numbers)
     if [each.number for each in objects] == [255] and objects[0].pieces() > 1:
         raise UserError(
             f"{file}: is black and white in several pieces, so which pixels are one object is not said: give each object a "
             "number of its own (scipy.ndimage.label numbers separate pieces)"
         )
-    return objects, palette
+    step = grey_step(data)
+    return [each._replace(number=each.number // step) for each in objects], palette
 
 
 def objects_of(numbers: np.ndarray) -> list[Pixels]:

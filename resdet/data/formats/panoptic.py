@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resdet.data.formats.coco import image_folder
-from resdet.data.formats.common import ALIASES, Source
+from resdet.data.formats.coco import image_folder, names_split
+from resdet.data.formats.common import ALIASES, Source, usual_name
 from resdet.data.formats.glimpse import files_in, json_kind
 from resdet.data.json_files import read_json
-from resdet.data.label_maps import LabelFile, LabelSource, Value, read_values
+from resdet.data.label_maps import LabelFile, LabelSource, Value, read_values, refuse_many
 from resdet.data.rules import class_name, is_id, size_of
 from resdet.errors import UserError, listed
 from resdet.masks import encode_crop
@@ -53,7 +53,9 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
     _check(content, path)
     folder = images or image_folder(path, path.parent, _usual(path))
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such image folder (the images of {path}): name it with data.train.images")
+        raise UserError(
+            f"{folder}: no such image folder (the images of {path}): name it with data.train.images or data.val.images"
+        )
     pngs = path.with_suffix("")
     if not pngs.is_dir():
         raise UserError(f"{pngs}: no such folder (the PNGs of {path}, in a folder of its name beside it)")
@@ -88,6 +90,7 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
                 source.origins[len(objects)] = f"{files[entry['image_id']].file}: segment {segment['id']}"
     names = [str(class_name(entry)) for entry in [*things, *stuff]]
     classes = [(0, ALL_THINGS), *((entry["id"], str(class_name(entry))) for entry in stuff)]
+    refuse_many([name for _, name in classes], path)
     source.labels = LabelSource(classes, files, names, len(things))
     if without := len(content["images"]) - len(files):
         source.remarks["images without a panoptic annotation (not labelled)"] = without
@@ -96,12 +99,13 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
 
 def _of_split(root: Path, split: str | None) -> tuple[Path, str]:
     there = panoptic_splits(root)
-    wanted = ALIASES.get(split or "train", (split or "train",))
-    found = [name for name in there if name in wanted or name.rstrip("0123456789") in wanted]
-    found = found or list(there) if len(there) == 1 else found
+    wanted = split or "train"
+    found = [name for name in there if wanted in (name, usual_name(name))]
+    if wanted in ALIASES and len(there) == 1 and not names_split(*there.values()):
+        found = list(there)
     if len(found) != 1:
         raise UserError(
-            f"{root}: {'several' if found else 'no'} panoptic annotations of {split or 'train'} (there are: "
+            f"{root}: {'several' if found else 'no'} panoptic annotations of {wanted} (there are: "
             f"{', '.join(sorted(there)) or 'none'}): name the file with data.train.annotations or data.val.annotations"
         )
     return there[found[0]], found[0]
@@ -161,7 +165,9 @@ def _check(content: Any, path: Path) -> None:
         if not class_name(entry) or entry.get("isthing") not in (0, 1):
             problems.append(f"category {entry.get('id')!r}: needs a name, and isthing, 0 or 1")
     if all(entry.get("isthing") != 1 for entry in content["categories"]):
-        problems.append("no category is a thing (isthing: 1): train model.kind=semantic on PNGs of classes instead")
+        problems.append(
+            "no category is a thing (isthing: 1): use data.format=label_maps with model.kind=semantic instead"
+        )
     known_images = {i for i in images if is_id(i, int)}
     known_categories = {i for i in categories if is_id(i, int)}
     seen = set()

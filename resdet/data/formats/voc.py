@@ -19,6 +19,7 @@ from PIL import Image
 
 from resdet.data.formats.common import (
     ALIASES,
+    SPLITS,
     Builder,
     Source,
     all_files,
@@ -164,7 +165,7 @@ def voc_splits(root: Path) -> list[str]:
     """The lists in ImageSets/Main, or the folders with .xml files that are named as splits."""
     lists = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
-    return lists or [name for name in ("test", "train", "val", "valid") if any((folder / name).rglob("*.xml"))]
+    return lists or [name for name in sorted(SPLITS) if any((folder / name).rglob("*.xml"))]
 
 
 def _listed(listing: Path, folder: Path, files: dict[str, _File], problems: list[str]) -> list[str]:

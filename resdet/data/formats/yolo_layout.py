@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from resdet.config import load_yaml
-from resdet.data.formats.common import ALIASES, all_files, no_images, read_list, read_text, unread_images
+from resdet.data.formats.common import ALIASES, SPLITS, all_files, no_images, read_list, read_text, unread_images
 from resdet.data.formats.names import NameIndex
 from resdet.data.image_folder import folded
 from resdet.data.images import images_among
 from resdet.errors import UserError
-
-SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 class Layout(NamedTuple):
@@ -161,7 +159,7 @@ def split_images(
     layout: Layout, split: str | None, problems: list[str], remarks: Counter[str]
 ) -> tuple[Images, str | None]:
     """The images of a split (None: "train"), and its name as it stands in the file. Raises `UserError`."""
-    names = ("train",) if split is None else ALIASES.get(split, (split,))
+    names = ALIASES.get(split or "train", (split,))
     name = next((n for n in names if n in layout.entries), None)
     if name is None and "" in layout.entries and split in (None, "train", "val"):
         name = ""

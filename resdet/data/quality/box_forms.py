@@ -52,6 +52,17 @@ def find_form(boxes: np.ndarray, sizes: np.ndarray) -> str | None:
     return fitting[0] if len(fitting) == 1 else "box-form"
 
 
+def in_form(code: str, boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N,) bool: which boxes have the form that `find_form` found: they fit their image in it, or at least have an area where
+    they do not fit as XYWH either. All for "box-form", which is none in particular."""
+    if code not in FORMS:
+        return np.ones(len(boxes), bool)
+    converted = FORMS[code](boxes)
+    area = (converted[:, 2:] > 0).all(1)
+    found: np.ndarray = _inside(converted, sizes) | (area & ~_inside(boxes, sizes))
+    return found
+
+
 def _inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N,) bool: has an area, and leaves the image by at most `MARGIN`."""
     x, y, w, h = boxes.T

@@ -18,7 +18,7 @@ from resdet.data.formats.common import Source
 from resdet.data.json_files import no_collection
 from resdet.data.known import check_known
 from resdet.data.outlines import box_of
-from resdet.data.quality.box_forms import find_form
+from resdet.data.quality.box_forms import find_form, in_form
 from resdet.data.quality.categories import examine_categories
 from resdet.data.quality.keypoints import check_keypoints
 from resdet.data.quality.polygons import crossed_share
@@ -158,9 +158,11 @@ def _boxes(source: Source, entries: list[Entry], images: dict[Id, Entry], found:
             found.add("box-normalised", f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
         return []
     if form := find_form(boxes[sized], sizes[sized]):
-        for k in np.nonzero(sized)[0]:
+        for k in np.nonzero(of_form := sized & in_form(form, boxes, sizes))[0]:
             found.add(form, f"{name_of(source, whole[k][0])}: {boxes[k].tolist()}", id(whole[k][0]))
-        return []
+        whole = [one for one, other in zip(whole, of_form, strict=True) if not other]
+        boxes, sizes, sized = boxes[~of_form], sizes[~of_form], sized[~of_form]
+        (x, y, w, h), (height, width) = boxes.T, sizes.T
     outside = (x + w > width + 2) | (y + h > height + 2)
     nowhere = sized & ((x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0))
     leaving = sized & ~nowhere & (outside | (x < -2) | (y < -2))
