@@ -15,7 +15,7 @@ from resdet.data.sources import coco_paths, find_format
 from resdet.keypoints import Skeleton
 
 LARGE = 64 * 2**20  # bytes of JSON; smaller files are read in seconds
-VERSION = 4  # of the arrays' layout, and of how annotations are read
+VERSION = 5  # of the arrays' layout, and of how annotations are read
 
 
 def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:

@@ -127,6 +127,7 @@ def parse_coco(
     labels: list[int] = []
     corners: list[float] = []
     masks: list[Segmentation] = []
+    crowds: list[tuple[int, Segmentation]] = []
     for i, entry in enumerate(content["annotations"]):
         wrong: list[str] = []
         image_id, category = entry.get("image_id"), entry.get("category_id")
@@ -141,6 +142,8 @@ def parse_coco(
             outline = parse_segmentation(entry.get("segmentation"), size, wrong, skipped)
             if entry.get("iscrowd"):
                 skipped["crowd regions (no target of training)"] += 1
+                if region := outline or ([_rectangle(*box)] if box else None):
+                    crowds.append((number_of[image_id], region))
             elif box is None:
                 pass  # a problem already
             elif box[2] <= box[0] or box[3] <= box[1]:
@@ -171,9 +174,13 @@ def parse_coco(
         images, list(records), [name for name, _ in records.values()], [size for _, size in records.values()],
         owners, np.array(corners, np.float32).reshape(-1, 4), labels, masks,
         dense_keypoints(poses, len(skeleton.names)) if skeleton else None,
-        known_table(content["images"], annotated, label_of) if partly else None,
+        known_table(content["images"], annotated, label_of) if partly else None, crowds,
     )  # fmt: skip
     return Annotations(annotations, listing, list(categories.values()), list(categories), skipped, skeleton=skeleton)
+
+
+def _rectangle(x1: float, y1: float, x2: float, y2: float) -> list[float]:
+    return [x1, y1, x2, y1, x2, y2, x1, y2]
 
 
 def _images(

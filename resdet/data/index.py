@@ -45,7 +45,7 @@ class Objects(NamedTuple):
 class ImageInfo(NamedTuple):
     """One image: its id in the JSON, its file, its annotated size (H, W), and the objects to train on.
 
-    known (K,) bool: the classes that the annotations are complete for; None for all.
+    known (K,) bool: the classes that the annotations are complete for; None for all. crowds: the outlines of crowd regions.
     """
 
     image_id: int | str
@@ -53,6 +53,7 @@ class ImageInfo(NamedTuple):
     size: tuple[int, int]
     objects: Objects
     known: np.ndarray | None = None
+    crowds: Sequence[Segmentation] = ()
 
 
 class ImageList(Sequence[ImageInfo]):
@@ -60,12 +61,12 @@ class ImageList(Sequence[ImageInfo]):
 
     sizes (N, 2) int32 as (H, W); counts (N,) objects of each image; boxes (M, 4) float32; labels (M,) int32;
     keypoints (M, K, 3) float32, or (0, 0, 3) without any; known (R, K) bool and known_rows (N,), see `known.Known`, both
-    without a row where all images know all classes.
+    without a row where all images know all classes. "crowd…" arrays: the outlines of crowds, as the masks of objects.
     """
 
     NAMES = (
         "ids", "sizes", "name_ends", "names", "object_ends", "boxes", "labels", "mask_ends", "masks", "keypoints", "known",
-        "known_rows",
+        "known_rows", "crowd_owner_ends", "crowd_ends", "crowds",
     )  # fmt: skip
 
     def __init__(self, folder: Path, arrays: dict[str, np.ndarray], saved: Path | None = None) -> None:
@@ -98,12 +99,15 @@ class ImageList(Sequence[ImageInfo]):
         ends = self.arrays["object_ends"]
         first, last = int(ends[index - 1]) if index else 0, int(ends[index])
         masks = [_unpack(_part(self.arrays["masks"], self.arrays["mask_ends"], m)) for m in range(first, last)]
+        ends = self.arrays["crowd_owner_ends"]
+        of_crowds = range(int(ends[index - 1]) if index else 0, int(ends[index]))
+        crowds = [_unpack(_part(self.arrays["crowds"], self.arrays["crowd_ends"], c)) for c in of_crowds]
         height, width = (int(side) for side in self.sizes[index])
         keypoints = np.array(self.keypoints[first:last]) if self.keypoints.shape[1] else None
         objects = Objects(np.array(self.boxes[first:last]), self.labels[first:last].astype(np.int64), masks, keypoints)
         rows = self.arrays["known_rows"]
         known = np.array(self.arrays["known"][rows[index]]) if len(rows) else None
-        return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects, known)
+        return ImageInfo(self.arrays["ids"][index].item(), self.folder / name, (height, width), objects, known, crowds)
 
     def __iter__(self) -> Iterator[ImageInfo]:
         return (self[k] for k in range(len(self)))
@@ -171,15 +175,18 @@ def pack(
     masks: Sequence[Segmentation],
     keypoints: np.ndarray | None = None,
     known: Known | None = None,
+    crowds: Sequence[tuple[int, Segmentation]] = (),
 ) -> ImageList:
     """N images and M objects, in any order, as flat arrays.
 
     names: files relative to `folder`, or absolute. sizes: (H, W). owners: the number of each object's image, from 0;
-    boxes (M, 4) XYXY. keypoints (M, K, 3).
+    boxes (M, 4) XYXY. keypoints (M, K, 3). crowds: the number of its image, and the outline, of each.
     """
     encoded = [name.encode(errors="surrogateescape") for name in names]  # as file systems have them
     order = np.argsort(np.array(owners, np.int64), kind="stable")  # an image's objects stay in their order
     packed = [_packed(masks[k]) for k in order.tolist()]
+    packed_crowds = [_packed(outline) for _, outline in sorted(crowds, key=lambda crowd: crowd[0])]
+    crowd_owners = np.array([owner for owner, _ in crowds], np.int64)
     return ImageList(folder, {
         "ids": np.array(ids, np.str_ if ids and isinstance(ids[0], str) else np.int64),
         "sizes": np.array(sizes, np.int32).reshape(-1, 2),
@@ -192,6 +199,9 @@ def pack(
         "mask_ends": np.cumsum([len(mask) for mask in packed], dtype=np.int64),
         "keypoints": np.zeros((0, 0, 3), np.float32) if keypoints is None else keypoints[order].astype(np.float32, copy=False),
         **_known_arrays(known),
+        "crowd_owner_ends": np.cumsum(np.bincount(crowd_owners, minlength=len(ids)), dtype=np.int64),
+        "crowd_ends": np.cumsum([len(crowd) for crowd in packed_crowds], dtype=np.int64),
+        "crowds": np.frombuffer(b"".join(packed_crowds), np.uint8),
     })  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from resdet.data.images import grey_step, open_pillow
 from resdet.data.index import ImageInfo
-from resdet.data.patch import patch_of
+from resdet.data.patch import Patch, patch_of
 from resdet.data.rules import Id
 from resdet.errors import UserError
 from resdet.panoptic import ALL_THINGS
@@ -88,7 +88,7 @@ class LabelFiles:
 class DrawnLabels:
     """Label maps from the objects' masks, large ones first: label_of (K,) uint8 by class; `background` everywhere else.
 
-    Pixels in the box of an object without a mask are not labelled.
+    Pixels of a crowd region without any object, and in the box of an object without a mask, are not labelled.
     """
 
     names: list[str]
@@ -101,6 +101,8 @@ class DrawnLabels:
 
     def read(self, info: ImageInfo) -> np.ndarray:
         labels = np.full(info.size, self.background, np.uint8)
+        for outline in info.crowds:
+            _paint(labels, patch_of(outline, np.zeros(4), info.size), UNLABELLED)
         boxes = info.objects.boxes
         order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable")
         for g in order.tolist():
@@ -111,11 +113,13 @@ class DrawnLabels:
                 labels[y1:y2, x1:x2] = UNLABELLED
                 continue
             patch = patch_of(segmentation, boxes[g].astype(np.float64), info.size)
-            h, w = patch.bitmap.shape
-            labels[patch.y : patch.y + h, patch.x : patch.x + w][patch.bitmap > 0] = self.label_of[
-                info.objects.labels[g]
-            ]
+            _paint(labels, patch, int(self.label_of[info.objects.labels[g]]))
         return labels
+
+
+def _paint(labels: np.ndarray, patch: Patch, label: int) -> None:
+    h, w = patch.bitmap.shape
+    labels[patch.y : patch.y + h, patch.x : patch.x + w][patch.bitmap > 0] = label
 
 
 def of_classes(class_names: Sequence[str]) -> DrawnLabels:

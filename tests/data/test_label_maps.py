@@ -14,6 +14,7 @@ from PIL import Image
 from conftest import SHARED
 from pictures import grey_png
 from resdet.config import InputConfig, parse_config
+from resdet.data.coco import parse_coco
 from resdet.data.collate import collate
 from resdet.data.dataset import DetectionDataset
 from resdet.data.formats.detect import detect
@@ -326,7 +327,7 @@ def test_label_maps_go_where_their_pixels_go(transforms: list, tmp_path) -> None
     assert (batch.targets.semantic[1, 40:] == UNLABELLED).all()
 
 
-def test_label_maps_are_drawn_from_masks(shapes) -> None:
+def test_label_maps_are_drawn_from_masks(shapes, tmp_path) -> None:
     classes, things = of_classes(shapes.class_names), of_things(shapes.class_names)
     info = max(shapes.images, key=lambda info: len(info.objects.labels))
     labels, any_thing = classes.read(info), things.read(info)
@@ -336,6 +337,20 @@ def test_label_maps_are_drawn_from_masks(shapes) -> None:
     unknown = info._replace(objects=info.objects._replace(segmentations=[None] * len(info.objects.labels)))
     assert set(np.unique(classes.read(unknown))) == {0, UNLABELLED}
     assert as_label_maps(shapes).label_maps.names == classes.names
+    entries = [
+        {"id": k, "image_id": 1, "category_id": 1, "iscrowd": k % 2, "bbox": box, "segmentation": outline}
+        for k, (box, outline) in enumerate([
+            ([2, 2, 4, 4], [[2, 2, 6, 2, 6, 6, 2, 6]]), ([1, 1, 8, 3], None),
+            ([12, 4, 2, 2], [[12, 4, 14, 4, 14, 6, 12, 6]]), ([10, 2, 5, 5], [[10, 2, 15, 2, 15, 7, 10, 7]]),
+        ])
+    ]  # fmt: skip
+    image = {"id": 1, "file_name": "a.png", "height": 10, "width": 20}
+    content = {"images": [image], "annotations": entries, "categories": [{"id": 1, "name": "a"}]}
+    expected = np.zeros((10, 20), np.uint8)
+    expected[1:4, 1:9] = expected[2:7, 10:15] = UNLABELLED  # crowds, the first by its box
+    expected[2:6, 2:6] = expected[4:6, 12:14] = 1
+    read = as_label_maps(parse_coco(content, tmp_path, tmp_path, are_files=False))
+    assert np.array_equal(read.label_maps.read(read.images[0]), expected)
     as_label_maps(replace(shapes, class_names=[f"c{k}" for k in range(254)]))
     with pytest.raises(
         UserError, match="has 256 classes of pixels, background included, but label maps hold at most 255"
