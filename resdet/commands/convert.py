@@ -36,8 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     endings = {"resdet": ".safetensors", "torchvision": ".pth", "transformers": "", "program": ".pt2"}
     ending = ".yaml" if args.config else endings[args.to]
-    if args.output.suffix != ending:
-        parser.error(f"OUT must end in {ending}" if ending else "OUT must be a folder, without an ending")
+    if ending and args.output.suffix != ending:
+        parser.error(f"OUT must end in {ending}")
+    if not ending and args.output.is_file():
+        parser.error(f"OUT must be a folder, but {args.output} is a file")
     if args.config and args.to != "resdet":
         parser.error(f"--to {args.to} has no effect beside --config")
     if args.images is not None and not args.config:

@@ -80,6 +80,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     from resdet.data.quality.files import inspect_files, leaks, with_file_sizes
     from resdet.data.quality.label_maps import inspect_label_maps
     from resdet.data.quality.repair import repair
+    from resdet.data.quality.report import Findings
     from resdet.data.quality.summary import errors, report
     from resdet.data.sources import join_parts, open_parts
     from resdet.data.splits import require_data
@@ -122,7 +123,6 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     if alone:
         findings += compare(sources["train"], sources["val"])
     advice: list[str] = []
-    misfit = ""  # of the data and the model
     if not errors(findings):
         whole = join_parts(config.data, train)
         held_out = join_parts(config.data, val)
@@ -133,7 +133,9 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             if "semantic" not in config.model.outputs:  # whose classes come from label maps
                 fitted(config, read, parse_coco(held_out.content, held_out.images, held_out.path))
         except UserError as error:
-            misfit = str(error)
+            misfit = Findings("train")
+            misfit.add("model", str(error))
+            findings += misfit.by_code.values()
         found, advice = examine_sizes(read, config.data, config.model)
         findings += found
     for name, source in sources.items():
@@ -144,8 +146,6 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
     report(findings, [root, *sorted(folders, reverse=True)])
     for line in advice:
         console.print(line)
-    if misfit:
-        console.print(f"error: {misfit}", markup=False)
     if output:
         listed = [{k: v for k, v in asdict(finding).items() if k != "items"} for finding in findings]
         write_json(output / "findings.json", {"findings": listed, "advice": advice}, indent=2)
@@ -164,7 +164,7 @@ def check(config: Config, output: Path | None, fix: Path | None, split: Split, *
             )
         write_json(fix, repaired.content)
         console.print(f"written: {fix}: {split}, repaired: {mended}")
-    return errors(findings) + bool(misfit)
+    return errors(findings)
 
 
 def unused(data: DataConfig, sources: dict[str, Source]) -> dict[str, Source]:

@@ -86,7 +86,7 @@ def write(source: Source, output: Path) -> None:
     refuse_sources(output, [source])
     make_folder(output.parent)
     write_json(output, source.content)
-    describe(f"written: {output}", source)
+    describe_written(str(output), source)
     console.print(f"classes: {', '.join(str(c.get('name', c.get('id'))) for c in source.content['categories'])}")
     console.print(f"file names are relative to {source.images}")
 
@@ -100,6 +100,15 @@ def refuse_sources(output: Path, sources: list[Source]) -> None:
     refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
 
 
+def describe_written(what: str, source: Source) -> None:
+    """How much was written, and that label maps were not."""
+    from resdet.runtime.console import console
+
+    describe(f"written: {what}", source)
+    if source.labels:
+        console.print(f"  {len(source.labels.files)} label maps (left out; the format has none)")
+
+
 def describe(title: str, source: Source) -> None:
     """How much is in annotations, and what was left out of them."""
     from resdet.runtime.console import console
@@ -111,7 +120,5 @@ def describe(title: str, source: Source) -> None:
     )
     for note in source.notes:
         console.print(f"  {note}")
-    if source.labels and title.startswith("written"):
-        console.print(f"  {len(source.labels.files)} label maps (left out; the format has none)")
     for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:
         console.print(f"  {count} {remark}")

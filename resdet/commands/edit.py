@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from resdet.commands.datasets import describe, open_source, open_splits, write
+from resdet.commands.datasets import describe_written, open_source, open_splits, write
 from resdet.config import DataFormat
 from resdet.errors import UserError
 from resdet.writing import make_folder, refuse_overwriting
@@ -76,7 +76,7 @@ def add_parsers(kinds: Any) -> None:
             "--split",
             dest="part",
             metavar="NAME",
-            help="read this split of the source (default: all that OUT can hold, else train)",
+            help="read this split of the source (default: every split if OUT can hold several, otherwise train)",
         )
 
 
@@ -110,7 +110,7 @@ def convert(args: argparse.Namespace) -> None:
     make_folder(args.target)
     for name, source in sources.items():
         lost = WRITERS[args.to](source, args.target, name)
-        describe(f"written: {args.target} ({args.to}, {name})", source)
+        describe_written(f"{args.target} ({args.to}, {name})", source)
         for remark, count in lost.items():
             console.print(f"  {count} {remark}")
 

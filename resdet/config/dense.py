@@ -61,20 +61,18 @@ class OnPyramidConfig(DenseConfig):
         return self
 
 
-class DenseAnchorConfig(AnchorConfig):
-    """On a pyramid, `sizes` has as many for each of p3..p7, fine to coarse."""
-
-
 def _octaves(scale: float = 4.0) -> tuple[float, ...]:
     """Three sizes for each level: a third of an octave apart."""
     return tuple(scale * stride * 2 ** (i / 3) for stride in (8, 16, 32, 64, 128) for i in range(3))
 
 
-class RetinaNetAnchorConfig(DenseAnchorConfig):
+class RetinaNetAnchorConfig(AnchorConfig):
+    """`sizes` has as many for each of p3..p7, fine to coarse."""
+
     sizes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = _octaves()
 
 
-class OneAnchorConfig(DenseAnchorConfig):
+class OneAnchorConfig(AnchorConfig):
     """One a place, eight strides wide."""
 
     sizes: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (64, 128, 256, 512, 1024)

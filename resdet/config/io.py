@@ -250,7 +250,7 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(str(given), re.findall(r"'([^']+)'", error["ctx"]["expected"]), n=1)
         message += f"; did you mean {near[0]!r}?" if near else ""
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"{path}: a section, {{key: value}}, which cannot be {'null' if given is None else _shortened(given)}"
+        return f"{path}: must be a section ({{key: value}}), got {'null' if given is None else _shortened(given)}"
     if error["type"] in ("path_type", "string_type") and isinstance(given, int | float):
         message = f"{given} is read as a number; quote it if it is a path or a name"
         return f"{path}: {message}"

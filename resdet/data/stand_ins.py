@@ -1,4 +1,4 @@
-"""Files that stand in for another one, which Git did not put there: links checked out as text, and pointers of Git LFS."""
+"""Files that Git left in place of the real ones: symbolic links checked out as text, and Git LFS pointers."""
 
 from __future__ import annotations
 

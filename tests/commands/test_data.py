@@ -83,8 +83,11 @@ def test_bad_data_stop_a_training_with_the_list(shapes_root, tmp_path) -> None:
 
 def test_the_check_finds_a_head_that_the_data_cannot_teach(shapes_root, tmp_path, capsys) -> None:
     config = tiny.config_file(shapes_root, tmp_path, eval_every=0)
-    assert cli.main(["data", "check", str(config), "model.mask=null", "model.keypoint={}"]) == 2
+    given = ["model.mask=null", "model.keypoint={}", "--output", str(tmp_path)]
+    assert cli.main(["data", "check", str(config), *given]) == 2
     assert "a keypoint head cannot learn: set model.keypoint=null" in " ".join(capsys.readouterr().out.split())
+    findings = json.loads((tmp_path / "findings.json").read_text())["findings"]
+    assert [found["code"] for found in findings if found["severity"] == "error"] == ["model"]
 
 
 @pytest.mark.slow

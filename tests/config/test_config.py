@@ -115,7 +115,7 @@ def test_all_mistakes_are_listed_with_suggestions(tmp_path) -> None:
         ("", ["train.batch_size=5", "train.accumulate=2"], "must be a multiple of train.accumulate"),
         ("", ["data.min_size=2000"], "is below data.min_size"),
         ("", ["data.pad_multiple=33"], "multiple of 32"),
-        ("", ["model.rpn=null"], r"model\.rpn: a section, \{key: value\}, which cannot be null"),
+        ("", ["model.rpn=null"], r"model\.rpn: must be a section \(\{key: value\}\), got null"),
         ("", ["model.kind=rtdtr"], r"model\.kind: must be one of rcnn.*rtdetr.*did you mean 'rtdetr'"),
         (
             "",

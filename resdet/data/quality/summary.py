@@ -44,14 +44,14 @@ def check_annotations(sources: dict[str, Source], others: Sequence[Finding] = ()
     findings += others
     for finding in findings:
         if finding.severity == "warning" and finding.code not in QUIET:
-            console.print(f"warning: {finding.split}: {finding.count} {finding.what}, such as {finding.examples[0]}")
+            console.print(f"warning: {finding.split}: {finding.what} ({finding.count}), such as {finding.examples[0]}")
     refuse("the data cannot be trained on", findings)
 
 
 def refuse(what: str, findings: Sequence[Finding]) -> None:
     """Raises `UserError`, which begins with `what`, with all errors among the findings."""
     lines = [
-        f"{f.split}: {f.count} {f.what}; to fix: {f.fix}"
+        f"{f.split}: {f.what} ({f.count}); to fix: {f.fix}"
         + "".join(f"\n      {example}" for example in f.examples[:5] + ["…"] * (f.count > 5))
         for f in findings
         if f.severity == "error"
