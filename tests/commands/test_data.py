@@ -85,9 +85,10 @@ def test_the_check_finds_a_head_that_the_data_cannot_teach(shapes_root, tmp_path
     config = tiny.config_file(shapes_root, tmp_path, eval_every=0)
     given = ["model.mask=null", "model.keypoint={}", "--output", str(tmp_path)]
     assert cli.main(["data", "check", str(config), *given]) == 2
-    assert "a keypoint head cannot learn: set model.keypoint=null" in " ".join(capsys.readouterr().out.split())
-    findings = json.loads((tmp_path / "findings.json").read_text())["findings"]
-    assert [found["code"] for found in findings if found["severity"] == "error"] == ["model"]
+    assert "the model cannot learn from these data" in " ".join(capsys.readouterr().out.split())
+    (found,) = [f for f in json.loads((tmp_path / "findings.json").read_text())["findings"] if f["severity"] == "error"]
+    assert found["code"] == "model"
+    assert "a keypoint head cannot learn: set model.keypoint=null" in found["examples"][0]
 
 
 @pytest.mark.slow

@@ -257,7 +257,9 @@ def test_what_cannot_be_written_is_one_error(tmp_path, capsys) -> None:
                  ["dedupe", str(file), "--output", str(out), *images], ["merge", str(out), str(file), str(file)],
                  ["split", str(file), str(tmp_path / "parts"), "--val", "0.5", *images]):  # fmt: skip
         assert main(verb) == 2
-        assert "2 boxes look like fractions of the image" in "".join(capsys.readouterr()).replace("\n", " ")
+        assert "boxes look like fractions of the image; COCO's are in pixels (2)" in "".join(
+            capsys.readouterr()
+        ).replace("\n", " ")
         assert not out.exists()
     source = dataset(tmp_path / "set", ["cat", "cat"], "ab")
     file.write_text(json.dumps(source.content))

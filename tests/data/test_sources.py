@@ -40,7 +40,7 @@ def test_a_named_split_of_roboflow_is_that_folder(tmp_path) -> None:
         open_split(data, "val")
     (tmp_path / "all.json").write_text(coco(["train.png"]))
     with pytest.raises(
-        UserError, match=r"name a file with data\.val\.annotations, all\.json, and set data\.val\.split=null"
+        UserError, match=r"with data\.val\.annotations, such as all\.json, and set data\.val\.split=null"
     ):
         open_split(data, "val")
 

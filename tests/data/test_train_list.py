@@ -134,7 +134,7 @@ def test_mistakes_name_the_source(shapes_root, tmp_path) -> None:
     content["images"].append(content["images"][0])
     Path(second["annotations"]).write_text(json.dumps(content))
     values["data"]["train"] = [first, second]
-    with pytest.raises(UserError, match=r"train\[1\]: 1 annotation of a category that is not listed"):
+    with pytest.raises(UserError, match=r"train\[1\]: annotation of a category that is not listed \(1\)"):
         prepare_inputs(parse_config(values))
     with pytest.raises(UserError, match=r"1\.json: annotation \d+: category_id 99") as caught:
         open_split(parse_config(values).data, "train")
