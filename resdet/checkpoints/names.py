@@ -148,6 +148,12 @@ TABLES: dict[Source, list[tuple[str, str]]] = {
         (r"roi_head\.mask_head\.convs\.(\d)\.(?:bn|gn)\.", r"heads.mask.convs.\1.norm."),
         (r"roi_head\.mask_head\.upsample\.", "heads.mask.upsample."),
         (r"roi_head\.mask_head\.conv_logits\.", "heads.mask.logits."),
+        (r"semantic_head\.conv_upsample_layers\.(\d)\.conv\.(\d)\.conv\.", r"heads.semantic.towers.\1.convs.\2.conv."),
+        (
+            r"semantic_head\.conv_upsample_layers\.(\d)\.conv\.(\d)\.(?:gn|bn)\.",
+            r"heads.semantic.towers.\1.convs.\2.norm.",
+        ),
+        (r"semantic_head\.conv_logits\.", "heads.semantic.logits."),
     ],
 }
 # Names that occur in one source only; with alternatives for detectors without FPN.
@@ -185,6 +191,8 @@ def to_ours(weights: dict[str, Tensor], source: Source) -> tuple[dict[str, Tenso
             unknown.append(name)
         else:
             value = _without_background(ours, value) if source == "torchvision" else value
+            if source == "mmdetection" and ours.startswith("heads.semantic.logits."):
+                value = torch.cat([value[-1:], value[:-1]])  # all things come last there, first here
             converted[ours] = (
                 value.squeeze(-1) if ours.startswith("heads.mask.point.") else value
             )  # convolutions of width 1

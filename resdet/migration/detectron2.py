@@ -15,6 +15,7 @@ import yaml
 from resdet.config import load_yaml
 from resdet.errors import UserError
 from resdet.migration import detectron2_retinanet as retinanet
+from resdet.migration import detectron2_semantic as semantic
 from resdet.migration.conventions import DETECTRON2, OF_HEADS
 from resdet.migration.detectron2_defaults import DEFAULTS
 from resdet.migration.detectron2_keys import TABLE
@@ -43,9 +44,14 @@ def migrate(given: Leaves, defaults: Leaves, origin: str, names: Mapping[str, st
         table = {**retinanet.TABLE, **TABLE, **retinanet.TABLE}  # its rules come first
         numerics = {"model": retinanet.NUMERICS}
         return Migration(origin, *account(given, {**defaults, **retinanet.DEFAULTS}, table, origin, numerics, names))
+    defaults = {**defaults, **semantic.DEFAULTS}
+    if architecture == "SemanticSegmentor":
+        table = {**semantic.ALONE, **TABLE, **semantic.ALONE}
+        return Migration(origin, *account(given, defaults, table, origin, {"model": semantic.NUMERICS}, names))
     without = OF_HEADS if architecture == "ProposalNetwork" else ()
     always = {key: value for key, value in DETECTRON2.items() if key not in without}
-    return Migration(origin, *account(given, defaults, TABLE, origin, {"model": always}, names))
+    table = {**semantic.PANOPTIC, **TABLE}
+    return Migration(origin, *account(given, defaults, table, origin, {"model": always}, names))
 
 
 def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:

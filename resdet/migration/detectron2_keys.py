@@ -27,6 +27,12 @@ def _maps(rule: Rule) -> Rule:
     return Rule(convert)
 
 
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "GeneralizedRCNN": {},
+    "ProposalNetwork": {"model.box": None},
+    "PanopticFPN": {"model.semantic": {}},
+    **{name: {} for name in ("RetinaNet", "SemanticSegmentor")},  # with tables of their own
+}
 _OTHERS = "belongs to another architecture"
 _NO_MASK = "without masks"
 
@@ -82,12 +88,7 @@ def _norm(ours: str) -> Rule:
 
 _RULES: dict[str, Rule] = {
     # architecture
-    "MODEL.META_ARCHITECTURE": sets(
-        # RetinaNet has a table of its own.
-        lambda v, _: shared.choice(
-            v, {"GeneralizedRCNN": {}, "ProposalNetwork": {"model.box": None}, "RetinaNet": {}}, 0
-        )
-    ),
+    "MODEL.META_ARCHITECTURE": sets(lambda v, _: dict(shared.choice(v, _ARCHITECTURES, 0))),
     "MODEL.BACKBONE.NAME": take("model.neck", values.neck),
     "MODEL.PROPOSAL_GENERATOR.NAME": builds("RPN"),
     "MODEL.ROI_HEADS.NAME": sets(values.roi_heads),
@@ -233,7 +234,7 @@ _RULES: dict[str, Rule] = {
     "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": _keypoint(only(1.0)),
     "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": no_effect("images without objects are left out"),
     "TEST.KEYPOINT_OKS_SIGMAS": sets(lambda v, _: {"data.keypoint_sigmas": list(v)} if v else {}),
-    "MODEL.SEM_SEG_HEAD.* MODEL.PANOPTIC_FPN.* MODEL.RETINANET.*": no_effect(_OTHERS),
+    "MODEL.RETINANET.*": no_effect(_OTHERS),
     # data
     "DATASETS.TRAIN DATASETS.TEST": sets(values.datasets),
     "DATASETS.P*": no_effect("proposals are computed"),

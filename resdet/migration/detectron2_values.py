@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ def datasets(value: Any, _: Leaves) -> dict[str, Any]:
     if names in (["keypoints_coco_2017_train"], ["keypoints_coco_2017_val"]):
         split = names[0].rpartition("_")[2]
         return {f"data.{split}.split": f"person_keypoints_{split}2017"}
+    if len(names) == 1 and re.fullmatch(r"coco_2017_(train|val)_panoptic(_separated|_stuffonly)?", names[0]):
+        return {"data.format": "coco_panoptic"}
+    if any("sem_seg" in name for name in names):
+        raise NotTaken("label maps: set data.root, and data.format to label_maps")
     raise NotTaken("registered by code; set data.train and data.val, images and annotations")
 
 

@@ -16,6 +16,7 @@ from resdet.migration.report import Migration
 
 Convert = Callable[[Any, Leaves], Any]
 BODY, RPN, ROI = "model.backbone.bottom_up.", "model.proposal_generator.", "model.roi_heads."
+SEMANTIC = "model.sem_seg_head."
 TRAIN, TEST = "dataloader.train.", "dataloader.test."
 RESIZE = "mapper.augmentations.ResizeShortestEdge."
 
@@ -114,6 +115,17 @@ NAMES: Mapping[str, tuple[tuple[str, Convert | None], ...]] = {
     f"{ROI}keypoint_pooler.output_size": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION", None),),
     f"{ROI}keypoint_pooler.sampling_ratio": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO", None),),
     f"{ROI}keypoint_pooler.pooler_type": (("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", None),),
+    f"{SEMANTIC}_target_": (("MODEL.SEM_SEG_HEAD.NAME", None),),
+    f"{SEMANTIC}num_classes": (("MODEL.SEM_SEG_HEAD.NUM_CLASSES", None),),
+    f"{SEMANTIC}conv_dims": (("MODEL.SEM_SEG_HEAD.CONVS_DIM", None),),
+    f"{SEMANTIC}common_stride": (("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", None),),
+    f"{SEMANTIC}norm": (("MODEL.SEM_SEG_HEAD.NORM", _norm),),
+    f"{SEMANTIC}loss_weight": (("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", None),),
+    f"{SEMANTIC}ignore_value": (("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", None),),
+    "model.instance_loss_weight": (("MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT", None),),
+    "model.combine_overlap_thresh": (("MODEL.PANOPTIC_FPN.COMBINE.OVERLAP_THRESH", None),),
+    "model.combine_stuff_area_thresh": (("MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT", None),),
+    "model.combine_instances_score_thresh": (("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", None),),
     "model.pixel_mean": (("MODEL.PIXEL_MEAN", None),),
     "model.pixel_std": (("MODEL.PIXEL_STD", None),),
     "model.input_format": (("INPUT.FORMAT", None),),
@@ -125,6 +137,7 @@ NAMES: Mapping[str, tuple[tuple[str, Convert | None], ...]] = {
     ),
     f"{TRAIN}total_batch_size": (("SOLVER.IMS_PER_BATCH", None),),
     f"{TRAIN}num_workers": (("DATALOADER.NUM_WORKERS", None),),
+    f"{TRAIN}dataset.filter_empty": (("DATALOADER.FILTER_EMPTY_ANNOTATIONS", None),),
     f"{TRAIN}dataset.names": (("DATASETS.TRAIN", None),),
     f"{TEST}dataset.names": (("DATASETS.TEST", None),),
     f"{TEST}{RESIZE}short_edge_length": (("INPUT.MIN_SIZE_TEST", None),),

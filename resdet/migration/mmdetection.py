@@ -6,6 +6,7 @@ from typing import Any
 
 from resdet.migration import mmdetection_data as steps
 from resdet.migration import mmdetection_dense as dense
+from resdet.migration import mmdetection_panoptic as panoptic
 from resdet.migration.conventions import MMDETECTION, OF_HEADS
 from resdet.migration.keys import (
     Kind,
@@ -78,7 +79,10 @@ def _model(given: Leaves) -> tuple[Table, dict[str, Any], dict[str, Any]]:
             {**kind.defaults, **dense.without_norm(given)},
             dense.always(kind),
         )
-    return MODEL, {}, {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
+    always = {key: value for key, value in MMDETECTION.items() if has_heads(given) or key not in OF_HEADS}
+    if panoptic.panoptic(given):
+        return {**panoptic.PANOPTIC, **MODEL}, panoptic.DEFAULTS, always
+    return MODEL, {}, always
 
 
 def _absent(given: Leaves) -> dict[str, Any]:

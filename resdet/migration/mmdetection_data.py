@@ -14,6 +14,8 @@ from resdet.migration.keys import Leaves, NotTaken, find
 
 IMAGES = "--images"  # the number of training images, from the command line
 COCO_TRAIN = {True: 117_266, False: 118_287}  # train2017; whether images without objects are left out
+PANOPTIC = "CocoPanopticDataset"
+READ = ("CocoDataset", PANOPTIC, "RepeatDataset", "ClassBalancedDataset")
 TRAIN, VAL = ("train_dataloader.", "data.train."), ("val_dataloader.", "data.val.", "data.test.")
 
 
@@ -114,7 +116,7 @@ def images(all_: Leaves) -> int:
         return int(times) * int(all_[IMAGES])
     name = _get(all_, TRAIN, "ann_file")
     drop_empty = bool(_get(all_, TRAIN, "filter_cfg.filter_empty_gt", "filter_empty_gt", default=True))
-    if isinstance(name, str) and PurePosixPath(name).name == "instances_train2017.json":
+    if isinstance(name, str) and PurePosixPath(name).name in ("instances_train2017.json", "panoptic_train2017.json"):
         return int(times) * COCO_TRAIN[drop_empty]
     count = _counted(_joined(all_, TRAIN, name), drop_empty) if isinstance(name, str) else None
     if count is None:
@@ -127,6 +129,13 @@ def _counted(path: str, drop_empty: bool) -> int | None:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         owners = {entry["image_id"] for entry in content["annotations"] if not entry.get("iscrowd")}
+        if any("segments_info" in entry for entry in content["annotations"]):  # images with things
+            things = {category["id"] for category in content["categories"] if category["isthing"]}
+            owners = {
+                entry["image_id"]
+                for entry in content["annotations"]
+                if any(segment["category_id"] in things for segment in entry["segments_info"])
+            }
         return sum(1 for image in content["images"] if not drop_empty or image["id"] in owners)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -169,14 +178,15 @@ def paths(ours: str, splits: Sequence[str]) -> Any:
         if not isinstance(name, str) or not isinstance(folder, str):
             raise NotTaken(f"set data.{ours}.images and data.{ours}.annotations")
         kind = _get(all_, splits, "dataset.type", "type", default="CocoDataset")
-        if kind not in ("CocoDataset", "RepeatDataset", "ClassBalancedDataset"):
+        if kind not in READ:
             raise NotTaken(f"set data.{ours}: a {kind} is read by data.format")
         annotations, image_folder = (
             PurePosixPath(_joined(all_, splits, name)),
             PurePosixPath(_joined(all_, splits, folder)),
         )
         root, part = image_folder.parent, f"{ours}2017"
-        if image_folder.name == part and annotations == root / "annotations" / f"instances_{part}.json":
+        of_kind = "panoptic" if kind == PANOPTIC else "instances"
+        if image_folder.name == part and annotations == root / "annotations" / f"{of_kind}_{part}.json":
             return {"data.root": str(root)}
         return {f"data.{ours}.images": str(image_folder), f"data.{ours}.annotations": str(annotations)}
 

@@ -27,9 +27,17 @@ def _cascade(all_: Leaves) -> bool:
 
 def _detector(value: Any, all_: Leaves) -> dict[str, Any]:
     """The sections that a detector has, and those that it has not."""
-    masks = {"FasterRCNN": False, "MaskRCNN": True, "CascadeRCNN": f"{MASK}type" in all_, "RPN": False}
+    masks = {
+        "FasterRCNN": False,
+        "MaskRCNN": True,
+        "CascadeRCNN": f"{MASK}type" in all_,
+        "RPN": False,
+        "PanopticFPN": True,
+    }
     known = {**masks, **dict.fromkeys(("RetinaNet", "FCOS", "ATSS", "GFL", "YOLOF"))}  # with keys of their own
     found: dict[str, Any] = {"model.mask": {} if shared.choice(value, known, 0) else None}
+    if value == "PanopticFPN":
+        found |= {"model.semantic": {}}
     if _cascade(all_):
         found |= {
             "model.cascade.resample": True,

@@ -16,6 +16,12 @@ def _classes(value: Any, _: Leaves) -> dict[str, Any]:
     return {"model.num_classes": len([value] if isinstance(value, str) else value)}
 
 
+def _format(value: Any, _: Leaves) -> dict[str, Any]:
+    if value not in steps.READ:
+        raise NotTaken("another format of annotations: see data.format")
+    return {"data.format": "coco_panoptic"} if value == steps.PANOPTIC else {}
+
+
 def _optimizer(value: Any, _: Leaves) -> str:
     known = {"SGD": "sgd", "AdamW": "adamw"}
     if value not in known:
@@ -120,9 +126,7 @@ TRAINING: Mapping[str, Rule] = {
     of(TRAIN, "times"): no_effect("counted in epochs"),
     "train_dataloader.num_workers data.workers_per_gpu": take("data.workers", from_default=False),
     of((*TRAIN, *VAL), "datasets.*"): only(instead="several datasets in one: merge them first"),
-    of(TRAIN, "dataset.type") + " data.train.type": only(
-        "CocoDataset", "RepeatDataset", "ClassBalancedDataset", instead="another format of annotations: see data.format"
-    ),
+    of(TRAIN, "dataset.type") + " data.train.type": sets(_format),
     of(TRAIN, "backend_args", "test_mode", "seg_prefix") + " train_dataloader.collate_fn.type": no_effect(),
     "train_dataloader.persistent_workers train_dataloader.pin_memory train_dataloader.sampler.shuffle": no_effect(),
     "train_dataloader.drop_last": no_effect("batches are always full"),

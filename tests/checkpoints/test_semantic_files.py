@@ -1,4 +1,4 @@
-"""Panoptic FPN and Semantic FPN in detectron2's names, and in checkpoints that others start from."""
+"""Panoptic FPN and Semantic FPN in the names of detectron2 and mmdetection, and in checkpoints that others start from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from resdet.checkpoints.names import from_ours
 from resdet.checkpoints.recognise import open_checkpoint
@@ -62,3 +63,51 @@ def test_alone_and_fine_tuned_on_other_classes(tmp_path) -> None:
         assert logits.shape[0] == 2
     with pytest.raises(UserError, match=r"holds a detector of model.kind=semantic, but the config sets model.mask"):
         completed(parse_config({"model": {"mask": {}, "weights": str(found.path)}}).model, found)
+
+
+class ConvUpsample(nn.Module):
+    """mmdetection's, written after its source: a doubling after each of the first `doublings` convolutions."""
+
+    def __init__(self, channels: int, width: int, layers: int, doublings: int) -> None:
+        super().__init__()
+        self.doublings = doublings
+        self.conv = nn.ModuleList()
+        for i in range(layers):
+            conv = nn.Conv2d(channels if i == 0 else width, width, 3, padding=1, bias=False)
+            self.conv.append(nn.ModuleDict({"conv": conv, "gn": nn.GroupNorm(32, width)}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.conv):
+            x = layer["gn"](layer["conv"](x)).relu()
+            if i < self.doublings:
+                x = nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return x
+
+
+def test_mmdetections_beside_mask_rcnn(tmp_path) -> None:
+    """Its head, whose last class is all things, gives the same logits; ours is the first."""
+    torch.manual_seed(0)
+    backbone = {"name": "resnet18", "weights": "x"}
+    model = small(semantic={"num_classes": 54, "width": 32}, keypoint=None, backbone=backbone)
+    theirs = {
+        from_ours(name, "mmdetection"): value for name, value in model.state_dict().items() if "semantic" not in name
+    }
+    assert None not in theirs
+    channels = model.heads["semantic"].towers[0].convs[0].conv.in_channels
+    layers = nn.ModuleList(ConvUpsample(channels, 32, max(1, i), i) for i in range(4))
+    head = nn.ModuleDict({"conv_upsample_layers": layers, "conv_logits": nn.Conv2d(32, 54, 1)})
+    for weight in head.parameters():
+        nn.init.normal_(weight, std=0.3)
+    theirs |= {f"semantic_head.{name}": value for name, value in head.state_dict().items()}
+    torch.save({"state_dict": theirs, "meta": {}}, tmp_path / "f.pth")
+    found = open_checkpoint(tmp_path / "f.pth")
+    assert (found.source, found.left_over, found.model.semantic.norm) == ("mmdetection", [], "gn")
+    assert (found.class_names, found.model.semantic.names[0]) == ([], "banner")
+    ours = build_model(found.model)
+    ours.load_state_dict(found.weights)
+    features = {f"p{k + 2}": torch.randn(2, channels, 32 >> k, 64 >> k) for k in range(4)}
+    with torch.no_grad():
+        total = sum(layer(x) for layer, x in zip(layers, features.values(), strict=True))
+        wanted = head["conv_logits"](total)
+        got = ours.heads["semantic"](features)
+    torch.testing.assert_close(got, torch.cat([wanted[:, -1:], wanted[:, :-1]], dim=1))

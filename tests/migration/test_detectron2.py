@@ -233,7 +233,6 @@ def test_datasets_of_keypoints(tmp_path) -> None:
     ("text", "message"),
     [
         ("MODEL: {META_ARCHITECTURE: FCOS}", r"MODEL.META_ARCHITECTURE='FCOS': resdet supports"),
-        ("MODEL: {META_ARCHITECTURE: SemanticSegmentor}", "MODEL.META_ARCHITECTURE='SemanticSegmentor'"),
         ("MODEL: {PROPOSAL_GENERATOR: {NAME: PrecomputedProposals}}", "PROPOSAL_GENERATOR.NAME='PrecomputedProposals'"),
         (
             "MODEL: {ROI_HEADS: {NAME: Res5ROIHeads}}",
