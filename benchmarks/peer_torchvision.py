@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resdet.config import Config, RCNNConfig
+from resdet.config import Config, FCOSConfig, RCNNConfig, RetinaNetConfig
 from resdet.data.dataset import DetectionDataset
 from resdet.data.patch import patch_of
 from resdet.errors import UserError
@@ -24,25 +24,45 @@ from workload import Load, Sides
 
 def torchvision_sides(ours: Detector, config: Config, load: Load, batch: Batch, device: torch.device) -> Sides:
     """torchvision's detector with the weights of `ours`, on the same batch. Raises `UserError` where it has no such model."""
-    from torchvision.models.detection import FasterRCNN, MaskRCNN
+    from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
     from torchvision.ops.misc import FrozenBatchNorm2d
 
     m = config.model
-    if not isinstance(m, RCNNConfig):
+    if not isinstance(m, RCNNConfig | RetinaNetConfig | FCOSConfig):
         raise UserError(f"--compare torchvision: not with model.kind={m.kind}; --compare none")
     assert m.num_classes is not None
     norms: dict[str, Any] = {"frozen_bn": FrozenBatchNorm2d, "bn": nn.BatchNorm2d}
     if m.backbone.norm not in norms:
         raise UserError(f"--compare torchvision: not with model.backbone.norm={m.backbone.norm}; --compare none")
-    backbone = resnet_fpn_backbone(
-        backbone_name=m.backbone.name, weights=None, norm_layer=norms[m.backbone.norm],
-        trainable_layers=5 - max(m.backbone.frozen_stages - 1, 0),
-    )  # fmt: skip
-    build = MaskRCNN if m.mask else FasterRCNN
-    model: Any = build(
-        backbone, m.num_classes + 1, min_size=min(load.size), max_size=max(load.size), box_score_thresh=0.0
-    ).to(device)
+    trainable = 5 - max(m.backbone.frozen_stages - 1, 0)
+    model: Any
+    if isinstance(m, RCNNConfig):
+        backbone = resnet_fpn_backbone(
+            backbone_name=m.backbone.name, weights=None, norm_layer=norms[m.backbone.norm], trainable_layers=trainable
+        )
+        build = MaskRCNN if m.mask else FasterRCNN
+        model = build(
+            backbone, m.num_classes + 1, min_size=min(load.size), max_size=max(load.size), box_score_thresh=0.0
+        )
+    else:
+        c5 = 512 if m.backbone.name in ("resnet18", "resnet34") else 2048
+        backbone = resnet_fpn_backbone(
+            backbone_name=m.backbone.name, weights=None, norm_layer=norms[m.backbone.norm], trainable_layers=trainable,
+            returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(c5 if m.fpn.p6_from == "c5" else 256, 256),
+        )  # fmt: skip
+        limits = {"detections_per_img": m.head.max_detections, "topk_candidates": m.head.candidates}
+        limits |= {"min_size": min(load.size), "max_size": max(load.size)}
+        if isinstance(m, RetinaNetConfig):
+            each = len(m.anchors.sizes) // 5
+            sizes = tuple(tuple(m.anchors.sizes[k * each : (k + 1) * each]) for k in range(5))
+            anchors = AnchorGenerator(sizes, (tuple(m.anchors.ratios),) * 5)
+            model = RetinaNet(backbone, m.num_classes + 1, anchor_generator=anchors, score_thresh=0.0, **limits)
+        else:
+            model = FCOS(backbone, m.num_classes + 1, score_thresh=0.0, **limits)
+    model = model.to(device)
     try:
         model.load_state_dict(to_torchvision(dict(ours.state_dict()), m, "the benchmark's model"), strict=False)
     except RuntimeError as error:
@@ -78,7 +98,7 @@ def torchvision_sides(ours: Detector, config: Config, load: Load, batch: Batch, 
         model.eval()
         with torch.inference_mode(), autocast(device, config.train.amp):
             found = model(images[:1] * count)
-        return sum(len(f["masks"][:, 0] > 0.5 if m.mask else f["boxes"]) for f in found)
+        return sum(len(f["masks"][:, 0] > 0.5 if "masks" in f else f["boxes"]) for f in found)
 
     return Sides(train, predict)
 

@@ -52,6 +52,24 @@ def test_side_by_side_with_torchvision(shapes_root, tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "retinanet", "head": {"max_detections": 20}},
+        {"kind": "fcos", "head": {"scales": False, "distances": "relu", "centerness_on": "box", "max_detections": 20}},
+    ],
+    ids=lambda m: m["kind"],
+)
+def test_dense_detectors_beside_torchvision(model, shapes_root) -> None:
+    backbone = {"name": "resnet18", "weights": "none", "norm": "bn", "frozen_stages": 0}
+    config = parse_config(tiny.values(shapes_root, model={**model, "num_classes": 4, "backbone": backbone}))
+    load, device = Load((96, 96), 1, 3, 1), torch.device("cpu")
+    ours, theirs = (side_of(name, config, load, device) for name in ("resdet", "torchvision"))
+    assert ours.predict(1) == theirs.predict(1) == 20
+    theirs.train()
+
+
+@pytest.mark.slow
 def test_rt_detr_beside_transformers(shapes_root) -> None:
     pytest.importorskip("transformers")
     model = {**tiny.RTDETR, "num_classes": 4, "backbone": {"name": "resnet18", "weights": "none"}}
