@@ -68,3 +68,8 @@ def merge(
         ids[free & (semantic == label)] = number
         segments.append(Segment(number, int(label), False, int(areas[label])))
     return Panoptic(ids, segments)
+
+
+def encode_ids(ids: np.ndarray) -> np.ndarray:
+    """(H, W) of integers below 2**24 -> the pixels of COCO's panoptic PNGs, (H, W, 3) uint8: id = R + 256 G + 65536 B."""
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)

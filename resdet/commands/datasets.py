@@ -83,10 +83,11 @@ def write(source: Source, output: Path) -> None:
 
     if output.suffix.lower() != ".json":
         raise UserError(f"{output}: must end in .json")
+    refuse_without_objects(source)
     refuse_sources(output, [source])
     make_folder(output.parent)
     write_json(output, source.content)
-    describe_written(str(output), source)
+    describe_written(f"written: {output}", source)
     console.print(f"classes: {', '.join(str(c.get('name', c.get('id'))) for c in source.content['categories'])}")
     console.print(f"file names are relative to {source.images}")
 
@@ -100,11 +101,20 @@ def refuse_sources(output: Path, sources: list[Source]) -> None:
     refuse_overwriting([output], [*read, output] if json_kind(output) == "labelme" else read)
 
 
+def refuse_without_objects(source: Source) -> None:
+    """Raises `UserError` for label maps of classes, of which nothing would be left in a format of objects."""
+    if source.labels and not source.labels.things:
+        raise UserError(
+            f"{source.path}: its label maps have a class for each pixel, but no objects, so nothing would be left: "
+            "convert them --to label_maps or coco_panoptic"
+        )
+
+
 def describe_written(what: str, source: Source) -> None:
     """How much was written, and that label maps were not."""
     from resdet.runtime.console import console
 
-    describe(f"written: {what}", source)
+    describe(what, source)
     if source.labels:
         console.print(f"  {len(source.labels.files)} label maps (left out; the format has none)")
 

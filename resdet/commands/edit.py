@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from resdet.commands.datasets import describe_written, open_source, open_splits, write
+from resdet.commands.datasets import (
+    describe,
+    describe_written,
+    open_source,
+    open_splits,
+    refuse_without_objects,
+    write,
+)
 from resdet.config import DataFormat
 from resdet.errors import UserError
 from resdet.writing import make_folder, refuse_overwriting
@@ -23,7 +30,7 @@ VERBS = ("convert", "split", "merge", "sample", "remap", "dedupe")
 def add_parsers(kinds: Any) -> None:
     """The verbs' own options, added to the subparsers of `resdet data`."""
     texts = {
-        "convert": "convert any supported format to COCO, YOLO, Pascal VOC or labelme",
+        "convert": "convert any supported format to COCO, YOLO, Pascal VOC, labelme, label maps or COCO's panoptic format",
         "split": "split into train, val and test, stratified by class; groups of images stay together",
         "merge": "merge several datasets into one, joining classes by name",
         "sample": "draw a random subset of the images",
@@ -53,8 +60,11 @@ def add_parsers(kinds: Any) -> None:
             )
             sub.add_argument("target", metavar="OUT", type=Path, help=target)
         if verb == "convert":
-            sub.add_argument("--to", choices=("coco", "yolo", "voc", "labelme", "masks"), default="coco",
-                             help="coco: JSON files; else OUT is a folder, to which the images are copied")  # fmt: skip
+            sub.add_argument(
+                "--to", choices=("coco", "yolo", "voc", "labelme", "masks", "label_maps", "coco_panoptic"), default="coco",
+                help="coco: JSON files; else OUT is a folder, to which the images are copied. masks: a PNG of objects for each "
+                "image, label_maps: of classes, coco_panoptic: of segments (default: coco)",
+            )  # fmt: skip
         if verb == "split":
             sub.add_argument("--val", type=float, default=0.2, help="fraction of the images (default: 0.2)")
             sub.add_argument("--test", type=float, default=0.0, help="fraction of the images (default: 0)")
@@ -98,11 +108,16 @@ def convert(args: argparse.Namespace) -> None:
 
     if args.target.suffix == ".json":
         raise UserError(f"{args.target}: --to {args.to} writes a folder, not a file")
+    if args.target.resolve() == args.source.resolve():
+        raise UserError(f"{args.target}: is the source itself; choose another folder")
     if args.to == "labelme":  # which has no splits
         sources = {"train": open_source(args.source, args.format, args.part, args.images)}
     else:
         sources = open_splits(args.source, args.format, args.part, args.images)
+    of_pixels = args.to in ("label_maps", "coco_panoptic")
     for source in sources.values():  # raises for what the writers cannot take
+        if not of_pixels:
+            refuse_without_objects(source)
         parse_coco(source.content, source.images, source.path, source.origins)
         refuse_overwriting([args.target / image["file_name"] for image in source.content["images"]],
                            [source.images / image["file_name"] for image in source.content["images"]])  # fmt: skip
@@ -110,7 +125,7 @@ def convert(args: argparse.Namespace) -> None:
     make_folder(args.target)
     for name, source in sources.items():
         lost = WRITERS[args.to](source, args.target, name)
-        describe_written(f"{args.target} ({args.to}, {name})", source)
+        (describe if of_pixels else describe_written)(f"written: {args.target} ({args.to}, {name})", source)
         for remark, count in lost.items():
             console.print(f"  {count} {remark}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resdet.panoptic import Panoptic
+from resdet.panoptic import Panoptic, encode_ids
 from resdet.writing import atomic_write, write_json
 
 
@@ -40,9 +40,7 @@ class PanopticFiles:
                 **({} if segment.score is None else {"score": segment.score}),
             })  # fmt: skip
         self.annotations.append({"image_id": number, "file_name": f"{stem}.png", "segments_info": segments})
-        ids = panoptic.ids
-        pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
-        write_png(pixels, self.folder / "panoptic" / f"{stem}.png")
+        write_png(encode_ids(panoptic.ids), self.folder / "panoptic" / f"{stem}.png")
 
     def write(self) -> Path:
         """The JSON's path. Raises `UserError`."""

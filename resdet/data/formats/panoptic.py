@@ -1,7 +1,7 @@
 """COCO's panoptic annotations (https://cocodataset.org/#format-data, 4): a JSON, and beside it a folder of the same name with a
 PNG for each image, whose pixels are ids R + 256 G + 65536 B -> COCO's structure of the things, and label maps.
 
-The label maps' classes are all things as label 0, then the stuff in the order of its ids.
+The label maps' classes are all things as label 0 (if there are categories of things), then the stuff in the order of its ids.
 """
 
 from __future__ import annotations
@@ -62,10 +62,11 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
     things = [entry for entry in content["categories"] if entry["isthing"]]
     stuff = sorted((e for e in content["categories"] if not e["isthing"]), key=lambda entry: entry["id"])
     number = {entry["id"]: k for k, entry in enumerate([*things, *stuff])}
-    label = {e["id"]: THINGS for e in things} | {e["id"]: k for k, e in enumerate(stuff, 1)}
-    source = Source(path, folder, {
-        "images": content["images"], "annotations": [], "categories": [{"id": e["id"], "name": class_name(e)} for e in things]
-    }, split=split)  # fmt: skip
+    label = {e["id"]: THINGS for e in things} | {e["id"]: k for k, e in enumerate(stuff, 1 if things else 0)}
+    categories = [{"id": e["id"], "name": class_name(e)} for e in things or stuff]
+    source = Source(
+        path, folder, {"images": content["images"], "annotations": [], "categories": categories}, split=split
+    )
     files: dict[int | str, LabelFile] = {}
     sizes = {entry["id"]: size_of(entry) for entry in content["images"]}
     for entry in content["annotations"]:
@@ -89,7 +90,7 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
                 })  # fmt: skip
                 source.origins[len(objects)] = f"{files[entry['image_id']].file}: segment {segment['id']}"
     names = [str(class_name(entry)) for entry in [*things, *stuff]]
-    classes = [(0, ALL_THINGS), *((entry["id"], str(class_name(entry))) for entry in stuff)]
+    classes = [*([(0, ALL_THINGS)] if things else []), *((entry["id"], str(class_name(entry))) for entry in stuff)]
     refuse_many([name for _, name in classes], path)
     source.labels = LabelSource(classes, files, names, len(things))
     if without := len(content["images"]) - len(files):
@@ -164,10 +165,8 @@ def _check(content: Any, path: Path) -> None:
     for entry in content["categories"]:
         if not class_name(entry) or entry.get("isthing") not in (0, 1):
             problems.append(f"category {entry.get('id')!r}: needs a name, and isthing, 0 or 1")
-    if all(entry.get("isthing") != 1 for entry in content["categories"]):
-        problems.append(
-            "no category is a thing (isthing: 1): use data.format=label_maps with model.kind=semantic instead"
-        )
+    if not content["categories"]:
+        problems.append("lists no categories")
     known_images = {i for i in images if is_id(i, int)}
     known_categories = {i for i in categories if is_id(i, int)}
     seen = set()
