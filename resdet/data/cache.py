@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from resdet.config import DataConfig, of_source
 from resdet.data.coco import Annotations
 from resdet.data.index import ImageList
+from resdet.data.kept import cache_folder
 from resdet.data.sources import coco_paths, find_format
 from resdet.keypoints import Skeleton
 
@@ -37,8 +37,7 @@ def cache_path(data: DataConfig, split: Literal["train", "val"]) -> Path | None:
     if state.st_size < LARGE:
         return None
     text = f"{VERSION} {annotations.resolve()} {state.st_size} {state.st_mtime_ns} {images.resolve()}"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resdet" / "index"
-    return root / f"{annotations.stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+    return cache_folder() / "index" / f"{annotations.stem}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def load_index(path: Path | None) -> Annotations | None:

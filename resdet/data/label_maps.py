@@ -182,22 +182,23 @@ def check_mode(image: Image.Image, found: LabelFile) -> None:
 
 def as_labels(found: LabelFile, values: np.ndarray) -> np.ndarray:
     """Numbers in a file -> labels, (H, W) uint8. Raises `UserError` for numbers that mean nothing."""
-    there, where = np.unique(values, return_inverse=True)
     label_of = {entry.value: entry.label for entry in found.values}
     label_of.setdefault(0 if found.ids else UNLABELLED, UNLABELLED)
-    unknown = [value for value in there.tolist() if value not in label_of]
-    if unknown and found.ids:
-        raise UserError(
-            f"{found.file}: has the id {unknown[0]}, which is not in its segments_info ({len(unknown)} such ids): add it, or "
-            "write 0 where there is no segment"
-        )
-    if unknown:
+    known = np.array(sorted(label_of))
+    at = np.searchsorted(known[:-1], values)  # of each value, or of one that is not known
+    if (known[at] != values).any():
+        unknown = np.setdiff1d(values, known).tolist()
+        if found.ids:
+            raise UserError(
+                f"{found.file}: has the id {unknown[0]}, which is not in its segments_info ({len(unknown)} such ids): add it, "
+                "or write 0 where there is no segment"
+            )
         most = max(entry.value for entry in found.values)
         raise UserError(
             f"{found.file}: has the value {unknown[0]}, but the classes are numbered 0 to {most}: name it in the list of "
             f"classes, or write {UNLABELLED} where there is none"
         )
-    labels: np.ndarray = np.array([label_of[value] for value in there.tolist()], np.uint8)[where].reshape(values.shape)
+    labels: np.ndarray = np.array([label_of[value] for value in known.tolist()], np.uint8)[at]
     return labels
 
 

@@ -11,14 +11,16 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resdet.class_names import few
-from resdet.data.formats.common import Builder, Source, image_sizes, usual_name
+from resdet.data.formats.common import Builder, Source, all_files, image_sizes, usual_name
 from resdet.data.formats.masks_layout import Map, MasksLayout, looks_like_masks, read_masks_layout, split_of
 from resdet.data.formats.masks_pixels import Pixels, is_map, read_map
 from resdet.data.json_files import read_json
+from resdet.data.kept import Kept
 from resdet.errors import UserError
 
 OBJECT = "object"  # the class where none is named
@@ -57,6 +59,31 @@ def read_masks(root: Path, images: Path | None = None, split: str | None = None)
     """
     if not root.is_dir():
         raise UserError(f"{root}: label maps lie in a folder: name that")
+    listed = [file for folder in (root, images) if folder for file in all_files(folder)]
+    kept = Kept("masks", root, listed, part=f"{images} {split}")
+    if (found := kept.load()) is not None:
+        return _from_kept(found, root, images or root)
+    source = _read_files(root, images, split)
+    if not source.problems:
+        content = {"content": source.content, "split": source.split, "remarks": source.remarks}
+        kept.keep({**content, "origins": list(source.origins.items())})
+    return source
+
+
+def _from_kept(found: dict[str, Any], root: Path, images: Path) -> Source:
+    notes = ["its files are as they were when they were read before"]
+    return Source(
+        root,
+        images,
+        found["content"],
+        dict(found["origins"]),
+        Counter(found["remarks"]),
+        notes=notes,
+        split=found["split"],
+    )
+
+
+def _read_files(root: Path, images: Path | None, split: str | None) -> Source:
     layout, base = read_masks_layout(root, images), images or root
     if not layout.maps:
         example = f" ({layout.without_image[0]} has no image of its name)" if layout.without_image else ""

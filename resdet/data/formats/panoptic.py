@@ -18,6 +18,7 @@ from resdet.data.formats.coco import image_folder, names_split
 from resdet.data.formats.common import ALIASES, Source, usual_name
 from resdet.data.formats.glimpse import files_in, json_kind
 from resdet.data.json_files import read_json
+from resdet.data.kept import Kept
 from resdet.data.label_maps import LabelFile, LabelSource, Value, read_values, refuse_many
 from resdet.data.rules import class_name, is_id, size_of
 from resdet.errors import UserError, listed
@@ -75,20 +76,17 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
             for s in entry["segments_info"]
         ]
         files[entry["image_id"]] = LabelFile(pngs / entry["file_name"], values, ids=True)
-    is_thing = {entry["id"] for entry in things}
-    objects = source.content["annotations"]
-    with ThreadPoolExecutor(4) as pool:
-        jobs = [
-            (entry, files[entry["image_id"]], sizes[entry["image_id"]], is_thing) for entry in content["annotations"]
-        ]
-        for entry, read in zip(content["annotations"], pool.map(_read, jobs), strict=True):
-            source.problems += read.problems
-            for segment, bbox, rle in read.things:
-                objects.append({
-                    "id": len(objects) + 1, "image_id": entry["image_id"], "category_id": segment["category_id"],
-                    "bbox": bbox, "segmentation": rle, "iscrowd": int(bool(segment.get("iscrowd"))),
-                })  # fmt: skip
-                source.origins[len(objects)] = f"{files[entry['image_id']].file}: segment {segment['id']}"
+    kept = Kept("coco_panoptic", path, [path, *(file.file for file in files.values())])
+    objects = kept.load()
+    if objects is None:
+        objects = _objects(content["annotations"], files, sizes, {entry["id"] for entry in things}, source.problems)
+        if not source.problems:
+            kept.keep(objects)
+    else:
+        source.notes.append("its PNGs are as they were when they were read before")
+    for k, (segment, entry) in enumerate(objects, 1):
+        source.content["annotations"].append({"id": k, **entry})
+        source.origins[k] = f"{files[entry['image_id']].file}: segment {segment}"
     names = [str(class_name(entry)) for entry in [*things, *stuff]]
     classes = [*([(0, ALL_THINGS)] if things else []), *((entry["id"], str(class_name(entry))) for entry in stuff)]
     refuse_many([name for _, name in classes], path)
@@ -96,6 +94,27 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
     if without := len(content["images"]) - len(files):
         source.remarks["images without a panoptic annotation (not labelled)"] = without
     return source
+
+
+def _objects(
+    annotations: list[Entry],
+    files: dict[int | str, LabelFile],
+    sizes: dict[int, tuple[int, int] | None],
+    is_thing: set[int],
+    problems: list[str],
+) -> list[tuple[int, Entry]]:
+    """Of each thing in the PNGs its segment's id and COCO's entry, without an id; what is wrong is added to `problems`."""
+    found: list[tuple[int, Entry]] = []
+    jobs = [(entry, files[entry["image_id"]], sizes[entry["image_id"]], is_thing) for entry in annotations]
+    with ThreadPoolExecutor(4) as pool:
+        for entry, read in zip(annotations, pool.map(_read, jobs), strict=True):
+            problems += read.problems
+            for segment, bbox, rle in read.things:
+                found.append((segment["id"], {
+                    "image_id": entry["image_id"], "category_id": segment["category_id"], "bbox": bbox, "segmentation": rle,
+                    "iscrowd": int(bool(segment.get("iscrowd"))),
+                }))  # fmt: skip
+    return found
 
 
 def _of_split(root: Path, split: str | None) -> tuple[Path, str]:
