@@ -9,16 +9,12 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from resdet.config import Config
-from resdet.data.dataset import DetectionDataset, crop_masks
+from resdet.data.dataset import crop_masks
 from resdet.data.index import Objects
-from resdet.data.pixels import for_display
 from resdet.errors import UserError
 from resdet.masks import paste_in_boxes
-from resdet.models.detector import Detector
 from resdet.overlays import color_of, draw_segments, segments_of
 from resdet.structures import MASK_UNKNOWN, Instances
 
@@ -120,44 +116,6 @@ def annotated_instances(
         keypoints=objects.keypoints,
         semantic=label_map,
     )
-
-
-def prediction_sheet(
-    model: Detector, dataset: DetectionDataset, config: Config, device: torch.device, count: int = 6
-) -> Path:
-    """Draw annotations and predictions of the first images side by side -> `config.output`/predictions.jpg."""
-    from resdet.data.collate import collate, to_device
-    from resdet.inference.batch import predict_batch
-    from resdet.inference.postprocess import to_instances
-
-    was_training = model.training
-    model.eval()
-    names, tiles = dataset.annotations.class_names, []
-    edges = dataset.annotations.skeleton.edges if dataset.annotations.skeleton else []
-    maps = dataset.label_maps
-    label_names = maps.names if maps else []
-    for index in range(min(count, len(dataset))):
-        sample = dataset[index, 0]
-        if isinstance(sample, UserError):
-            raise sample
-        if sample.problems:  # unreadable; evaluation has reported it
-            continue
-        batch = to_device(collate([sample], config.data.pad_multiple).batch, device)
-        info = dataset.annotations.images[index]
-        (found,) = to_instances(predict_batch(model.predict, batch, config.train.amp), [info.size])
-        image = for_display(dataset.read(index))
-        label_map = maps.read(info) if maps else None
-        truth = annotated_instances(info.objects, info.size, label_map=label_map)
-        drawn = draw(image, truth, names, scores=False, edges=edges, label_names=label_names)
-        tiles.append((drawn, f"{info.file.name}: annotated"))
-        shown = found.above(0.5)
-        drawn = draw(image, shown, names, edges=edges, label_names=label_names)
-        boxes = "boxes" in model.outputs
-        tiles.append((drawn, f"predicted: {len(shown)} with a score of 50 % or more" if boxes else "predicted"))
-    model.train(was_training)
-    path = config.output / "predictions.jpg"
-    save_image(contact_sheet(tiles, columns=4), path)
-    return path
 
 
 def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -15,9 +15,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=0.01 data.root=DIR")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint if there is one")
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help="print warnings and the result alone")
+    how_much.add_argument(
+        "--verbose", action="store_true", help="print a line for each logged iteration in terminals, too"
+    )
     args = parser.parse_intermixed_args(arguments)
 
     def run() -> int:
+        from resdet.runtime.console import console
+
+        console.terse, console.verbose = args.quiet, args.verbose
         config = config_of(args, default_output=True)
         from resdet.training.loop import train
 

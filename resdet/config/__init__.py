@@ -41,4 +41,5 @@ from resdet.config.rtdetr import RTDETRConfig as RTDETRConfig
 from resdet.config.schema import AnyModelConfig as AnyModelConfig
 from resdet.config.schema import Config as Config
 from resdet.config.semantic import SemanticConfig as SemanticConfig
+from resdet.config.train import Tracker as Tracker
 from resdet.config.train import TrainConfig as TrainConfig

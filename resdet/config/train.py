@@ -11,6 +11,8 @@ from pydantic import (
 
 from resdet.config.types import Count, Positive, Section, Share
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
 
 class TrainConfig(Section):
     max_iters: Positive = 90000
@@ -52,5 +54,8 @@ class TrainConfig(Section):
         | None
     ) = None  # fmt: skip
     patience: Positive | None = None  # stop after this many evaluations without improvement
-    tensorboard: bool = False
+    # Where numbers, settings and sample predictions go beside metrics.jsonl; each is an extra
+    loggers: list[Tracker] = []
+    tensorboard: bool = False  # the same as "tensorboard" in loggers
+    pictures: bool = True  # curves.png and film.jpg in the run's folder, drawn at each evaluation
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds for which processes wait for each other

@@ -22,8 +22,8 @@ def percent(value: float | None) -> str:
 
 def numbers_table(title: str, metrics: dict[str, float | None]) -> str:
     """A title, the names, and below them the values in percent."""
-    names = "  ".join(f"{name:>5}" for name in metrics)
-    values = "  ".join(f"{percent(value):>{max(len(name), 5)}}" for name, value in metrics.items())
+    names = " ".join(f"{name:>5}" for name in metrics)
+    values = " ".join(f"{percent(value):>{max(len(name), 5)}}" for name, value in metrics.items())
     return "\n".join([title, names, values, ""])
 
 

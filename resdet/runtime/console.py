@@ -5,11 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
 
 class _Console(Console):
+    """terse: print warnings and results alone. verbose: print more of what a run does."""
+
+    terse = verbose = False
+
+    @property
+    def live(self) -> bool:
+        """Whether what is drawn can be drawn again: in a terminal, unless it is to be terse."""
+        return self.is_terminal and not self.is_dumb_terminal and not self.terse
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; of strings, a terse console prints those alone that warn."""
+        text = objects[0].lstrip() if objects and isinstance(objects[0], str) else ""
+        if not self.terse or not text or text.startswith(("warning", "skipped")):
+            super().print(*objects, **options)
+
+    def result(self, text: str) -> None:
+        """Print the outcome of a command, whether terse or not."""
+        super().print(text)
+
     def _check_buffer(self) -> None:
         try:
             super()._check_buffer()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, TypeVar
@@ -38,6 +40,14 @@ def choose_device(name: str) -> torch.device:
             f"device: {name} requested, but {torch.cuda.device_count()} CUDA device(s) found; use device=cpu"
         )
     return device
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory held so far, for people: of the device if it has its own, else of this process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} GB on the GPU"
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GB of memory"
 
 
 def tune_process(device: str) -> None:

@@ -19,7 +19,7 @@ from resdet.data.sources import Split
 from resdet.data.torch_dataset import TorchDataset
 from resdet.errors import UserError, listed
 from resdet.evaluation.coco import Metrics
-from resdet.evaluation.dataset import Scores, evaluate_dataset
+from resdet.evaluation.dataset import evaluate_dataset
 from resdet.evaluation.results import write_evaluation
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
@@ -28,14 +28,15 @@ from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, joined, restarted
 from resdet.runtime.signals import stop_signals
 from resdet.runtime.workers import refuse_unguarded_script
-from resdet.training.loggers import RunLog, duration
+from resdet.training.loggers import RunLog
+from resdet.training.panel import duration
+from resdet.training.pictures import RunPictures, prediction_sheet
 from resdet.training.resume import refuse_unresumable
 from resdet.training.saver import Saver, newest
 from resdet.training.setup import prepare_inputs
 from resdet.training.state import Run
 from resdet.training.step import TrainingStep
-from resdet.visualize import prediction_sheet
-from resdet.writing import write_text
+from resdet.writing import write_json, write_text
 
 
 @dataclass
@@ -126,10 +127,15 @@ def run_to_end(run: Run) -> Result:
     config, distributed = run.config, run.distributed
     t = config.train
     with (
-        RunLog(config.output, run.iteration, t.max_iters, t.tensorboard, distributed.main) as log,
+        RunLog(
+            config.output, run.iteration, t.max_iters, device=run.device, best_metric=run.best_metric,
+            trackers=[*t.loggers, "tensorboard"] if t.tensorboard else t.loggers, settings=config.model_dump(mode="json"),
+            main=distributed.main,
+        ) as log,
+        RunPictures(run, log) as pictures,
         stop_signals() as stop_requested,
         Saver(config.output / "checkpoints", t.keep if distributed.main else None) as saver,
-    ):
+    ):  # fmt: skip
         batches = training_loader(
             run.train_set, t.batch_size, config.data.workers, start=run.iteration,
             rank=distributed.rank, world=distributed.world,
@@ -149,7 +155,8 @@ def run_to_end(run: Run) -> Result:
             done = run.iteration == t.max_iters
             if t.eval_every and (done or run.iteration % t.eval_every == 0):
                 saver.wait()
-                improved = evaluate(run, log)
+                pictures.wait()
+                improved = evaluate(run, log, pictures)
                 if improved:
                     saver.save_best(run.checkpoint(resumable=False))
                 meter.reset()  # evaluation is not training time
@@ -167,12 +174,13 @@ def run_to_end(run: Run) -> Result:
         if saver.failure:
             raise saver.failure
         if not done:
-            console.print(f"stopped at iteration {run.iteration}; continue with --resume")
-        elapsed = time.perf_counter() - log.began
+            console.result(f"stopped at iteration {run.iteration}; continue with --resume")
+        log.ended(done=done)
+        elapsed = time.perf_counter() - log.panel.began
     if done:
-        console.print(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {config.output}")
+        console.result(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {config.output}")
         if run.val_set and distributed.main:
-            sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config, run.device)
+            sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config)
             console.print(f"predictions drawn in {sheet}")
     return Result(config.output, done, run.iteration, run.metrics)
 
@@ -194,42 +202,38 @@ def numbers(losses: dict[str, torch.Tensor]) -> dict[str, float]:
     return {"loss": sum(values.values()), **values}
 
 
-def evaluate(run: Run, log: RunLog) -> bool:
+def evaluate(run: Run, log: RunLog, pictures: RunPictures) -> bool:
     """Evaluate on the validation set, write `eval/`, print the tables. -> whether `train.best_metric` is the best so far.
 
     Every process predicts its share of the images; the main one scores all and broadcasts the metrics.
     """
     assert run.val_set
     assert run.evaluation
-    config, distributed = run.config, run.distributed
+    config, distributed, images = run.config, run.distributed, 0
     distributed.barrier("an evaluation")
+
+    def seen(loaded: LoadedBatch) -> None:
+        nonlocal images
+        images += len(loaded.indices)
+        log.evaluating(images, len(run.inputs.val.images) if run.inputs.val else 0)
+        run.unreadable_val.note(loaded.problems, "it counts as having no detections")
+
+    model = run.evaluated_model()
     scores = evaluate_dataset(
-        run.evaluated_model(), run.val_set, run.evaluation,
-        lambda loaded: run.unreadable_val.note(loaded.problems, "it counts as having no detections"),
+        model, run.val_set, run.evaluation, seen,
         device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
         distributed=distributed,
     )  # fmt: skip
     if scores:
-        report_evaluation(run, log, scores)
+        try:
+            write_evaluation(config.output / "eval", scores.metrics, scores.entries)
+            write_json(config.output / "eval" / "classes.json", run.evaluation.class_ap)
+        except UserError as error:
+            console.print(f"warning: {error}; training continues")
+        log.evaluated(run.iteration, scores)
+        pictures.evaluated(model)
     run.metrics = distributed.broadcast(scores.metrics if scores else {})
     return run.note_evaluation()
-
-
-def report_evaluation(run: Run, log: RunLog, scores: Scores) -> None:
-    """Write and print the scores, in the main process."""
-    try:
-        write_evaluation(run.config.output / "eval", scores.metrics, scores.entries)
-    except UserError as error:
-        console.print(f"warning: {error}; training continues")
-    val_losses = {f"val_{name}": round(value, 6) for name, value in scores.losses.items()}
-    tables = scores.tables
-    if val_losses:
-        val_losses = {"val_loss": round(sum(val_losses.values()), 6), **val_losses}
-        tables += "validation losses: " + "  ".join(f"{k[4:]} {v:.3f}" for k, v in val_losses.items()) + "\n"
-    numbers = {f"{kind}_{name}": value for kind, values in scores.metrics.items() for name, value in values.items()}
-    log.write(run.iteration, **val_losses, **numbers)
-    title = f"iteration {run.iteration}: {scores.images} validation images, {len(scores.entries)} detections"
-    console.print(f"\n{title}\n{tables}", markup=False)
 
 
 class ThroughputMeter:

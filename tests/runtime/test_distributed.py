@@ -136,6 +136,7 @@ def test_two_processes_write_one_run(together) -> None:
     assert (state.iteration, state.training["world"]) == (4, 2)
     assert sorted(p.name for p in together.iterdir()) == [
         "checkpoints", "config.yaml", "eval", "metrics.jsonl", "predictions.jpg", "resolved.yaml",
+        "status.json",
     ]  # fmt: skip
 
 

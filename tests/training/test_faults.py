@@ -154,7 +154,7 @@ def test_past_the_share_the_run_stops_with_the_list(shapes_root, tmp_path, monke
 
 
 def test_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, capsys) -> None:
-    with RunLog(tmp_path, 0, 10, tensorboard=False) as log:
+    with RunLog(tmp_path, 0, 10) as log:
         log.file.close()
         log.file = open("/dev/full", "w")  # noqa: SIM115
         log.write(1, loss=1.0)

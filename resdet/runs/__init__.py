@@ -1,0 +1,1 @@
+"""Run folders: read while they are written, listed, drawn and compared. Nothing here imports torch."""
