@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "resdet"
 LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"errors"},
-    {"boxes", "fields", "keypoints", "label_maps", "masks", "panoptic", "writing"},
+    {"boxes", "fields", "keypoints", "label_maps", "masks", "panoptic", "writing", "html"},
     {"structures"},
     {"config", "class_names", "runtime", "kernels", "overlays"},
     {"data", "models", "migration", "runs"},

@@ -8,11 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from resdet.html import COLORS
 from resdet.runs.folder import RunFolder, read_run
 from resdet.writing import atomic_write
 
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: told apart by the colour-blind; black last
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SPEED = ("lr", "images_per_s", "data_wait")
 KINDS = ("bbox", "segm", "keypoints", "proposals", "semantic", "panoptic")
 SHOWN = ("AP", "AP50", "AP75", "AR1000", "mIoU", "PQ")  # the metrics that are drawn
@@ -25,7 +24,7 @@ def panels_of(run: RunFolder) -> dict[str, list[str]]:
     measured = [name for name in names if name.partition("_")[0] in KINDS]
     val = [name for name in names if name.startswith("val_")]
     losses = [name for name in names if name not in (*measured, *val, *SPEED)]
-    panels = {"training losses": losses, "validation losses": val, "AP, percent": metrics, "learning rate": ["lr"]}
+    panels = {"AP, percent": metrics, "training losses": losses, "validation losses": val, "learning rate": ["lr"]}
     return {title: found for title, found in panels.items() if set(found) & set(names)}
 
 

@@ -17,9 +17,10 @@ from resdet.config import Tracker
 from resdet.errors import UserError
 from resdet.evaluation.dataset import Scores
 from resdet.runs.folder import METRICS, RunStatus, State, read_records
+from resdet.runs.text import duration
 from resdet.runtime.console import console
 from resdet.runtime.device import peak_memory
-from resdet.training.panel import SPEED, Panel, duration
+from resdet.training.panel import SPEED, Panel
 from resdet.training.trackers import Trackers
 from resdet.writing import write_text
 

@@ -23,13 +23,13 @@ from resdet.evaluation.dataset import evaluate_dataset
 from resdet.evaluation.results import write_evaluation
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
+from resdet.runs.text import duration
 from resdet.runtime.console import console
 from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, joined, restarted
 from resdet.runtime.signals import stop_signals
 from resdet.runtime.workers import refuse_unguarded_script
 from resdet.training.loggers import RunLog
-from resdet.training.panel import duration
 from resdet.training.pictures import RunPictures, prediction_sheet
 from resdet.training.resume import refuse_unresumable
 from resdet.training.saver import Saver, newest

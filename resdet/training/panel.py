@@ -16,31 +16,13 @@ from rich.text import Text
 from resdet.evaluation.coco import Metrics
 from resdet.evaluation.tables import STANDARD_AP, percent
 from resdet.runs.folder import Record, best_of
+from resdet.runs.text import BLOCKS, PLAIN_BLOCKS, duration, sparkline
 
-BLOCKS, PLAIN_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
 TREND = 400  # log lines that a sparkline covers at most
 WIDTH = 100  # of the panel at most, in characters
 OTHER_LINES = 12  # of the panel, beside those of the losses
 METRICS_SHOWN = 6  # of each kind: AP, AP50, AP75 and AP by size
 SPEED = ("lr", "images_per_s", "data_wait")
-
-
-def sparkline(values: Sequence[float], width: int, blocks: str = BLOCKS) -> str:
-    """The finite values from the lowest to the highest, as means of at most `width` parts of equal length."""
-    finite = [v for v in values if abs(v) < float("inf")]
-    count = min(width, len(finite))
-    parts = [finite[k * len(finite) // count : (k + 1) * len(finite) // count] for k in range(count)]
-    means = [sum(part) / len(part) for part in parts]
-    low, high = min(means, default=0.0), max(means, default=0.0)
-    top = len(blocks) - 1
-    return "".join(blocks[round((mean - low) / (high - low) * top) if high > low else 0] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes, seconds as 1:02:03 or 2:03."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Panel:

@@ -16,11 +16,12 @@ import tiny
 from resdet.commands.train import main
 from resdet.errors import UserError
 from resdet.runs.folder import read_run
+from resdet.runs.text import sparkline
 from resdet.runtime.console import console
 from resdet.training import trackers
 from resdet.training.loggers import RunLog
 from resdet.training.loop import train
-from resdet.training.panel import Panel, sparkline
+from resdet.training.panel import Panel
 
 SPEED = {"lr": 0.02, "images_per_s": 12.3, "data_wait": 0.04}
 
