@@ -8,12 +8,11 @@ import numpy as np
 from PIL import Image
 
 from pictures import textured
-from resdet.commands.visualize import ids_apart
 from resdet.config import parse_config
 from resdet.data.sources import open_split
 from resdet.data.splits import read_split
 from resdet.evaluation.panoptic import PanopticScore
-from resdet.inference.panoptic_files import PanopticFiles
+from resdet.inference.panoptic_files import PanopticFiles, ids_apart
 from resdet.overlays import color_of, segments_of
 from resdet.structures import UNLABELLED, Instances
 from resdet.visualize import draw, side_by_side

@@ -1,4 +1,4 @@
-"""`resdet eval`: the COCO numbers of a model on its validation data, or of a results file."""
+"""`resdet eval`: the numbers of a model on its validation data, or of results: COCO's JSON files, or a folder of label maps."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """COCO numbers of a model on a dataset, or of a results file."""
     parser = parser_of(
         "eval",
-        "COCO box, mask and keypoint AP, or AR of proposals, of a model on its validation data, or of any COCO results file.",
+        "COCO box, mask and keypoint AP, AR of proposals, mIoU and panoptic quality, of a model on its validation data, or of "
+        "results: any COCO results file, COCO's panoptic JSON with its PNGs, a folder of label maps.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--weights", type=Path, help="a checkpoint")
-    parser.add_argument("--results", type=Path, help="a COCO results JSON to score instead of a model")
-    parser.add_argument("--annotations", type=Path, help="the COCO annotations to score --results against")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="a COCO results JSON, a panoptic one or a folder of label maps, to score instead of a model",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        help="what to score --results against: COCO's JSON; for label maps a dataset's folder, too",
+    )
+    parser.add_argument("--split", metavar="NAME", help="of that folder (default: its validation split)")
     parser.add_argument(
         "--proposals", action="store_true", help="score --results as boxes without classes: AR at 100 and 1000"
     )
@@ -39,12 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--results needs --annotations and no config")
     if args.proposals and not args.results:
         parser.error("--proposals needs --results; a model of proposals is scored as one anyway")
+    if args.split and not (args.results and args.results.is_dir()):
+        parser.error("--split is for --results FOLDER of label maps")
     if not args.results and (not args.config or not args.weights):
         parser.error("give CONFIG and --weights, or --results and --annotations")
 
     def run() -> int:
         output = args.output or Path("eval")
-        if args.results:
+        if args.results and is_of_pixels(args.results, proposals=args.proposals):
+            score_pixels(args.results, args.annotations, output, args.split)
+        elif args.results:
             score_file(args.results, args.annotations, output, proposals=args.proposals)
         else:
             score_model(config_of(args), args.weights, output)
@@ -143,6 +157,42 @@ def labelled_for(predictor: Predictor, annotations: Annotations) -> tuple[Annota
     if not predictor.source.class_names and predictor.model.num_classes == len(annotations.class_names):
         return annotations, []
     return for_classes(annotations, names, path, "the checkpoint")
+
+
+def is_of_pixels(results: Path, *, proposals: bool) -> bool:
+    """Whether results are label maps or panoptic segments. Raises `UserError`."""
+    from resdet.evaluation.pixel_results import is_panoptic
+
+    found = results.is_dir() or is_panoptic(results)
+    if found and proposals:
+        raise UserError(f"{results}: --proposals scores boxes, these are results of pixels")
+    return found
+
+
+def score_pixels(results: Path, annotations: Path, output: Path, split: str | None = None) -> Metrics:
+    """Score COCO's panoptic JSON, or a folder of label maps; write metrics.json into `output`."""
+    from rich.progress import Progress
+
+    from resdet.evaluation.pixel_results import score_label_maps, score_segments
+    from resdet.runtime.console import console
+    from resdet.writing import write_json
+
+    make_folder(output)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("scoring", total=None)
+
+        def tick(count: int) -> None:
+            progress.update(task, total=count, advance=1)
+
+        if results.is_dir():
+            scored = score_label_maps(results, annotations, split, tick)
+        else:
+            scored = score_segments(results, annotations, tick)
+    write_json(output / "metrics.json", scored.metrics, indent=2)
+    for note in scored.notes:
+        console.print(note, markup=False)
+    console.print(f"{scored.images} images\n\n{scored.table}\nwritten: {output / 'metrics.json'}", markup=False)
+    return scored.metrics
 
 
 def score_file(results: Path, annotations: Path, output: Path, *, proposals: bool = False) -> Metrics:

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from resdet.commands.common import config_of, guarded, is_override, parser_of
 from resdet.errors import UserError
-from resdet.writing import make_folder, refuse_overwriting
+from resdet.writing import make_folder, refuse_overwriting, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from resdet.config import Config
-    from resdet.inference.panoptic_files import PanopticFiles
-    from resdet.inference.predictor import Predictor
     from resdet.visualize import ColorBy
 
 SHEET = 36  # drawings on a contact sheet at most
@@ -196,9 +194,10 @@ def draw_predictions(
     config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
 ) -> None:
     """Draw predictions on image files and folders. Files that are not images are named and skipped."""
+    from resdet.data.formats.label_maps import NAMES_FILE
     from resdet.data.image_files import find_images, other_files
     from resdet.data.pixels import for_display
-    from resdet.inference.panoptic_files import write_png
+    from resdet.inference.panoptic_files import panoptic_files, write_png
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
     from resdet.visualize import draw, save_image
@@ -237,43 +236,10 @@ def draw_predictions(
     if not tiles:
         raise UserError(f"none of the {len(files)} files could be read as an image")
     _write_sheet(tiles, output, len(files) - len(failed))
+    if predictor.label_names:
+        write_text(output / "label_maps" / NAMES_FILE, "".join(f"{name}\n" for name in predictor.label_names))
     if segments:
         console.print(f"segments: {segments.write()}", markup=False)
-
-
-def panoptic_files(predictor: Predictor, output: Path) -> PanopticFiles | None:
-    """Where the segments of a model with masks and label maps go in `output`; None for any other model."""
-    from resdet.config import semantic_section
-    from resdet.inference.panoptic_files import PanopticFiles
-
-    section = semantic_section(predictor.model_config)
-    if not section or "masks" not in predictor.model.outputs:
-        return None
-    things, stuff = ids_apart(
-        predictor.category_ids, section.category_ids, len(predictor.class_names), len(predictor.label_names) - 1
-    )
-    return PanopticFiles(
-        output,
-        list(zip(things, predictor.class_names, strict=True)),
-        list(zip(stuff, predictor.label_names[1:], strict=True)),
-    )
-
-
-def ids_apart(
-    things: Sequence[object], stuff: Sequence[object], count: int, stuff_count: int
-) -> tuple[list[int], list[int]]:
-    """The categories' ids as given, where there is a different whole number for each of `count` things or `stuff_count` kinds
-    of stuff; otherwise numbers from 1, and for stuff after the things."""
-    own = _integers(things, count) or list(range(1, count + 1))
-    others = _integers(stuff, stuff_count)
-    if not others or not set(own).isdisjoint(others):
-        others = list(range(max(own) + 1, max(own) + 1 + stuff_count))
-    return own, others
-
-
-def _integers(ids: Sequence[object], count: int) -> list[int]:
-    found = [identity for identity in ids if isinstance(identity, int)]
-    return found if len(set(found)) == len(ids) == count else []
 
 
 def places(files: Sequence[Path], output: Path) -> list[Path]:

@@ -79,7 +79,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         raise listed(f"{path}: not a COCO annotation file:", problems)
     if any("segments_info" in entry for entry in content["annotations"][:1]):
         raise UserError(
-            f"{path}: COCO's panoptic annotations, whose masks are PNGs: read them with data.format=coco_panoptic"
+            f"{path}: COCO's panoptic annotations, whose masks are PNGs: read them with data.format=coco_panoptic, or make "
+            "COCO's JSON of objects with `resdet data convert`"
         )
     return content
 

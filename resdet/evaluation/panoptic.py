@@ -36,10 +36,8 @@ class PanopticScore:
     ) -> None:
         """Count an image. ids, true_ids (H, W): a segment of each pixel; categories, truth: of these by their ids; pixels whose
         id is not listed belong to none."""
-        pairs, counts = np.unique(
-            np.stack([true_ids.ravel(), ids.ravel()]).astype(np.int64), axis=1, return_counts=True
-        )
-        overlap = {(t, p): n for t, p, n in zip(*pairs.tolist(), counts.tolist(), strict=True)}
+        pairs, counts = np.unique((true_ids.astype(np.int64) << 32) | ids, return_counts=True)
+        overlap = {(p >> 32, p & 0xFFFFFFFF): n for p, n in zip(pairs.tolist(), counts.tolist(), strict=True)}
         area: dict[int, int] = {}
         true_area: dict[int, int] = {}
         void: dict[int, int] = {}  # of each segment, pixels that have no true one

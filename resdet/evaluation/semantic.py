@@ -17,22 +17,24 @@ BOUNDARY = 0.02  # how far a boundary reaches inwards, of the image's diagonal
 class SemanticScore:
     """Counts of K classes over any number of images, to which those of other processes can be added.
 
-    confusion (K, K) int64: pixels by true and predicted class; boundary (K, 2) int64: pixels of the boundaries' intersection
-    and union.
+    confusion (K, K + 1) int64: pixels by true and predicted class, the last of which is none; boundary (K, 2) int64: pixels of
+    the boundaries' intersection and union.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.confusion = np.zeros((num_classes, num_classes), np.int64)
+        self.confusion = np.zeros((num_classes, num_classes + 1), np.int64)
         self.boundary = np.zeros((num_classes, 2), np.int64)
 
     def add(self, predicted: np.ndarray, truth: np.ndarray) -> None:
-        """Count an image: (H, W) uint8 each; pixels whose truth is UNLABELLED do not count."""
+        """Count an image: (H, W) uint8 each; pixels whose truth is UNLABELLED do not count, of predictions it is no class."""
         k = len(self.confusion)
         known = truth != UNLABELLED
-        pairs = truth[known].astype(np.int64) * k + predicted[known]
-        self.confusion += np.bincount(pairs, minlength=k * k).reshape(k, k)
+        pairs = truth[known].astype(np.int64) * (k + 1) + np.minimum(predicted[known], k)
+        counts = np.bincount(pairs, minlength=k * (k + 1)).reshape(k, k + 1)
+        self.confusion += counts
         width = boundary_width(truth.shape)
-        for label in np.union1d(np.unique(predicted[known]), np.unique(truth[known])).tolist():
+        there = counts.sum(1) + counts[:, :k].sum(0) > 0
+        for label in np.flatnonzero(there).tolist():
             ours, theirs = (boundary(image == label, width) & known for image in (predicted, truth))
             self.boundary[label] += np.count_nonzero(ours & theirs), np.count_nonzero(ours | theirs)
 
@@ -59,7 +61,7 @@ class SemanticScore:
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
         """IoU and accuracy of each class, (K,); 0 for those that do not occur."""
-        right, true, found = np.diag(self.confusion), self.confusion.sum(1), self.confusion.sum(0)
+        right, true, found = np.diag(self.confusion), self.confusion.sum(1), self.confusion[:, :-1].sum(0)
         return right / np.maximum(true + found - right, 1), right / np.maximum(true, 1)
 
     def table(self, names: Sequence[str]) -> str:

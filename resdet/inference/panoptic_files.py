@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from resdet.config import semantic_section
 from resdet.panoptic import Panoptic, encode_ids
 from resdet.writing import atomic_write, write_json
+
+if TYPE_CHECKING:
+    from resdet.inference.predictor import Predictor
 
 
 class PanopticFiles:
@@ -55,3 +59,35 @@ def write_png(pixels: np.ndarray, path: Path) -> None:
     """(H, W) or (H, W, 3) uint8. Raises `UserError`."""
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def panoptic_files(predictor: Predictor, output: Path) -> PanopticFiles | None:
+    """Where the segments of a model with masks and label maps go in `output`; None for any other model."""
+    section = semantic_section(predictor.model_config)
+    if not section or "masks" not in predictor.model.outputs:
+        return None
+    things, stuff = ids_apart(
+        predictor.category_ids, section.category_ids, len(predictor.class_names), len(predictor.label_names) - 1
+    )
+    return PanopticFiles(
+        output,
+        list(zip(things, predictor.class_names, strict=True)),
+        list(zip(stuff, predictor.label_names[1:], strict=True)),
+    )
+
+
+def ids_apart(
+    things: Sequence[object], stuff: Sequence[object], count: int, stuff_count: int
+) -> tuple[list[int], list[int]]:
+    """The categories' ids as given, where there is a different whole number for each of `count` things or `stuff_count` kinds
+    of stuff; otherwise numbers from 1, and for stuff after the things."""
+    own = _integers(things, count) or list(range(1, count + 1))
+    others = _integers(stuff, stuff_count)
+    if not others or not set(own).isdisjoint(others):
+        others = list(range(max(own) + 1, max(own) + 1 + stuff_count))
+    return own, others
+
+
+def _integers(ids: Sequence[object], count: int) -> list[int]:
+    found = [identity for identity in ids if isinstance(identity, int)]
+    return found if len(set(found)) == len(ids) == count else []

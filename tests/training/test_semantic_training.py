@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import resdet
-from resdet.commands.eval import score_model
+from resdet.commands.eval import score_model, score_pixels
 from resdet.commands.visualize import draw_augmented, draw_predictions, draw_split
 from resdet.config import parse_config
 from resdet.errors import UserError
@@ -61,6 +61,10 @@ def test_panoptic_fpn_trains_resumes_and_is_evaluated(panoptic_root, tmp_path) -
     written = json.loads((tmp_path / "drawn/panoptic.json").read_text())
     assert [len(written[key]) for key in ("images", "annotations", "categories")] == [4, 4, 6]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn/label_maps/000012.png")), found.semantic)
+    truth = panoptic_root / "annotations/panoptic_val2017.json"
+    for results, kind in (("drawn/panoptic.json", "panoptic"), ("drawn/label_maps", "semantic")):
+        again = score_pixels(tmp_path / results, truth, tmp_path / kind)
+        assert again[kind] == pytest.approx(metrics[kind], abs=1e-4)
 
 
 @pytest.mark.slow

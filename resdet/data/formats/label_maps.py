@@ -111,13 +111,18 @@ def _layout(root: Path, images: Path | None) -> Layout:
             f"{root / NAMES_FILE}: is not there: write the names of the classes into it, one a line, by their numbers from 0 "
             f'("{IGNORED}" for one that is not to be learned)'
         )
+    return Layout(folder, labels, "", ".png", read_names(listing))
+
+
+def read_names(listing: Path) -> list[str]:
+    """The names in classes.txt, by their numbers. Raises `UserError`."""
     names = [line.strip() for line in read_text(listing).rstrip().splitlines()]
     if "" in names or not 0 < len(names) <= UNLABELLED:
         where = f"line {names.index('') + 1} is empty" if "" in names else f"it has {len(names)}"
         raise UserError(f"{listing}: needs 1 to {UNLABELLED} names, one on each line, but {where}")
     if twice := next((name for name in names if name != IGNORED and names.count(name) > 1), None):
         raise UserError(f"{listing}: names {twice!r} twice")
-    return Layout(folder, labels, "", ".png", names)
+    return names
 
 
 def _split_folders(layout: Layout, split: str | None) -> tuple[Path, Path] | None:

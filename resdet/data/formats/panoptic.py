@@ -7,7 +7,7 @@ The label maps' classes are all things as label 0 (if there are categories of th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,32 +50,20 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
     """path: the JSON, or a folder in which `split` is found. Raises `UserError`."""
     if path.is_dir():
         path, split = _of_split(path, split)
-    content = read_json(path)
-    _check(content, path)
+    content = read_panoptic_json(path)
     folder = images or image_folder(path, path.parent, _usual(path))
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such image folder (the images of {path}): name it with data.train.images or data.val.images"
         )
-    pngs = path.with_suffix("")
-    if not pngs.is_dir():
-        raise UserError(f"{pngs}: no such folder (the PNGs of {path}, in a folder of its name beside it)")
+    labels = panoptic_labels(content, path)
     things = [entry for entry in content["categories"] if entry["isthing"]]
-    stuff = sorted((e for e in content["categories"] if not e["isthing"]), key=lambda entry: entry["id"])
-    number = {entry["id"]: k for k, entry in enumerate([*things, *stuff])}
-    label = {e["id"]: THINGS for e in things} | {e["id"]: k for k, e in enumerate(stuff, 1 if things else 0)}
-    categories = [{"id": e["id"], "name": class_name(e)} for e in things or stuff]
+    categories = [{"id": e["id"], "name": class_name(e)} for e in things or _stuff(content)]
     source = Source(
         path, folder, {"images": content["images"], "annotations": [], "categories": categories}, split=split
     )
-    files: dict[int | str, LabelFile] = {}
+    source.labels, files = labels, labels.files
     sizes = {entry["id"]: size_of(entry) for entry in content["images"]}
-    for entry in content["annotations"]:
-        values = [
-            Value(s["id"], label[s["category_id"]], number[s["category_id"]], bool(s.get("iscrowd")))
-            for s in entry["segments_info"]
-        ]
-        files[entry["image_id"]] = LabelFile(pngs / entry["file_name"], values, ids=True)
     kept = Kept("coco_panoptic", path, [path, *(file.file for file in files.values())])
     objects = kept.load()
     if objects is None:
@@ -87,18 +75,48 @@ def read_panoptic(path: Path, images: Path | None = None, split: str | None = No
     for k, (segment, entry) in enumerate(objects, 1):
         source.content["annotations"].append({"id": k, **entry})
         source.origins[k] = f"{files[entry['image_id']].file}: segment {segment}"
-    names = [str(class_name(entry)) for entry in [*things, *stuff]]
-    classes = [*([(0, ALL_THINGS)] if things else []), *((entry["id"], str(class_name(entry))) for entry in stuff)]
-    refuse_many([name for _, name in classes], path)
-    source.labels = LabelSource(classes, files, names, len(things))
     if without := len(content["images"]) - len(files):
         source.remarks["images without a panoptic annotation (not labelled)"] = without
     return source
 
 
+def read_panoptic_json(path: Path) -> dict[str, Any]:
+    """What the JSON holds, checked (`check_panoptic`). Raises `UserError`, also where its folder of PNGs is not there."""
+    content: dict[str, Any] = read_json(path)
+    check_panoptic(content, path)
+    if not path.with_suffix("").is_dir():
+        raise UserError(
+            f"{path.with_suffix('')}: no such folder (the PNGs of {path}, in a folder of its name beside it)"
+        )
+    return content
+
+
+def panoptic_labels(content: dict[str, Any], path: Path) -> LabelSource:
+    """The label maps of the JSON's images that have an annotation. Raises `UserError` for more classes than these hold."""
+    things = [entry for entry in content["categories"] if entry["isthing"]]
+    stuff = _stuff(content)
+    number = {entry["id"]: k for k, entry in enumerate([*things, *stuff])}
+    label = {e["id"]: THINGS for e in things} | {e["id"]: k for k, e in enumerate(stuff, 1 if things else 0)}
+    files: dict[int | str, LabelFile] = {}
+    for entry in content["annotations"]:
+        values = [
+            Value(s["id"], label[s["category_id"]], number[s["category_id"]], bool(s.get("iscrowd")))
+            for s in entry["segments_info"]
+        ]
+        files[entry["image_id"]] = LabelFile(path.with_suffix("") / entry["file_name"], values, ids=True)
+    names = [str(class_name(entry)) for entry in [*things, *stuff]]
+    classes = [*([(0, ALL_THINGS)] if things else []), *((entry["id"], str(class_name(entry))) for entry in stuff)]
+    refuse_many([name for _, name in classes], path)
+    return LabelSource(classes, files, names, len(things))
+
+
+def _stuff(content: dict[str, Any]) -> list[Entry]:
+    return sorted((entry for entry in content["categories"] if not entry["isthing"]), key=lambda entry: entry["id"])
+
+
 def _objects(
     annotations: list[Entry],
-    files: dict[int | str, LabelFile],
+    files: Mapping[int | str, LabelFile],
     sizes: dict[int, tuple[int, int] | None],
     is_thing: set[int],
     problems: list[str],
@@ -167,13 +185,15 @@ def _things(ids: np.ndarray, segments: list[Entry]) -> Iterator[tuple[Entry, lis
         yield segment, [float(x), float(y), float(x2 - x), float(y2 - y)], encode_crop(mask[y:y2, x:x2], (y, x), size)
 
 
-def _check(content: Any, path: Path) -> None:
+def check_panoptic(content: Any, path: Path) -> None:
     """Raises one `UserError` for all that is not of this format's structure."""
     keys = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(
         isinstance(content.get(key), list) and all(isinstance(e, dict) for e in content[key]) for key in keys
     ):
         raise UserError(f"{path}: must be a JSON object with the lists images, annotations and categories")
+    if content["annotations"] and not any("segments_info" in entry for entry in content["annotations"]):
+        raise UserError(f"{path}: is not COCO's panoptic JSON: its annotations have no segments_info")
     problems: list[str] = []
     categories = [entry.get("id") for entry in content["categories"]]
     images = [entry.get("id") for entry in content["images"]]
