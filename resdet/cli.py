@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-VERBS = ("train", "eval", "visualize", "convert", "data", "runs", "compare", "benchmark")
+VERBS = ("train", "pretrain", "eval", "visualize", "convert", "data", "runs", "compare", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ from resdet.keypoints import Decode
 from resdet.masks import encode_in_boxes, paste_in_boxes
 from resdet.panoptic import Panoptic, merge
 
-Output = Literal["boxes", "masks", "keypoints", "proposals", "semantic"]  # kinds of results
+Output = Literal["boxes", "masks", "keypoints", "proposals", "semantic", "classes"]  # kinds of results
 UNLABELLED = 255  # in label maps: pixels without a class, and padding
 MASK_UNKNOWN = 255  # fills the mask of an object that has a box but no mask: it trains the box head only
 
@@ -50,6 +50,8 @@ class Targets(NamedTuple):
     known  (B, K) bool: the classes that the annotations of each image are complete for, so that no annotation means no object;
            None if they are complete for all classes
     semantic (B, H, W) uint8: the label map of each padded image, UNLABELLED if it has none; None without a semantic head
+    shares (B, K) float32: how much of each image is of each class, in classification, where images are mixed and each has one
+           object, which fills it; None otherwise
     """
 
     boxes: Tensor
@@ -59,6 +61,7 @@ class Targets(NamedTuple):
     keypoints: Tensor | None = None
     known: Tensor | None = None
     semantic: Tensor | None = None
+    shares: Tensor | None = None
 
 
 class Batch(NamedTuple):

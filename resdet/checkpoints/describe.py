@@ -22,7 +22,7 @@ from resdet.config import (
 if TYPE_CHECKING:
     from resdet.checkpoints.recognise import Recognised
 
-OTHERS = {"semantic": "Semantic FPN"}  # by kind
+OTHERS = {"semantic": "Semantic FPN", "classifier": "a classifier"}  # by kind
 
 
 def describe(found: Recognised) -> str:

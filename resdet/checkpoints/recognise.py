@@ -74,7 +74,9 @@ def recognise(path: str | Path) -> Recognised:
     contents = read_file(path)
     if unsupported := known_but_unsupported(contents.weights):
         raise UserError(f"{path}: holds {unsupported}, which resdet does not have")
-    found = _rtdetr(contents, path) or _detector(contents, path) or _backbone(contents, path)
+    found = (
+        _classifier(contents, path) or _rtdetr(contents, path) or _detector(contents, path) or _backbone(contents, path)
+    )
     if found is None:
         raise UserError(
             f"{path}: neither an R-CNN, RetinaNet, FCOS, ATSS, GFL or YOLOF of torchvision, detectron2, mmdetection or resdet, "
@@ -111,6 +113,34 @@ def open_backbone(path: str | Path) -> Recognised:
         {k: v for k, v in found.weights.items() if k.startswith("backbone.")},
         whole=False,
     )
+
+
+def _classifier(contents: Contents, path: Path) -> Recognised | None:
+    """A classifier of resdet's."""
+    weights = {
+        name.removeprefix("model."): value
+        for name, value in contents.weights.items()
+        if re.match(r"(model\.)?(backbone|classifier)\.", name)
+    }
+    if not contents.meta.get("config") or "classifier.weight" not in weights:
+        return None
+    require_finite(weights, path)
+    return _with_config(Recognised(path, "resdet", {}, weights), contents.meta)
+
+
+def _with_config(found: Recognised, meta: dict[str, Any]) -> Recognised:
+    """With what a checkpoint of resdet's says of itself."""
+    found.class_names, found.category_ids = _listed(meta.get("class_names")), _listed(meta.get("category_ids"))
+    if meta.get("config"):
+        config = parse_config(load_yaml(str(meta["config"])), source=f"{found.path}: its config")
+        found.values = config.model.model_dump(mode="json", exclude={"weights"})
+        if frozen_but_random(config.model.model_copy(update={"weights": None})):
+            found.values["backbone"]["weights"] = "in the checkpoint"  # which came from `model.weights`
+        found.values["num_classes"] = found.values["num_classes"] or len(found.class_names)
+        found.min_size, found.max_size = config.data.min_size[-1], config.data.max_size
+        given = config.data.pixel_range
+        found.pixel_range = given if isinstance(given, tuple) else None
+    return found
 
 
 def _rtdetr(contents: Contents, path: Path) -> Recognised | None:
@@ -154,16 +184,8 @@ def _detector(contents: Contents, path: Path) -> Recognised | None:
     meta = contents.meta
     found = Recognised(path, source, {}, weights, left_over=_worth_telling(left_over))
     if source == "resdet":
-        found.class_names, found.category_ids = _listed(meta.get("class_names")), _listed(meta.get("category_ids"))
-        if meta.get("config"):
-            config = parse_config(load_yaml(str(meta["config"])), source=f"{path}: its config")
-            found.values = config.model.model_dump(mode="json", exclude={"weights"})
-            if frozen_but_random(config.model.model_copy(update={"weights": None})):
-                found.values["backbone"]["weights"] = "in the checkpoint"  # which came from `model.weights`
-            found.values["num_classes"] = found.values["num_classes"] or len(found.class_names)
-            found.min_size, found.max_size = config.data.min_size[-1], config.data.max_size
-            given = config.data.pixel_range
-            found.pixel_range = given if isinstance(given, tuple) else None
+        _with_config(found, meta)
+        if found.values:
             return found
     if source != "resdet" and (kind := dense_names.kind_of(inside)):
         try:

@@ -30,7 +30,7 @@ from resdet.panoptic import ALL_THINGS
 # Layers with rows for every class -> rows per class.
 PREDICTORS = {
     "heads.box.classifier": 1, "heads.box.regressor": 4, "heads.mask.logits": 1, "head.classifier": 1,
-    "queries.score": 1, "decoder.scores": 1, "denoising.embedding": 1,
+    "queries.score": 1, "decoder.scores": 1, "denoising.embedding": 1, "classifier": 1,
 }  # fmt: skip
 # Layers whose inputs include the logits of all classes; re-initialised if the classes differ.
 OF_ALL_CLASSES = ("heads.mask.coarse.logits", "heads.mask.point.")

@@ -42,6 +42,19 @@ def config_of(args: argparse.Namespace, default_output: bool = False) -> Config:
     return config
 
 
+def detector_config_of(args: argparse.Namespace) -> Config:
+    """`config_of`, for verbs that work on annotated objects. Raises `UserError` for a classifier's."""
+    from resdet.errors import UserError
+
+    config = config_of(args)
+    if config.model.kind == "classifier":
+        raise UserError(
+            f"{args.config}: model.kind=classifier has no annotated objects, which this command is for: resdet pretrain "
+            "reports what is wrong with its pictures"
+        )
+    return config
+
+
 def guarded(run: Callable[[], int], when_interrupted: int = 130) -> int:
     """Run a command; a user's mistake becomes one message and exit code 2."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from resdet.commands import edit
-from resdet.commands.common import config_of, guarded, parser_of
+from resdet.commands.common import detector_config_of, guarded, parser_of
 from resdet.commands.datasets import describe, refuse_sources
 from resdet.config import Config, DataConfig, data_root, of_source
 from resdet.errors import UserError
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         args.overrides, output = args.rest + extra, args.output
         args.output = None
-        config = config_of(args)
+        config = detector_config_of(args)
         if args.kind == "stats":
             stats(config, output, args.split)
             return 0

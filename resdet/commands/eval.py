@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdet.class_names import few
+from resdet.commands.classes import score_classes
 from resdet.commands.common import config_of, guarded, parser_of
 from resdet.errors import UserError
 from resdet.writing import make_folder
@@ -24,11 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of(
         "eval",
         "COCO box, mask and keypoint AP, AR of proposals, mIoU and panoptic quality, of a model on its validation data, or of "
-        "results: any COCO results file, COCO's panoptic JSON with its PNGs, a folder of label maps.",
+        "results: any COCO results file, COCO's panoptic JSON with its PNGs, a folder of label maps. Top-1 and top-5 "
+        "accuracy of a classifier.",
     )
     parser.add_argument("config", nargs="?", help="a YAML file; not with --results")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    parser.add_argument("--weights", type=Path, help="a checkpoint")
+    parser.add_argument(
+        "--weights", type=Path, help="a checkpoint, or a name: torchvision:NAME; of a classifier imagenet_v1"
+    )
     parser.add_argument(
         "--results",
         type=Path,
@@ -61,7 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.results:
             score_file(args.results, args.annotations, output, proposals=args.proposals)
         else:
-            score_model(config_of(args), args.weights, output)
+            config = config_of(args)
+            if config.model.kind == "classifier":
+                score_classes(config, args.weights, output)
+            else:
+                score_model(config, args.weights, output)
         return 0
 
     return guarded(run)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resdet.commands.common import RESUMABLE, config_of, guarded, parser_of
+
+if TYPE_CHECKING:
+    from resdet.config import Config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a detector."""
-    parser = parser_of("train", "Train and evaluate a detector, keeping the best and the last checkpoint.")
-    parser.add_argument("config", help="a YAML file, for example configs/maskrcnn_r50.yaml")
+    return train_as_told(
+        parser_of("train", "Train and evaluate a detector, keeping the best and the last checkpoint."), arguments
+    )
+
+
+def train_as_told(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    check: Callable[[Config], None] | None = None,
+    example: str = "maskrcnn_r50",
+) -> int:
+    """Train what the arguments say. check: of the config; may raise `UserError`."""
+    parser.add_argument("config", help=f"a YAML file, for example configs/{example}.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="for example train.lr=0.01 data.root=DIR")
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint if there is one")
@@ -27,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         console.terse, console.verbose = args.quiet, args.verbose
         config = config_of(args, default_output=True)
+        if check:
+            check(config)
         from resdet.training.loop import train
 
         return 0 if train(config, resume=args.resume).finished else RESUMABLE

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resdet.commands.common import config_of, guarded, is_override, parser_of
+from resdet.commands.common import detector_config_of, guarded, is_override, parser_of
 from resdet.errors import UserError
 from resdet.writing import make_folder, refuse_overwriting, write_text
 
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args.overrides = [word for word in args.rest if is_override(word)]
-        config = config_of(args)
+        config = detector_config_of(args)
         if args.kind == "predict":
             inputs = [word for word in args.rest if not is_override(word)]
             draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by)

@@ -1,5 +1,7 @@
 ""
 
+from resdet.config.classifier import ClassificationConfig as ClassificationConfig
+from resdet.config.classifier import ClassifierConfig as ClassifierConfig
 from resdet.config.data import DataConfig as DataConfig
 from resdet.config.data import DataFormat as DataFormat
 from resdet.config.data import SplitConfig as SplitConfig

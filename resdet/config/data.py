@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from resdet.config.classifier import ClassificationConfig
 from resdet.config.types import Count, Positive, Section, Share, UserPath
 
 RangeRule = Literal["auto", "dtype", "percentile"]
@@ -111,6 +112,7 @@ class DataConfig(Section):
     keypoint_flip_pairs: list[tuple[str, str]] | None = None
     # One per keypoint, for OKS; None: COCO's where the names are COCO's, else 0.05 each
     keypoint_sigmas: list[Annotated[float, Field(gt=0)]] | None = None
+    classification: ClassificationConfig = ClassificationConfig()  # of model.kind=classifier
 
     @model_validator(mode="before")
     @classmethod

@@ -36,6 +36,10 @@ def _rpn_alone(config: Config) -> bool:
     return "proposals" in config.model.outputs
 
 
+def _classifier(config: Config) -> bool:
+    return "classes" in config.model.outputs
+
+
 def _pretrained(config: Config) -> bool:
     return config.model.weights is not None or config.model.backbone.weights != "none"
 
@@ -120,6 +124,10 @@ RULES = (
     Rule("data.root", lambda c: _named_elsewhere(c) and not c.data.synthetic, NAMED),
     Rule("data.synthetic", _named_elsewhere, NAMED),
     Rule("data.voc_origin", lambda c: c.data.format not in ("auto", "voc"), "data.format={data.format}"),
+    Rule("data.classification", lambda c: not _classifier(c), "model.kind={model.kind}"),
+    *(Rule(key, _classifier, "model.kind={model.kind}")
+      for key in ("data.min_size", "data.max_size", "data.format", "data.negatives", "data.pixel_range", "data.pad_multiple",
+                  "data.limit", "model.input.resize", "model.input.keep_ratio")),
     Rule("data.max_size", lambda c: not c.model.input.keep_ratio, "model.input.keep_ratio=False"),
     Rule("data.split_seed", lambda c: not c.data.val_fraction, "without data.val_fraction"),
     Rule("data.mask_size", lambda c: "masks" not in c.model.outputs, "without model.mask"),

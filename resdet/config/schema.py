@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, model_validator
 
+from resdet.config.classifier import ClassifierConfig
 from resdet.config.data import DataConfig
 from resdet.config.dense import ATSSConfig, FCOSConfig, GFLConfig, RetinaNetConfig, YOLOFConfig
 from resdet.config.rcnn import RCNNConfig
@@ -30,7 +31,8 @@ AnyModelConfig = Annotated[
     | Annotated[GFLConfig, Tag("<gfl>")]
     | Annotated[YOLOFConfig, Tag("<yolof>")]
     | Annotated[RTDETRConfig, Tag("<rtdetr>")]
-    | Annotated[SemanticConfig, Tag("<semantic>")],
+    | Annotated[SemanticConfig, Tag("<semantic>")]
+    | Annotated[ClassifierConfig, Tag("<classifier>")],
     Discriminator(_kind),
 ]
 
@@ -53,4 +55,20 @@ class Config(Section):
             )
         if max(self.data.min_size) > self.data.max_size:
             raise ValueError(f"data.max_size ({self.data.max_size}) is below data.min_size ({max(self.data.min_size)})")
+        if isinstance(self.model, ClassifierConfig):
+            self._of_a_folder()
         return self
+
+    def _of_a_folder(self) -> None:
+        """A classifier learns from one folder of pictures in folders of their classes."""
+        d, problems = self.data, ["auto=true chooses the settings of detectors"] if self.auto else []
+        if isinstance(d.train, list):
+            problems.append("data.train must be one folder, not a list")
+        elif d.train.augmentations:
+            problems.append("data.train.augmentations are for objects: use data.classification.augment")
+        if d.val_fraction:
+            problems.append(
+                f"data.val_fraction={d.val_fraction}: the validation pictures must have a folder of their own"
+            )
+        if problems:
+            raise ValueError(f"model.kind=classifier: {'; '.join(problems)}")

@@ -43,12 +43,13 @@ class TrainConfig(Section):
     eval_every: Count = 5000  # and at the end; 0: never
     val_loss: bool = True  # compute validation losses with each evaluation
     # Selects best.pt, and what patience watches; None: the AP of keypoints or masks if evaluated, else of boxes;
-    # of the RPN alone AR1000
+    # of the RPN alone AR1000; of a classifier top-1
     best_metric: (
         Literal[
             "bbox_AP", "bbox_AP50", "bbox_AP75", "bbox_APs", "bbox_APm", "bbox_APl", "bbox_AR100",
             "segm_AP", "segm_AP50", "segm_AP75", "segm_APs", "segm_APm", "segm_APl", "segm_AR100",
             "keypoints_AP", "keypoints_AP50", "keypoints_AP75", "keypoints_APm", "keypoints_APl", "keypoints_AR",
+            "classes_top1", "classes_top5",
             "proposals_AR100", "proposals_AR1000", "proposals_ARs", "proposals_ARm", "proposals_ARl",
         ]
         | None

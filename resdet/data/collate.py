@@ -68,6 +68,7 @@ def pad_targets(samples: Sequence[Sample], size: tuple[int, int]) -> Targets:
     fields: dict[str, Tensor | None] = {
         "valid": torch.arange(slots) < torch.tensor(counts)[:, None],
         "semantic": _pad_label_maps([s.semantic for s in samples], size),
+        "shares": None,
     }
     for name in Targets._fields:
         if name not in fields:

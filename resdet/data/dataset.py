@@ -14,7 +14,7 @@ from resdet.config import DataConfig, InputConfig, train_sources
 from resdet.data.augment import AugmentationError, Augmentations
 from resdet.data.augment_support import refuse_unsupported
 from resdet.data.coco import Annotations
-from resdet.data.collate import Sample
+from resdet.data.collate import LoadedBatch, Sample, collate
 from resdet.data.images import decode_image, read_header
 from resdet.data.index import ImageInfo, Objects
 from resdet.data.label_maps import resize_labels
@@ -87,6 +87,10 @@ class DetectionDataset(Dataset[Sample | UserError]):
 
     def __len__(self) -> int:
         return len(self.annotations.images)
+
+    def collate(self, samples: Sequence[Sample]) -> LoadedBatch:
+        """The samples of a batch, padded to a common size."""
+        return collate(samples, self.data.pad_multiple)
 
     def __getitem__(self, item: tuple[int, ...]) -> Sample | UserError:
         index, epoch, *first = item

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from resdet.data.collate import LoadedBatch, Sample, collate
+from resdet.data.collate import LoadedBatch, Sample
 from resdet.data.dataset import DetectionDataset, aspect_groups, padded_sizes, repeat_factors
 from resdet.errors import UserError
 from resdet.runtime.workers import load, start_worker
@@ -88,7 +88,7 @@ def batches(
         _Watched(dataset, held),
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=partial(_collate, multiple=dataset.data.pad_multiple),
+        collate_fn=partial(_collate, collate=dataset.collate),
         worker_init_fn=start_worker,
         multiprocessing_context=context if workers else None,
         pin_memory=torch.cuda.is_available(),
@@ -118,10 +118,12 @@ class _Watched(Dataset[Sample | UserError]):
         return self.dataset[item]
 
 
-def _collate(samples: Sequence[Sample | UserError], multiple: int) -> LoadedBatch | UserError:
+def _collate(
+    samples: Sequence[Sample | UserError], collate: Callable[[Sequence[Sample]], LoadedBatch]
+) -> LoadedBatch | UserError:
     whole = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         whole.append(sample)
-    return collate(whole, multiple)
+    return collate(whole)

@@ -90,9 +90,9 @@ def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:
 
 
 def write_evaluation(folder: Path, metrics: Metrics, entries: list[dict[str, Any]]) -> None:
-    """Write metrics.json and detections.json. Raises `UserError`."""
+    """Write metrics.json and detections.json, or predictions.json of a classifier. Raises `UserError`."""
     write_json(folder / "metrics.json", metrics, indent=2)
-    write_json(folder / "detections.json", entries)
+    write_json(folder / f"{'predictions' if 'classes' in metrics else 'detections'}.json", entries)
 
 
 def crowding_note(evaluation: Evaluation, entries: list[dict[str, Any]]) -> str:

@@ -65,6 +65,11 @@ class Predictor:
         config = config if isinstance(config, Config) else load_config(config)
         self.device = choose_device(device or config.device)
         found = weights if isinstance(weights, Recognised) else open_checkpoint(find_weights(str(weights)))
+        if "classes" in found.model.outputs:
+            raise UserError(
+                f"{found.path}: holds a classifier, not a detector: resdet eval scores it, and detectors start from it with "
+                f"model.backbone.weights={found.path}"
+            )
         model_config = completed(config.model, found)
         model_config.num_classes = count = found.values["num_classes"]
         for part, keys in FROM_DATA.items():

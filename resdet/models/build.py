@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from resdet.config import DenseConfig, ModelConfig, RCNNConfig, RTDETRConfig, SemanticConfig
+from resdet.config import ClassifierConfig, DenseConfig, ModelConfig, RCNNConfig, RTDETRConfig, SemanticConfig
 from resdet.errors import UserError
 from resdet.models.backbones.resnet import ResNet, architecture
 from resdet.models.build_dense import build_dense
 from resdet.models.build_rcnn import build_rcnn, use_of_c5
 from resdet.models.build_rtdetr import build_rtdetr
 from resdet.models.build_semantic import build_semantic
+from resdet.models.classifier import Classifier
 from resdet.models.detector import Detector
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 
@@ -28,6 +29,12 @@ def build_model(config: ModelConfig) -> Detector:
         detector = build_rtdetr(config, build_backbone(config))
     elif isinstance(config, SemanticConfig):
         detector = build_semantic(config, build_backbone(config))
+    elif isinstance(config, ClassifierConfig):
+        assert config.num_classes is not None
+        detector = Classifier(
+            build_backbone(config), config.num_classes, label_smoothing=config.label_smoothing,
+            pixel_mean=config.input.mean, pixel_std=config.input.std, bgr=config.input.bgr,
+        )  # fmt: skip
     else:
         raise AssertionError(config.kind)
     for module in detector.modules():

@@ -13,8 +13,8 @@ from resdet.runs.folder import RunFolder, read_run
 from resdet.writing import atomic_write
 
 SPEED = ("lr", "images_per_s", "data_wait")
-KINDS = ("bbox", "segm", "keypoints", "proposals", "semantic", "panoptic")
-SHOWN = ("AP", "AP50", "AP75", "AR1000", "mIoU", "PQ")  # the metrics that are drawn
+KINDS = ("bbox", "segm", "keypoints", "proposals", "semantic", "panoptic", "classes")
+SHOWN = ("AP", "AP50", "AP75", "AR1000", "mIoU", "PQ", "top1", "top5")  # the metrics that are drawn
 
 
 def panels_of(run: RunFolder) -> dict[str, list[str]]:
@@ -24,7 +24,8 @@ def panels_of(run: RunFolder) -> dict[str, list[str]]:
     measured = [name for name in names if name.partition("_")[0] in KINDS]
     val = [name for name in names if name.startswith("val_")]
     losses = [name for name in names if name not in (*measured, *val, *SPEED)]
-    panels = {"AP, percent": metrics, "training losses": losses, "validation losses": val, "learning rate": ["lr"]}
+    what = "accuracy, percent" if "classes_top1" in metrics else "AP, percent"
+    panels = {what: metrics, "training losses": losses, "validation losses": val, "learning rate": ["lr"]}
     return {title: found for title, found in panels.items() if set(found) & set(names)}
 
 
@@ -43,7 +44,7 @@ def draw_curves(run: RunFolder) -> None:
         axes = figure.add_subplot(rows, min(2, len(panels)), place)
         for k, name in enumerate(names):
             x, y = run.series(name)
-            values = [100 * v for v in y] if title.startswith("AP") else y
+            values = [100 * v for v in y] if title.endswith("percent") else y
             axes.plot(
                 x, values, label=name.removeprefix("val_"), color=COLORS[k % len(COLORS)], markersize=3,
                 linestyle=("-", "--", ":")[k // len(COLORS) % 3], marker="o" if len(x) < 30 else "",
@@ -54,7 +55,7 @@ def draw_curves(run: RunFolder) -> None:
         axes.set_xlim(left=0)
         if "losses" in title and min(run.series(names[0])[1]) > 0:
             axes.set_yscale("log")
-        elif title.startswith("AP"):
+        elif title.endswith("percent"):
             axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -16,7 +16,15 @@ from resdet.errors import UserError
 from resdet.writing import write_json
 
 METRICS, STATUS = "metrics.jsonl", "status.json"
-MAIN_METRICS = ("panoptic_PQ", "keypoints_AP", "segm_AP", "bbox_AP", "proposals_AR1000", "semantic_mIoU")
+MAIN_METRICS = (
+    "panoptic_PQ",
+    "keypoints_AP",
+    "segm_AP",
+    "bbox_AP",
+    "proposals_AR1000",
+    "semantic_mIoU",
+    "classes_top1",
+)
 State = Literal["running", "stopped", "done", "failed"]
 Record = dict[str, Any]  # a line of metrics.jsonl: "iteration", and numbers by name
 

@@ -13,9 +13,17 @@ from resdet.structures import Output
 
 KINDS = {
     "bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "proposals": "proposals", "semantic": "label maps",
-    "panoptic": "panoptic segments",
+    "panoptic": "panoptic segments", "classes": "classes of whole pictures",
 }  # fmt: skip
 MAIN = {"proposals": "AR1000", "semantic": "mIoU", "panoptic": "PQ"}  # the main metric of a kind, where it is not AP
+
+
+def best_accuracy(config: TrainConfig) -> str:
+    """`train.best_metric` of a classifier, by default top-1. Raises `UserError` for a detector's."""
+    name = config.best_metric or "classes_top1"
+    if not name.startswith("classes_"):
+        raise UserError(f"train.best_metric={name} is a detector's: of a classifier it is classes_top1 or classes_top5")
+    return name
 
 
 def best_metric(

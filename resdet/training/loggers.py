@@ -116,7 +116,8 @@ class RunLog:
         numbers = {f"{kind}_{name}": v for kind, values in scores.metrics.items() for name, v in values.items()}
         self.write(iteration, **val_losses, **numbers)
         self.panel.evaluated(iteration, scores.metrics)
-        title = f"iteration {iteration}: {scores.images} validation images, {len(scores.entries)} detections"
+        what = "predictions" if "classes" in scores.metrics else "detections"
+        title = f"iteration {iteration}: {scores.images} validation images, {len(scores.entries)} {what}"
         console.print(f"\n{title}\n{tables}", markup=False)
         self._note("running")
 

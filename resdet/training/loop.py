@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from resdet.data.loader import training_loader
 from resdet.data.sources import Split
 from resdet.data.torch_dataset import TorchDataset
 from resdet.errors import UserError, listed
+from resdet.evaluation.classes import accuracy_by_class, evaluate_classes
 from resdet.evaluation.coco import Metrics
 from resdet.evaluation.dataset import evaluate_dataset
 from resdet.evaluation.results import write_evaluation
@@ -29,6 +31,7 @@ from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, joined, restarted
 from resdet.runtime.signals import stop_signals
 from resdet.runtime.workers import refuse_unguarded_script
+from resdet.training.classes import class_sheet
 from resdet.training.loggers import RunLog
 from resdet.training.pictures import RunPictures, prediction_sheet
 from resdet.training.resume import refuse_unresumable
@@ -180,7 +183,8 @@ def run_to_end(run: Run) -> Result:
     if done:
         console.result(f"trained to iteration {run.iteration} in {duration(elapsed)}; results in {config.output}")
         if run.val_set and distributed.main:
-            sheet = prediction_sheet(run.evaluated_model(alone=True), run.val_set, config)
+            draw = prediction_sheet if run.evaluation else class_sheet
+            sheet = draw(run.evaluated_model(alone=True), run.val_set, config)
             console.print(f"predictions drawn in {sheet}")
     return Result(config.output, done, run.iteration, run.metrics)
 
@@ -208,7 +212,6 @@ def evaluate(run: Run, log: RunLog, pictures: RunPictures) -> bool:
     Every process predicts its share of the images; the main one scores all and broadcasts the metrics.
     """
     assert run.val_set
-    assert run.evaluation
     config, distributed, images = run.config, run.distributed, 0
     distributed.barrier("an evaluation")
 
@@ -216,18 +219,26 @@ def evaluate(run: Run, log: RunLog, pictures: RunPictures) -> bool:
         nonlocal images
         images += len(loaded.indices)
         log.evaluating(images, len(run.inputs.val.images) if run.inputs.val else 0)
-        run.unreadable_val.note(loaded.problems, "it counts as having no detections")
+        run.unreadable_val.note(
+            loaded.problems, "it counts as having no detections" if run.evaluation else "it counts as wrong"
+        )
 
     model = run.evaluated_model()
-    scores = evaluate_dataset(
-        model, run.val_set, run.evaluation, seen,
-        device=run.device, batch_size=min(4, config.train.batch_size), amp=config.train.amp, losses=config.train.val_loss,
-        distributed=distributed,
-    )  # fmt: skip
+    options: dict[str, Any] = {
+        "device": run.device, "amp": config.train.amp, "losses": config.train.val_loss, "distributed": distributed,
+    }  # fmt: skip
+    if run.evaluation:
+        size = min(4, config.train.batch_size)
+        scores = evaluate_dataset(model, run.val_set, run.evaluation, seen, batch_size=size, **options)
+        by_class: Metrics = run.evaluation.class_ap
+    else:
+        size = config.train.batch_size // distributed.world
+        scores = evaluate_classes(model, run.val_set, seen, batch_size=size, **options)
+        by_class = {"classes": accuracy_by_class(scores.entries)} if scores else {}
     if scores:
         try:
             write_evaluation(config.output / "eval", scores.metrics, scores.entries)
-            write_json(config.output / "eval" / "classes.json", run.evaluation.class_ap)
+            write_json(config.output / "eval" / "classes.json", by_class)
         except UserError as error:
             console.print(f"warning: {error}; training continues")
         log.evaluated(run.iteration, scores)

@@ -130,6 +130,14 @@ class RunPictures:
         """Predict the images of the film strip, which takes the time of as many images of the evaluation; start to draw."""
         if not self.on:
             return
+        if self.run.evaluation:  # a classifier draws its pictures at the end only
+            self._predict_film(model)
+        if find_spec("matplotlib"):
+            self._stale = not (self._curves is None or self._ended(0))  # else it is still drawing the last one's
+            if not self._stale:
+                self._draw_curves()
+
+    def _predict_film(self, model: Detector) -> None:
         assert self.run.val_set
         dataset = self.run.val_set
         chosen = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int)).tolist()
@@ -137,10 +145,6 @@ class RunPictures:
         self.wait()
         self._thread = threading.Thread(target=self._film, args=(self.run.iteration, predicted, dataset), name=WRITER)
         self._thread.start()
-        if find_spec("matplotlib"):
-            self._stale = not (self._curves is None or self._ended(0))  # else it is still drawing the last one's
-            if not self._stale:
-                self._draw_curves()
 
     def wait(self) -> None:
         """Wait for the thread; needed before forking processes, too."""

@@ -13,7 +13,7 @@ from resdet.errors import UserError, listed
 # Settings of the model that a resumed run may change, since the weights keep their shapes and meaning. Every other key under
 # `model` is refused; every key elsewhere, except those in FIXED, may change.
 MODEL_KEYS_THAT_APPLY = {
-    "model.fold_norm", "model.pool.sampling_ratio", "model.mask.paste",
+    "model.fold_norm", "model.label_smoothing", "model.pool.sampling_ratio", "model.mask.paste",
     "model.keypoint.decode", "model.keypoint.skeleton",
     *(f"model.rpn.{key}" for key in (
         "pre_nms_train", "pre_nms_predict", "post_nms_train", "post_nms_predict", "nms_threshold", "min_size", "samples",

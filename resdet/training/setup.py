@@ -22,6 +22,7 @@ from resdet.data.torch_dataset import TorchDataset
 from resdet.errors import UserError
 from resdet.keypoints import flip_order
 from resdet.runtime.console import console
+from resdet.training.classes import read_classes
 
 
 class Inputs(NamedTuple):
@@ -52,6 +53,11 @@ def prepare_inputs(
     found = earlier or start
     if found:
         config = with_architecture(config, found, resumed=earlier is not None)
+    if "classes" in config.model.outputs:
+        if datasets:
+            raise UserError("model.kind=classifier: pictures are read from a folder, not from a dataset")
+        train, val = read_classes(config.data, splits)
+        return completed_by(given, with_num_classes(config, train)), Inputs(train, val, start)
     train, val = read_train_val(config, splits, datasets, check=check)
     config = with_pixel_range(config, train, found, resumed=earlier is not None)
     if "proposals" in config.model.outputs:
@@ -69,10 +75,14 @@ def prepare_inputs(
         raise UserError(f"{train.source}: none of its {len(train.images)} images has an object to learn from")
     if config.auto:
         config = with_auto_settings(config, train, pretrained=found is not None)
-    config = fitted(config, train, val)
+    return completed_by(given, fitted(config, train, val)), Inputs(train, val, start)
+
+
+def completed_by(given: Config, config: Config) -> Config:
+    """The completed config; prints what it changed in the `given` one, and what in that has no effect."""
     for line in notes_of(given) + warnings_of(given, config):
         console.print(line)
-    return config, Inputs(train, val, start)
+    return config
 
 
 def find_inputs(config: Config, from_files: list[Split], *, resumed: bool) -> Recognised | None:
@@ -81,7 +91,7 @@ def find_inputs(config: Config, from_files: list[Split], *, resumed: bool) -> Re
     from_files: the splits that are read from files. resumed: pretrained weights are not needed.
     """
     problems: list[str] = []
-    if from_files:
+    if from_files and "classes" not in config.model.outputs:  # whose folders are looked for when they are read
         make_synthetic(config)
         problems += missing_data(config, from_files)
     start = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 
 from resdet.checkpoints.checkpoint import Checkpoint, load_weights
 from resdet.config import Config, dump_config
+from resdet.data.class_dataset import ClassificationDataset
+from resdet.data.coco import Annotations
 from resdet.data.dataset import DetectionDataset
 from resdet.errors import UserError
 from resdet.evaluation.coco import Metrics, evaluation_of
@@ -19,11 +20,27 @@ from resdet.models.detector import Detector, LossSums
 from resdet.runtime.console import console
 from resdet.runtime.device import compiled
 from resdet.runtime.distributed import Distributed, data_parallel
-from resdet.training.best import best_metric
+from resdet.training.best import best_accuracy, best_metric
 from resdet.training.faults import Unreadable
 from resdet.training.optim import WeightAverage, build_optimizer, restore_optimizer
 from resdet.training.resume import changes, config_of
 from resdet.training.setup import Inputs
+
+
+def dataset_of(annotations: Annotations, config: Config, model: Detector, *, train: bool) -> DetectionDataset:
+    """What the model learns from or is evaluated on."""
+    if "classes" in model.outputs:
+        return ClassificationDataset(annotations, config.data, config.model.input, train=train, seed=config.seed)
+    return DetectionDataset(
+        annotations,
+        config.data,
+        config.model.input,
+        train=train,
+        masks="masks" in model.outputs,
+        keypoints="keypoints" in model.outputs,
+        semantic="semantic" in model.outputs,
+        seed=config.seed,
+    )
 
 
 class Run:
@@ -35,22 +52,13 @@ class Run:
         t = config.train
         self.config, self.model, self.device, self.inputs = config, model.train(), device, inputs
         self.distributed = distributed
-        dataset = partial(
-            DetectionDataset,
-            data=config.data,
-            model_input=config.model.input,
-            masks="masks" in model.outputs,
-            keypoints="keypoints" in model.outputs,
-            semantic="semantic" in model.outputs,
-            seed=config.seed,
-        )
-        self.train_set = dataset(inputs.train, train=True)
-        self.val_set, self.evaluation = None, None
-        if inputs.val:
-            self.val_set = dataset(inputs.val, train=False)
+        self.train_set = dataset_of(inputs.train, config, model, train=True)
+        self.val_set = dataset_of(inputs.val, config, model, train=False) if inputs.val else None
+        self.evaluation, self.best_metric = None, None
+        if inputs.val and "classes" in model.outputs:
+            self.best_metric = best_accuracy(t)
+        elif inputs.val:
             self.evaluation = evaluation_of(inputs.val, config.data.keypoint_sigmas)
-        self.best_metric = None
-        if inputs.val and self.evaluation:
             pixels = PixelEvaluation(inputs.val, model.outputs).kinds
             self.best_metric = best_metric(t, self.evaluation, model.outputs, pixels)
         share = config.data.max_unreadable / distributed.world

@@ -50,6 +50,20 @@ IN_VAIN = {
     "data.synthetic={size: 64}": PLACES,
     "data.voc_origin=1": ["data.format=coco"],
     "data.max_size=2000": ["model.input.keep_ratio=false"],
+    "data.classification={crop: 32}": [],
+    **{
+        key: ["model.kind=classifier"]
+        for key in (
+            "data.min_size=64",
+            "data.format=coco",
+            "data.negatives=0.1",
+            "data.pixel_range=dtype",
+            "data.pad_multiple=64",
+            "data.limit=3",
+            "model.input.resize=torch",
+            "model.input.keep_ratio=false",
+        )
+    },
     "data.split_seed=3": [],
     "data.mask_size=28": [],
     "data.keypoint_flip_pairs=[[a, b]]": [],
@@ -83,6 +97,7 @@ def test_a_key_without_effect_is_told_and_one_with_effect_is_not(vain: str, tmp_
     assert "{" not in line.replace("{…}", "")
     assert told(tmp_path, *IN_VAIN[vain]) == []  # its default beside the same others
     useful = {
+        "data.classification": ["model.kind=classifier"],
         "model.backbone.zero_init_last": ["model.backbone.weights=none"],
         "model.box.norm": ["model.box.trunk=4conv1fc"],
         "model.box.weight_standardization": ["model.box.trunk=4conv1fc"],
