@@ -51,6 +51,30 @@ def test_a_head_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
     assert model.heads["iou"] is not again.heads["iou"]
 
 
+@pytest.mark.slow
+def test_a_backbone_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
+    code = block("python", "backbone=MyNet()")
+    assert len(code.strip().splitlines()) == 3
+    config = tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=2)
+    config.model = type(config.model).model_validate({**tiny.MODEL, "backbone": {"name": "custom"}})
+    monkeypatch.setattr(resdet, "load_config", lambda *_: config)
+
+    class MyNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.Conv2d(3, 8, s, s) for s in (4, 8, 16, 32))
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [layer(x) for layer in self.layers]
+
+    exec(code, {"resdet": resdet, "MyNet": MyNet})
+    last = tmp_path / "run/checkpoints/last.pt"
+    assert "backbone.net.layers.3.weight" in torch.load(last, weights_only=True)["model"]
+    with pytest.raises(resdet.UserError, match="custom is a module of your own"):
+        Predictor.from_checkpoint(last)
+    Predictor(config, last, model=resdet.build_model(config.model, backbone=MyNet()))
+
+
 def test_the_augmentations_are_valid() -> None:
     example = yaml.safe_load(block("yaml", "RandomBrightnessContrast"))
     assert len(Augmentations(example["data"]["train"]["augmentations"]).transforms) == 3

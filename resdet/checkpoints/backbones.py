@@ -15,6 +15,8 @@ from resdet.models.backbones.resnet import RESNETS, Architecture, architecture_n
 
 CAFFE_MEAN = (103.53, 116.28, 123.675)  # of BGR
 EPS = 1e-5
+# Of the copies in a file of self-supervised training (DINO, I-JEPA), the one that its authors evaluate.
+EVALUATED = ("teacher", "target_encoder")
 
 
 class Backbone(NamedTuple):
@@ -33,14 +35,15 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
     """The residual backbone in these tensors, None without one. Raises `KeyError` for one that resdet cannot build."""
     for origin, sign, translate in (
         ("torchvision's or timm's names", r"layer1\.0\.conv1\.weight$", _torchvision_names),
+        ("a sequence of torchvision's layers", r"4\.0\.conv1\.weight$", _sequence_names),
         ("detectron2's names", r"res2\.0\.conv1\.weight$", _detectron2_names),
         ("Caffe2's names", r"res2_0_branch2a_w$", _caffe2_names),
         ("RT-DETR's names", r"res_layers\.0\.blocks\.0\.branch2a\.conv\.weight$", _rtdetr_names),
     ):
-        match = next((m for m in (re.match(rf"((?:.*\.)?){sign}", name) for name in raw) if m), None)
-        if match is None:
+        prefixes = [m[1] for m in (re.match(rf"((?:.*\.)?){sign}", name) for name in raw) if m]
+        if not prefixes:
             continue
-        prefix = match[1]
+        prefix = preferred(prefixes)
         inside = {name[len(prefix) :]: value for name, value in raw.items() if name.startswith(prefix)}
         weights, left_over = translate(inside)
         caffe = translate in (_detectron2_names, _caffe2_names)
@@ -54,6 +57,12 @@ def recognise_backbone(raw: dict[str, Tensor]) -> Backbone | None:
         section = input_section(pixels(caffe, grouped), input_channels(weights, prefix=""))
         return Backbone(origin, weights, {"input": section, "backbone": values}, left_over)
     return None
+
+
+def preferred(prefixes: list[str]) -> str:
+    """Of the prefixes of several copies the one that is evaluated, else the first."""
+    evaluated = (prefix for word in EVALUATED for prefix in prefixes if word in prefix.split("."))
+    return next(evaluated, prefixes[0])
 
 
 def pixels(caffe: bool, grouped: bool) -> dict[str, Any]:
@@ -117,6 +126,15 @@ def _deformable(weights: dict[str, Tensor]) -> dict[str, Any]:
 def _torchvision_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     kept = {k: v for k, v in weights.items() if re.match(r"(conv1|bn1|layer[1-4])\.", k)}
     return kept, [k for k in weights if k not in kept and not re.match(r"(fc|head|classifier)\.", k)]
+
+
+def _sequence_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """`nn.Sequential(*resnet.children())`, as lightly has it: the layers by their number."""
+    layers = {"0": "conv1", "1": "bn1", **{str(k + 3): f"layer{k}" for k in range(1, 5)}}
+    numbered = [(layers.get(name.partition(".")[0]), name.partition(".")[2], name) for name in weights]
+    return {f"{layer}.{rest}": weights[name] for layer, rest, name in numbered if layer}, [
+        name for layer, _, name in numbered if not layer
+    ]
 
 
 def _detectron2_names(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from resdet.checkpoints.dense_names import NAMES
 from resdet.config import (
     ATSSConfig,
+    BackboneConfig,
     DenseConfig,
     FCOSConfig,
     GFLConfig,
@@ -42,14 +43,19 @@ def describe(found: Recognised) -> str:
         f"{found.path}: {found.source}, {name if found.whole else 'a backbone'}, {depth}{classes}, "
         f"{len(found.weights)} tensors",
         f"  input: {_order(m.input)}, mean {_numbers(m.input.mean)}, std {_numbers(m.input.std)}, "
-        f"resize {m.input.resize}, {resized}; stride in the {'1x1' if m.backbone.stride_in_1x1 else '3x3'}; "
-        f"norm {m.backbone.norm}, eps {m.backbone.norm_eps:g}",
+        f"resize {m.input.resize}, {resized}{_body(m.backbone)}",
     ]
     lines += [f"  {line}" for line in (details if found.whole else []) + found.notes]
     if found.left_over:
         rest = ", …" if len(found.left_over) > 4 else ""
         lines.append(f"  left over: {len(found.left_over)} ({', '.join(found.left_over[:4])}{rest})")
     return "\n".join(lines)
+
+
+def _body(b: BackboneConfig) -> str:
+    if not b.own:
+        return ""
+    return f"; stride in the {'1x1' if b.stride_in_1x1 else '3x3'}; norm {b.norm}, eps {b.norm_eps:g}"
 
 
 def _rcnn(m: RCNNConfig) -> tuple[str, list[str]]:

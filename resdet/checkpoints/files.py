@@ -26,6 +26,11 @@ class Contents(NamedTuple):
     weights: dict[str, Tensor]
     meta: dict[str, Any]
 
+    @property
+    def ours(self) -> bool:
+        """Whether resdet wrote it, with its config."""
+        return "config" in self.meta and ("checksum" in self.meta or "resdet" in str(self.meta.get("format")))
+
 
 def read_file(path: str | Path) -> Contents:
     """Read a checkpoint file. Raises `UserError` if it is not one."""

@@ -24,14 +24,20 @@ def find_weights(weights: str, backbone: str | None = None) -> Path:
 
     weights: a path, also of a folder written by transformers; "torchvision:NAME", a detector or classifier of torchvision;
              "hf:OWNER/NAME", a detector on the Hugging Face Hub; "timm:NAME"; with a `backbone` ("resnet50") also
-             "imagenet", "imagenet_v1" or "imagenet_v2", torchvision's weights.
+             "imagenet", "imagenet_v1" or "imagenet_v2", torchvision's weights; for a backbone of timm or torchvision, that
+             library's.
     """
     if weights in IMAGENET:
         if backbone is None:
             raise UserError(
                 f"{weights}: these are weights of a backbone: set model.backbone.weights, not model.weights"
             )
-        return _cached(_torchvision_url(backbone, IMAGENET[weights], weights), "model.backbone.weights")
+        library, _, bare = backbone.rpartition(":")
+        if library == "timm":
+            if weights != "imagenet":
+                raise UserError(f"model.backbone.weights={weights}: of timm's models write imagenet, or timm:NAME.TAG")
+            return _timm(bare)
+        return _cached(_torchvision_url(bare, IMAGENET[weights], weights), "model.backbone.weights")
     kind, _, name = weights.partition(":")
     if kind == "torchvision":
         key = "model.backbone.weights" if backbone else "model.weights"
@@ -113,7 +119,7 @@ def _timm(name: str) -> Path:
     except RuntimeError:
         config = None
     if config is None or not config.hf_hub_id:
-        near = difflib.get_close_matches(name, timm.list_pretrained("*resne*"), n=3)
+        near = difflib.get_close_matches(name, timm.list_pretrained(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"timm:{name}: timm has no such pretrained model{hint}")
     try:

@@ -72,7 +72,7 @@ def recognise(path: str | Path) -> Recognised:
     """Read and recognise the checkpoint of a detector or a backbone, of any supported tool. Raises `UserError`."""
     path = Path(path)
     contents = read_file(path)
-    if unsupported := known_but_unsupported(contents.weights):
+    if not contents.ours and (unsupported := known_but_unsupported(contents.weights)):
         raise UserError(f"{path}: holds {unsupported}, which resdet does not have")
     found = (
         _classifier(contents, path) or _rtdetr(contents, path) or _detector(contents, path) or _backbone(contents, path)

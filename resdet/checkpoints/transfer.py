@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from resdet.checkpoints.adapted import open_for
 from resdet.checkpoints.cascade import single
 from resdet.checkpoints.locate import find_weights
 from resdet.checkpoints.rcnn import fit_hint
@@ -48,6 +49,8 @@ def starting_point(config: ModelConfig) -> Recognised | None:
     b = config.backbone
     if b.weights == "none":
         return None
+    if not b.own:
+        return open_for(config, find_weights(b.weights, b.name))
     found = open_backbone(find_weights(b.weights, b.name))
     name = found.model.backbone.name
     if name != b.name:
@@ -163,7 +166,7 @@ def fill(model: nn.Module, found: Recognised, class_names: Sequence[str], config
         else:
             ready[name] = given
     missing = [k for k in own if k not in found.weights and not k.endswith("num_batches_tracked")]
-    incomplete = [k for k in missing if k.startswith("backbone.")]
+    incomplete = [k for k in missing if k.startswith("backbone.") and not k.startswith("backbone.pyramid.")]
     if incomplete or wrong:
         hint = fit_hint(found.weights, config) if found.whole else ""
         problems = [f"missing: {k}" for k in incomplete] + wrong

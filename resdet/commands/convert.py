@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="with --config: number of training images, for schedules in epochs")  # fmt: skip
     parser.add_argument("--to", choices=("resdet", "torchvision", "transformers", "program"), default="resdet",
                         help="program: the prediction as a graph, for torch.export.load")  # fmt: skip
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"),
+                        help="with --to program: its only input size, multiples of 32; ViT and Swin need it")  # fmt: skip
     args = parser.parse_args(arguments)
     endings = {"resdet": ".safetensors", "torchvision": ".pth", "transformers": "", "program": ".pt2"}
     ending = ".yaml" if args.config else endings[args.to]
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--to {args.to} has no effect beside --config")
     if args.images is not None and not args.config:
         parser.error("--images has no effect without --config")
+    if args.size and (args.to != "program" or args.size[0] % 32 or args.size[1] % 32):
+        parser.error("--size is for --to program, two multiples of 32")
     if args.config:
         return guarded(lambda: _convert_config(Path(args.input), args.output, args.images))
 
@@ -66,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             detector = Predictor.from_checkpoint(args.input, device="cpu").model
             rounds = found.model.input.resize != "torch"
-            save_program(export_prediction(detector, torch.uint8 if rounds else torch.float32), args.output)
+            dtype = torch.uint8 if rounds else torch.float32
+            save_program(export_prediction(detector, dtype, args.size and tuple(args.size)), args.output)
         elif args.to == "torchvision":
             print(save_torchvision(found, args.output))
         elif args.to == "transformers":

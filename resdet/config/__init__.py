@@ -26,6 +26,7 @@ from resdet.config.io import load_yaml as load_yaml
 from resdet.config.io import merged as merged
 from resdet.config.io import parse_config as parse_config
 from resdet.config.io import settings_of as settings_of
+from resdet.config.model import CUSTOM as CUSTOM
 from resdet.config.model import BackboneConfig as BackboneConfig
 from resdet.config.model import FPNConfig as FPNConfig
 from resdet.config.model import InputConfig as InputConfig

@@ -176,6 +176,10 @@ class RCNNConfig(ModelConfig):
             )
         if self.box and self.box.trunk == "res5" and self.neck != "c4":
             problems.append(f"box.trunk=res5 computes c5 on RoIs of c4, but neck={self.neck}: set model.neck=c4")
+        if self.box and self.box.trunk == "res5" and not self.backbone.own:
+            problems.append(
+                f"box.trunk=res5 is layer4 of resdet's own ResNets, not of {self.backbone.name}: set it to 2fc"
+            )
         if self.box and self.box.trunk == "res5" and self.cascade:
             problems.append("cascade needs box heads of their own at each stage: set box.trunk=2fc or 4conv1fc")
         if self.neck != "fpn" and self.mask and self.mask.point_rend:

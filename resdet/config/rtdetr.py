@@ -24,7 +24,7 @@ class RTDETRInput(InputConfig):
 class RTDETRBackbone(BackboneConfig):
     """ResNet-D."""
 
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 1
+    frozen_stages: Count = 1
     deep_stem: bool = True
     avg_down: bool = True
 

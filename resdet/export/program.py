@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from resdet.errors import UserError
+from resdet.models.backbones.adapted import Adapted
 from resdet.models.detector import Detector
 from resdet.structures import Batch
 from resdet.writing import atomic_write
@@ -32,22 +34,34 @@ class Prediction(nn.Module):
         return tuple(value for name, value in fields if isinstance(value, Tensor) and name != "image_sizes")
 
 
-def export_prediction(model: Detector, dtype: torch.dtype = torch.uint8) -> ExportedProgram:
+def export_prediction(
+    model: Detector, dtype: torch.dtype = torch.uint8, size: tuple[int, int] | None = None
+) -> ExportedProgram:
     """The graph of `Prediction`, on the model's device, with its thresholds. B is free from 1 to MOST_IMAGES, H and W in
     multiples of 32 from 96 (160 for a pyramid with p7) to LONGEST_SIDE. dtype: of the images; float32 where resizing does not
-    round (torchvision's). NMS stays an operator of its own, `resdet::nms` or `resdet::soft_nms`. The model is left in
-    evaluation mode."""
+    round (torchvision's). size: (H, W), the only one, for backbones whose graph has one (ViT, Swin). NMS stays an operator of
+    its own, `resdet::nms` or `resdet::soft_nms`. The model is left in evaluation mode."""
     device = model.pixel_mean.device
     least = max(3, max(model.fpn.strides.values()) // 32 + 1)  # no map may have a single row or column
-    images = torch.zeros(2, len(model.pixel_mean), 32 * least, 32 * least + 64, dtype=dtype, device=device)
+    height, width = size or (32 * least, 32 * least + 64)
+    images = torch.zeros(2, len(model.pixel_mean), height, width, dtype=dtype, device=device)
     sizes = torch.tensor([[96, 160], [80, 150]], device=device)
     batch = Dim("batch", min=1, max=MOST_IMAGES)
-    height, width = (32 * Dim(name, min=least, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))
-    with torch.no_grad():
-        return torch.export.export(
-            Prediction(model.eval().to(memory_format=torch.contiguous_format)), (images, sizes), strict=True,
-            dynamic_shapes=({0: batch, 2: height, 3: width}, {0: batch}),
-        )  # fmt: skip
+    rows, columns = (32 * Dim(name, min=least, max=LONGEST_SIDE // 32) for name in ("rows", "columns"))
+    free = {0: batch} if size else {0: batch, 2: rows, 3: columns}
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                Prediction(model.eval().to(memory_format=torch.contiguous_format)), (images, sizes), strict=True,
+                dynamic_shapes=(free, {0: batch}),
+            )  # fmt: skip
+    except torch._dynamo.exc.UserError as error:
+        if size or not isinstance(model.backbone, Adapted):
+            raise
+        raise UserError(
+            "the graph of this backbone has one size: give it, as size=(H, W) or on the command line as --size H W "
+            f"({str(error).splitlines()[0]})"
+        ) from None
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

@@ -163,6 +163,7 @@ def _builder(found: Recognised) -> str:
 def _of_body(m: RCNNConfig | RetinaNetConfig | FCOSConfig) -> Limits:
     return {
         "input.channels": (m.input.channels, (3,)),
+        "backbone.name": (m.backbone.name, (m.backbone.name if m.backbone.own else "a ResNet",)),
         "backbone.norm": (m.backbone.norm, ("frozen_bn", "bn", "sync_bn")),
         "backbone.stride_in_1x1": (m.backbone.stride_in_1x1, (False,)),
         "backbone.deep_stem": (m.backbone.deep_stem, (False,)),

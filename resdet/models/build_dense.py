@@ -13,7 +13,7 @@ from resdet.config import (
     YOLOFConfig,
 )
 from resdet.models.anchors import Anchors
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.dense.atss import ATSSHead
 from resdet.models.dense.detector import DenseHead, OneStage
 from resdet.models.dense.fcos import FCOSHead
@@ -24,7 +24,7 @@ from resdet.models.fpn import FPN, ConvTop, Neck
 from resdet.models.selection import Selection
 
 
-def build_dense(config: DenseConfig, backbone: ResNet) -> OneStage:
+def build_dense(config: DenseConfig, backbone: Backbone) -> OneStage:
     """The detector on top of `backbone`, with random weights."""
     neck = build_neck(config, backbone)
     assert config.num_classes is not None
@@ -39,7 +39,7 @@ def build_dense(config: DenseConfig, backbone: ResNet) -> OneStage:
     )
 
 
-def build_neck(config: DenseConfig, backbone: ResNet) -> Neck:
+def build_neck(config: DenseConfig, backbone: Backbone) -> Neck:
     """A pyramid p3..p7, or YOLOF's encoder."""
     if isinstance(config, YOLOFConfig):
         e = config.encoder

@@ -9,7 +9,7 @@ from torch import nn
 from resdet.config import BoxConfig, MaskConfig, RCNNConfig
 from resdet.errors import UserError
 from resdet.models.anchors import Anchors
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.build_semantic import semantic_head
 from resdet.models.fpn import FPN, SingleLevel
 from resdet.models.heads.box import BoxHead, FourConvOneFC, TwoFC
@@ -31,7 +31,7 @@ def use_of_c5(config: RCNNConfig) -> Literal["map", "rois", "none"]:
     return "rois" if config.box and config.box.trunk == "res5" else "none"
 
 
-def build_rcnn(config: RCNNConfig, backbone: ResNet) -> RCNN:
+def build_rcnn(config: RCNNConfig, backbone: Backbone) -> RCNN:
     """The detector on top of `backbone`, with random weights."""
     fpn = build_neck(config, backbone)
     a, r, b = config.anchors, config.rpn, config.box
@@ -74,7 +74,7 @@ def build_rcnn(config: RCNNConfig, backbone: ResNet) -> RCNN:
     )
 
 
-def _heads(config: RCNNConfig, b: BoxConfig, backbone: ResNet, fpn: FPN | SingleLevel) -> dict[str, RoIHead]:
+def _heads(config: RCNNConfig, b: BoxConfig, backbone: Backbone, fpn: FPN | SingleLevel) -> dict[str, RoIHead]:
     stage = RoIStage(cast(nn.Sequential, backbone.layer4), 2 * fpn.channels) if b.trunk == "res5" else None
     box_head = _cascade_head(config, b, fpn) if config.cascade else _box_head(config, b, fpn, stage)
     heads: dict[str, RoIHead] = {"box": box_head}
@@ -105,11 +105,11 @@ def _heads(config: RCNNConfig, b: BoxConfig, backbone: ResNet, fpn: FPN | Single
     return heads
 
 
-def build_neck(config: RCNNConfig, backbone: ResNet) -> FPN | SingleLevel:
+def build_neck(config: RCNNConfig, backbone: Backbone) -> FPN | SingleLevel:
     """The feature pyramid, or the one backbone level that a C4 or DC5 detector uses."""
     if config.neck == "fpn":
         c = config.fpn
-        channels = list(backbone.channels.values())
+        channels = [backbone.channels[name] for name in ("c2", "c3", "c4", "c5")]
         return FPN(channels, c.channels, norm=c.norm, standardized=c.weight_standardization)
     return SingleLevel(config.neck, backbone.channels[config.neck], backbone.strides[config.neck])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from resdet.config import RTDETRConfig
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.rtdetr.decoder import Decoder, QuerySelection
 from resdet.models.rtdetr.denoising import Denoising
 from resdet.models.rtdetr.detector import RTDETR
@@ -12,7 +12,7 @@ from resdet.models.rtdetr.losses import SetLoss
 from resdet.models.selection import Selection
 
 
-def build_rtdetr(config: RTDETRConfig, backbone: ResNet) -> RTDETR:
+def build_rtdetr(config: RTDETRConfig, backbone: Backbone) -> RTDETR:
     """The detector on top of `backbone`, with random weights."""
     assert config.num_classes is not None
     classes, e, d, n = config.num_classes, config.encoder, config.decoder, config.denoising

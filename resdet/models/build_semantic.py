@@ -5,17 +5,18 @@ from __future__ import annotations
 from resdet.config import SemanticConfig
 from resdet.config.semantic import SemanticHeadConfig
 from resdet.errors import UserError
-from resdet.models.backbones.resnet import ResNet
+from resdet.models.backbones.base import Backbone
 from resdet.models.fpn import FPN
 from resdet.models.heads.semantic import SemanticHead
 from resdet.models.semantic import SemanticFPN
 
 
-def build_semantic(config: SemanticConfig, backbone: ResNet) -> SemanticFPN:
+def build_semantic(config: SemanticConfig, backbone: Backbone) -> SemanticFPN:
     """The model on top of `backbone`, with random weights."""
     assert config.num_classes is not None
     c = config.fpn
-    fpn = FPN(list(backbone.channels.values()), c.channels, norm=c.norm, standardized=c.weight_standardization)
+    channels = [backbone.channels[name] for name in ("c2", "c3", "c4", "c5")]
+    fpn = FPN(channels, c.channels, norm=c.norm, standardized=c.weight_standardization)
     return SemanticFPN(
         backbone,
         fpn,

@@ -21,6 +21,7 @@ from resdet.data.splits import make_synthetic, missing_data, read_train_val
 from resdet.data.torch_dataset import TorchDataset
 from resdet.errors import UserError
 from resdet.keypoints import flip_order
+from resdet.models.backbones.libraries import require_known
 from resdet.runtime.console import console
 from resdet.training.classes import read_classes
 
@@ -90,6 +91,7 @@ def find_inputs(config: Config, from_files: list[Split], *, resumed: bool) -> Re
 
     from_files: the splits that are read from files. resumed: pretrained weights are not needed.
     """
+    require_known(config.model.backbone.name)
     problems: list[str] = []
     if from_files and "classes" not in config.model.outputs:  # whose folders are looked for when they are read
         make_synthetic(config)

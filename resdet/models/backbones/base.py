@@ -23,12 +23,16 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def stages(self) -> list[list[nn.Module]]:
-        """The modules in the order of forward, each parameter in exactly one stage: the stem, one stage per map and, in C4
-        detectors, the one that the heads run on RoIs.
+        """The modules in the order of forward, each parameter in one stage at most: the stem, one stage per map (per block in a
+        ViT) and, in C4 detectors, the one that the heads run on RoIs.
 
         Freezing starts at the first stage; layer decay gives earlier stages smaller learning rates.
         """
         raise NotImplementedError
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters without weight decay, besides those of norms."""
+        return []
 
     def freeze(self, count: int) -> None:
         """Freeze the first `count` stages, including the running statistics of their norms."""
