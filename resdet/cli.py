@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-VERBS = ("train", "pretrain", "eval", "visualize", "convert", "data", "runs", "compare", "benchmark")
+VERBS = ("train", "pretrain", "eval", "visualize", "convert", "data", "runs", "compare", "backbones", "benchmark")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
