@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import NamedTuple
 
 from resdet.commands.common import guarded, parser_of
@@ -13,8 +14,8 @@ OURS = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d",
     "resnext101_32x8d", "resnext101_64x4d",
 )  # fmt: skip
-NAME_WIDTH = 25
-UNKNOWN = "–"
+NAME_WIDTH = 22
+UNKNOWN = "-"
 
 
 class Row(NamedTuple):
@@ -48,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         names = matching(args.patterns) if args.patterns else list(OURS)
         if not names:
-            raise UserError(f"no backbone matches {' or '.join(args.patterns)}: quote patterns, for example 'timm:*vit*'")
+            raise UserError(
+                f"no backbone matches {' or '.join(args.patterns)}: quote patterns, for example 'timm:*vit*'"
+            )
         print(f"{'':<{NAME_WIDTH}} {'M':>6} {'G':>6} {'channels':>18} {'strides':>7} {'top-1':>5} licence")
         for name in names[: args.limit]:
             try:
                 print(line(measured(name, (args.size[0], args.size[1]))), flush=True)
             except UserError as error:
-                print(f"{name}\n  {str(error).removeprefix(f'model.backbone.name={name}: ')}", flush=True)
+                why = str(error).removeprefix(f"model.backbone.name={name}: ")
+                print(f"{name}\n{fill(why, 80, initial_indent='  ', subsequent_indent='  ')}", flush=True)
         if len(names) > args.limit:
             print(f"… and {len(names) - args.limit} more: narrow the pattern, or give --limit {len(names)}")
         if not args.patterns:
@@ -67,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def matching(patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern with or without their library; a name itself is one, with a tag too."""
     known = list(_known(any(not p.startswith(("torchvision:", "resn", "wide_")) for p in patterns)))
-    found = [n for n in known if any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n.partition(":")[2], p) for p in patterns)]
+    found = [
+        n for n in known if any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n.partition(":")[2], p) for p in patterns)
+    ]
     tagged = [p for p in patterns if p.startswith("timm:") and "*" not in p and p not in found]
     return found + tagged
 
@@ -109,7 +115,7 @@ def measured(name: str, size: tuple[int, int]) -> Row:
 
 
 def published(name: str) -> tuple[float | None, str]:
-    """ImageNet top-1 in % and the licence of the weights that `imagenet` names; None and "–" where the library does not say."""
+    """ImageNet top-1 in % and the licence of the weights that `imagenet` names; None and "-" where the library does not say."""
     import torchvision
 
     library, _, bare = name.rpartition(":")
@@ -132,4 +138,6 @@ def line(row: Row) -> str:
     top1 = f"{row.top1:.1f}" if row.top1 else UNKNOWN
     name = row.name if len(row.name) <= NAME_WIDTH else f"{row.name}\n{'':<{NAME_WIDTH}}"
     gflops = f"{row.gflops:.2f}" if row.gflops < 10 else f"{row.gflops:.1f}"
-    return f"{name:<{NAME_WIDTH}} {row.parameters:>6.1f} {gflops:>6} {channels:>18} {strides:>7} {top1:>5} {row.licence}"
+    return (
+        f"{name:<{NAME_WIDTH}} {row.parameters:>6.1f} {gflops:>6} {channels:>18} {strides:>7} {top1:>5} {row.licence}"
+    )

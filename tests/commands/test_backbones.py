@@ -10,7 +10,7 @@ from resdet.commands.backbones import line, matching, measured
 
 
 def test_parameters_and_multiply_adds_are_the_published_ones() -> None:
-    """He et al. 2015, table 1: 1.8 G and 3.8 G (4.1 with the stride in the 3x3); torchvision's parameters without the classifier."""
+    """He et al. 2015, table 1, and torchvision's own numbers, without the classifier."""
     for name, gflops, top1 in (("resnet18", 1.8, 69.758), ("torchvision:mobilenet_v3_small", 0.056, 67.668)):
         row = measured(name, (224, 224))
         theirs = torchvision.models.get_model(name.partition(":")[2] or name)
