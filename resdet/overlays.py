@@ -14,13 +14,24 @@ from resdet.structures import UNLABELLED, Instances
 
 Color = tuple[int, int, int]
 STRENGTH = 0.55  # of the colours over the image
+# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/, without black, in an order in which neighbours differ most
+SAFE: tuple[Color, ...] = (
+    (230, 159, 0), (86, 180, 233), (213, 94, 0), (0, 158, 115), (240, 228, 66), (0, 114, 178), (204, 121, 167),
+)  # fmt: skip
 
 
 def color_of(index: int) -> Color:
-    """Neighbouring indices get hues a golden angle apart, in three brightnesses."""
+    """The first seven are told apart by the colour-blind; then come lighter and darker ones of them, then hues a golden angle
+    apart."""
+    if index < len(SAFE):
+        return SAFE[index]
+    if index < 3 * len(SAFE):
+        lighter = index < 2 * len(SAFE)
+        red, green, blue = (round(0.45 * v + 140) if lighter else round(0.55 * v) for v in SAFE[index % len(SAFE)])
+        return red, green, blue
     hue = index * 0.618034 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
-    return int(red * 255), int(green * 255), int(blue * 255)
+    r, g, b = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
+    return int(r * 255), int(g * 255), int(b * 255)
 
 
 def segments_of(instances: Instances, stuff_area: int = 1) -> Panoptic:
@@ -61,7 +72,7 @@ def draw_segments(
         )
         for (thing, label), area in sorted(entries.items(), key=lambda entry: -entry[1])
     ]
-    return np.concatenate([canvas, _legend(legend, size[1])]) if legend else canvas
+    return np.concatenate([canvas, legend_strip(legend, size[1])]) if legend else canvas
 
 
 def _segment_color(segment: Segment, labels: int) -> Color:
@@ -77,9 +88,9 @@ def _boundaries(ids: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _legend(entries: Sequence[tuple[Color, str]], width: int) -> np.ndarray:
-    """Coloured squares with names, in lines of `width` pixels -> (h, width, 3) uint8."""
-    font, side, line = ImageFont.load_default(size=14), 14, 22
+def legend_strip(entries: Sequence[tuple[Color, str]], width: int, text: float = 14) -> np.ndarray:
+    """Coloured squares with names, in lines of `width` pixels -> (h, width, 3) uint8. text: the height of the font."""
+    font, side, line = ImageFont.load_default(size=text), round(text), round(1.6 * text)
     places: list[tuple[int, int]] = []
     x = y = 4
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))

@@ -12,7 +12,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"boxes", "fields", "keypoints", "label_maps", "masks", "panoptic", "writing", "html"},
     {"structures"},
     {"config", "class_names", "runtime", "kernels", "overlays"},
-    {"data", "models", "migration", "runs"},
+    {"data", "models", "migration", "runs", "drawing"},
     {"checkpoints"},
     {"inference"},
     {"evaluation"},

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resdet.commands.common import detector_config_of, guarded, is_override, parser_of
+from resdet.commands.drawings import SHEET_NAME, places
 from resdet.errors import UserError
-from resdet.writing import make_folder, refuse_overwriting, write_text
+from resdet.writing import make_folder, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
     from resdet.config import Config
-    from resdet.visualize import ColorBy
+    from resdet.drawing.layout import ColorBy
 
 SHEET = 36  # drawings on a contact sheet at most
-SHEET_NAME = "sheet.jpg"
+FORMATS = ("jpg", "png", "svg", "pdf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "--color-by",
             choices=("auto", "class", "instance"),
             default="auto",
-            help="auto: by instance where there is one class or labels would hide the objects, else by class",
+            help="auto: by instance where there is one class, else by class",
         )
+        sub.add_argument("--format", choices=FORMATS, default="jpg", help="of the drawings (default: jpg)")
         sub.add_argument("--output", type=Path, required=True, help="folder for the drawings and sheet.jpg")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args, extra = parser.parse_known_args(arguments)  # intermixed parsing does not know subcommands
@@ -66,17 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.rest += extra
 
     def run() -> int:
+        suffix = f".{args.format}"
+        if suffix in (".svg", ".pdf"):
+            from resdet.drawing.vector import require_matplotlib
+
+            require_matplotlib()
         args.overrides = [word for word in args.rest if is_override(word)]
         config = detector_config_of(args)
         if args.kind == "predict":
             inputs = [word for word in args.rest if not is_override(word)]
-            draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by)
+            draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by, suffix)
         else:
             weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
             if getattr(args, "augmented", False):
                 draw_augmented(config, args.count, args.output, args.color_by)
                 return 0
-            draw_split(config, args.split, args.count, args.output, args.color_by, weights, score)
+            draw_split(config, args.split, args.count, args.output, args.color_by, weights, score, suffix)
         return 0
 
     return guarded(run)
@@ -84,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw_split(
     config: Config, split: Literal["train", "val"], count: int, output: Path, color_by: ColorBy,
-    weights: Path | None = None, score: float = 0.5,
+    weights: Path | None = None, score: float = 0.5, suffix: str = ".jpg",
 ) -> None:  # fmt: skip
     """Draw the annotations of `count` images spread over a split; with `weights`, predictions beside them."""
     import numpy as np
@@ -92,9 +96,10 @@ def draw_split(
     from resdet.data.dataset import read_annotated
     from resdet.data.pixels import for_display
     from resdet.data.splits import read_split, require_data
+    from resdet.drawing.raster import rasterise
     from resdet.inference.predictor import Predictor
     from resdet.training.setup import as_modelled, with_pixel_range
-    from resdet.visualize import annotated_instances, draw, save_image, side_by_side
+    from resdet.visualize import annotated_instances, layout_of, save_drawing
 
     require_data(config, [split])
     annotations = as_modelled(config.model, read_split(config, split))
@@ -109,22 +114,25 @@ def draw_split(
     tiles = []
     maps = annotations.label_maps if "semantic" in config.model.outputs else None
     infos = [annotations.images[index] for index in chosen]
-    for info, place in zip(infos, places([info.file for info in infos], output), strict=True):
+    for info, place in zip(infos, places([info.file for info in infos], output, suffix), strict=True):
         image = read_annotated(info, channels, pixel_range)
         shown = for_display(image)
         truth = annotated_instances(info.objects, info.size, label_map=maps.read(info) if maps else None)
         label_names = maps.names if maps else []
-        drawn = draw(shown, truth, names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
-        tiles.append((drawn, f"{info.file.name}: {_counted(len(truth))}"))
+        layouts = [
+            layout_of(shown, truth, names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
+        ]
+        tiles.append((rasterise(layouts[0]), f"{info.file.name}: {_counted(len(truth))}"))
         if predictor:
             (found,) = predictor.predict_units([image])
-            predicted = draw(
-                shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges,
-                label_names=predictor.label_names,
+            layouts.append(
+                layout_of(
+                    shown, found, predictor.class_names, color_by=color_by, edges=predictor.edges,
+                    label_names=predictor.label_names,
+                )
             )  # fmt: skip
-            tiles.append((predicted, f"predicted: {len(found)} with score {score:.0%} or more"))
-            drawn = side_by_side(drawn, predicted)
-        save_image(drawn, place)
+            tiles.append((rasterise(layouts[1]), f"predicted: {len(found)} with score {score:.0%} or more"))
+        save_drawing(layouts, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
 
@@ -191,19 +199,26 @@ def _counted(objects: int) -> str:
 
 
 def draw_predictions(
-    config: Config, weights: Path, inputs: Sequence[str], output: Path, score: float, color_by: ColorBy
+    config: Config,
+    weights: Path,
+    inputs: Sequence[str],
+    output: Path,
+    score: float,
+    color_by: ColorBy,
+    suffix: str = ".jpg",
 ) -> None:
     """Draw predictions on image files and folders. Files that are not images are named and skipped."""
     from resdet.data.formats.label_maps import NAMES_FILE
     from resdet.data.image_files import find_images, other_files
     from resdet.data.pixels import for_display
+    from resdet.drawing.raster import rasterise
     from resdet.inference.panoptic_files import panoptic_files, write_png
     from resdet.inference.predictor import Predictor
     from resdet.runtime.console import console
-    from resdet.visualize import draw, save_image
+    from resdet.visualize import layout_of, save_drawing
 
     files = find_images(list(inputs))
-    drawings = places(files, output)
+    drawings = places(files, output, suffix)
     predictor = Predictor(config, weights, score_threshold=score)
     tiles: list[tuple[np.ndarray, str]] = []
     failed: list[str] = []
@@ -215,17 +230,17 @@ def draw_predictions(
             failed.append(str(error))
             continue
         (found,) = predictor.predict_units([image])
-        drawn = draw(
+        layout = layout_of(
             for_display(image), found, predictor.class_names, color_by=color_by, edges=predictor.edges,
             label_names=predictor.label_names,
         )  # fmt: skip
-        save_image(drawn, place)
+        save_drawing([layout], place)
         if found.semantic is not None:
             write_png(found.semantic, output / "label_maps" / f"{place.stem}.png")
         if segments:
             segments.add(file.name, place.stem, found.panoptic(score=0.0))
         if len(tiles) < SHEET:
-            tiles.append((drawn, f"{file.name}: {len(found)}"))
+            tiles.append((rasterise(layout), f"{file.name}: {len(found)}"))
     for problem in failed:
         console.print(f"skipped: {problem}")
     if others := other_files(inputs):
@@ -240,31 +255,6 @@ def draw_predictions(
         write_text(output / "label_maps" / NAMES_FILE, "".join(f"{name}\n" for name in predictor.label_names))
     if segments:
         console.print(f"segments: {segments.write()}", markup=False)
-
-
-def places(files: Sequence[Path], output: Path) -> list[Path]:
-    """Where each image's drawing goes in `output`, which is made. Raises `UserError` if one, or the contact sheet, would
-    overwrite an image."""
-    used = {SHEET_NAME}
-    drawings = []
-    stems = Counter(file.stem for file in files)
-    for file, distinct in zip(files, distinct_names(files), strict=True):
-        stem = file.stem if stems[file.stem] == 1 else distinct
-        names = (f"{stem}{f'_{k}' if k > 1 else ''}.jpg" for k in itertools.count(1))
-        drawings.append(output / next(name for name in names if name not in used))
-        used.add(drawings[-1].name)
-    refuse_overwriting([*drawings, output / SHEET_NAME], files)
-    make_folder(output)
-    return drawings
-
-
-def distinct_names(files: Sequence[Path]) -> list[str]:
-    """The folders in which the files differ and their names, as one word: cam1/0.jpg and cam2/0.jpg -> cam1_0, cam2_0."""
-    resolved = [file.absolute() for file in files]
-    shared = Path(os.path.commonpath([file.parent for file in resolved])) if files else Path()
-    words = ["_".join((*file.relative_to(shared).parts[:-1], file.stem)) for file in resolved]
-    count = Counter(words)
-    return [word if count[word] == 1 else word + file.suffix for word, file in zip(words, files, strict=True)]
 
 
 def _write_sheet(tiles: list[tuple[np.ndarray, str]], output: Path, count: int, columns: int | None = None) -> None:

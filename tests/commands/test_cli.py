@@ -23,7 +23,7 @@ import tiny
 from pictures import textured
 from resdet import cli
 from resdet.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from resdet.commands.visualize import places
+from resdet.commands.drawings import places
 from resdet.config import dump_config
 from resdet.models.build import build_model
 
