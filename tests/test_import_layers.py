@@ -16,7 +16,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"checkpoints"},
     {"inference"},
     {"evaluation"},
-    {"visualize"},
+    {"visualize", "report"},
     {"training", "export"},
     {"predict", "config_text"},  # older names of modules
     {"commands"},

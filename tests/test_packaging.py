@@ -45,4 +45,5 @@ def test_the_built_wheel_trains_outside_the_checkout(tmp_path) -> None:
     ]
     assert "COCO mask AP" in run(command, "train", "configs/quickstart.yaml", *overrides, "--output", "run")
     assert (work / "run" / "checkpoints" / "best.pt").exists()
+    assert "</html>" in (work / "run" / "report" / "index.html").read_text()
     assert not list((tmp_path / "site").rglob("tests"))

@@ -38,7 +38,7 @@ def values(root: Path, model: dict = MODEL, **train: object) -> dict:
         "data": {"root": str(root), "min_size": 64, "max_size": 96, "workers": 0},
         "train": {
             "max_iters": 4, "batch_size": 2, "lr": 0.001, "warmup_iters": 1, "log_every": 1, "eval_every": 2,
-            "checkpoint_every": 2, "milestones": [3], "pictures": False, **train,
+            "checkpoint_every": 2, "milestones": [3], "pictures": False, "report": False, **train,
         },
     }  # fmt: skip
 

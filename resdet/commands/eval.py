@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resdet.class_names import few
 from resdet.commands.classes import score_classes
 from resdet.commands.common import config_of, guarded, parser_of
+from resdet.commands.report import add_report_options, check_report_options, refuse_report, write_page
 from resdet.errors import UserError
 from resdet.writing import make_folder
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--proposals", action="store_true", help="score --results as boxes without classes: AR at 100 and 1000"
     )
     parser.add_argument("--output", type=Path, help="folder for metrics.json and detections.json (default: eval)")
+    add_report_options(parser)
     args = parser.parse_intermixed_args(arguments)
     if args.results and (not args.annotations or args.config):
         parser.error("--results needs --annotations and no config")
@@ -57,26 +59,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--split is for --results FOLDER of label maps")
     if not args.results and (not args.config or not args.weights):
         parser.error("give CONFIG and --weights, or --results and --annotations")
+    check_report_options(parser, args)
 
     def run() -> int:
+        from resdet.config import find_config
+
         output = args.output or Path("eval")
         if args.results and is_of_pixels(args.results, proposals=args.proposals):
+            refuse_report(args, f"{args.results} has label maps or segments")
             score_pixels(args.results, args.annotations, output, args.split)
         elif args.results:
-            score_file(args.results, args.annotations, output, proposals=args.proposals)
+            score_file(
+                args.results, args.annotations, output, proposals=args.proposals, with_report=args.report,
+                images=args.images, others=args.others,
+            )  # fmt: skip
         else:
             config = config_of(args)
             if config.model.kind == "classifier":
+                refuse_report(args, f"{args.config} is of a classifier")
                 score_classes(config, args.weights, output)
             else:
-                score_model(config, args.weights, output)
+                recipe = find_config(args.config)
+                score_model(
+                    config, args.weights, output, with_report=args.report, others=args.others, recipe=recipe
+                )  # fmt: skip
         return 0
 
     return guarded(run)
 
 
-def score_model(config: Config, weights: Path, output: Path) -> Metrics:
-    """Predict on the validation split, score, write metrics.json and detections.json into `output`."""
+def score_model(
+    config: Config, weights: Path, output: Path, *, with_report: bool = False, others: Sequence[Path] = (),
+    recipe: Path | None = None,
+) -> Metrics:  # fmt: skip
+    """Predict on the validation split, score, write metrics.json and detections.json into `output`; with_report: and a report.
+
+    others, recipe: the results of other checkpoints, and the config file whose published numbers are quoted, for the report.
+    """
     from rich.progress import Progress
 
     from resdet.config import keypoint_section
@@ -84,7 +103,9 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
     from resdet.data.splits import read_split, require_data
     from resdet.evaluation.coco import evaluation_of
     from resdet.evaluation.dataset import evaluate_dataset
+    from resdet.evaluation.tables import COCO_LIMIT
     from resdet.inference.predictor import Predictor
+    from resdet.report.images import of_dataset
     from resdet.runtime.console import console
     from resdet.training.faults import Unreadable
     from resdet.training.setup import crowded
@@ -126,6 +147,12 @@ def score_model(config: Config, weights: Path, output: Path) -> Metrics:
         )  # fmt: skip
     assert scores
     report(evaluation, scores.metrics, scores.tables, scores.entries, output)
+    if with_report:
+        limit = max(COCO_LIMIT, predictor.model.selection.max_detections)
+        write_page(
+            evaluation, scores.metrics, scores.entries, output, others, limit=limit, title=str(weights), tables=scores.tables,
+            read=of_dataset(dataset), recipe=recipe,
+        )  # fmt: skip
     return scores.metrics
 
 
@@ -203,10 +230,18 @@ def score_pixels(results: Path, annotations: Path, output: Path, split: str | No
     return scored.metrics
 
 
-def score_file(results: Path, annotations: Path, output: Path, *, proposals: bool = False) -> Metrics:
-    """Score a COCO results JSON, by class or as `proposals`; write metrics.json and a copy of the entries into `output`."""
+def score_file(
+    results: Path, annotations: Path, output: Path, *, proposals: bool = False, with_report: bool = False,
+    images: Path | None = None, others: Sequence[Path] = (),
+) -> Metrics:  # fmt: skip
+    """Score a COCO results JSON, by class or as `proposals`; write metrics.json and a copy of the entries into `output`.
+
+    with_report: and a report, with the pictures in the folder `images`; others: as for `score_model`.
+    """
     from resdet.evaluation.coco import Evaluation
     from resdet.evaluation.results import crowding_note, read_results
+    from resdet.evaluation.tables import COCO_LIMIT
+    from resdet.report.images import of_folder
     from resdet.runtime.console import console
 
     evaluation = Evaluation(annotations)
@@ -222,6 +257,9 @@ def score_file(results: Path, annotations: Path, output: Path, *, proposals: boo
     report(evaluation, metrics, tables, found.entries, output)
     if not proposals and (note := crowding_note(evaluation, found.entries)):
         console.print(note)
+    if with_report:
+        read = of_folder(evaluation, images) if images else None
+        write_page(evaluation, metrics, found.entries, output, others, limit=COCO_LIMIT, title=str(results), read=read)
     return metrics
 
 

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if kind != "data":
             sub.add_argument("--weights", type=Path, required=True)
-            sub.add_argument("--score", type=float, default=0.5, help="lowest score drawn (default: 0.5)")
+            sub.add_argument(
+                "--score", default="0.5", help="lowest score drawn, or a report's thresholds.json (default: 0.5)"
+            )
         sub.add_argument(
             "--color-by",
             choices=("auto", "class", "instance"),
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.rest += extra
 
     def run() -> int:
+        from resdet.inference.thresholds import threshold_of
+
         suffix = f".{args.format}"
         if suffix in (".svg", ".pdf"):
             from resdet.drawing.vector import require_matplotlib
@@ -74,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = detector_config_of(args)
         if args.kind == "predict":
             inputs = [word for word in args.rest if not is_override(word)]
-            draw_predictions(config, args.weights, inputs, args.output, args.score, args.color_by, suffix)
+            draw_predictions(config, args.weights, inputs, args.output, threshold_of(args.score), args.color_by, suffix)
         else:
-            weights, score = getattr(args, "weights", None), getattr(args, "score", 0.5)
+            weights, score = getattr(args, "weights", None), threshold_of(getattr(args, "score", "0.5"))
             if getattr(args, "augmented", False):
                 draw_augmented(config, args.count, args.output, args.color_by)
                 return 0
@@ -88,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def draw_split(
     config: Config, split: Literal["train", "val"], count: int, output: Path, color_by: ColorBy,
-    weights: Path | None = None, score: float = 0.5, suffix: str = ".jpg",
+    weights: Path | None = None, score: float | Path = 0.5, suffix: str = ".jpg",
 ) -> None:  # fmt: skip
     """Draw the annotations of `count` images spread over a split; with `weights`, predictions beside them."""
     import numpy as np
@@ -104,6 +108,7 @@ def draw_split(
     require_data(config, [split])
     annotations = as_modelled(config.model, read_split(config, split))
     predictor = Predictor(config, weights, score_threshold=score) if weights else None
+    above = f"above the thresholds of {score.name}" if isinstance(score, Path) else f"with score {score:.0%} or more"
     if predictor:
         channels, pixel_range = predictor.model_config.input.channels, predictor.pixel_range
     else:
@@ -131,7 +136,7 @@ def draw_split(
                     label_names=predictor.label_names,
                 )
             )  # fmt: skip
-            tiles.append((rasterise(layouts[1]), f"predicted: {len(found)} with score {score:.0%} or more"))
+            tiles.append((rasterise(layouts[1]), f"predicted: {len(found)} {above}"))
         save_drawing(layouts, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
@@ -203,7 +208,7 @@ def draw_predictions(
     weights: Path,
     inputs: Sequence[str],
     output: Path,
-    score: float,
+    score: float | Path,
     color_by: ColorBy,
     suffix: str = ".jpg",
 ) -> None:

@@ -58,5 +58,6 @@ class TrainConfig(Section):
     # Where numbers, settings and sample predictions go beside metrics.jsonl; each is an extra
     loggers: list[Tracker] = []
     tensorboard: bool = False  # the same as "tensorboard" in loggers
+    report: bool = True  # report/index.html in the run's folder, of the last evaluation
     pictures: bool = True  # curves.png and film.jpg in the run's folder, drawn at each evaluation
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds for which processes wait for each other

@@ -38,7 +38,7 @@ class GroundTruth:
 
     truth: COCO's structure with ids 1, 2, … and only the fields that are scored: pycocotools takes a match to an annotation
     with id 0 for none, hotcoco refuses negative ids and odd values in unused fields.
-    image_sizes: (H, W) by image id. without_mask: how many objects have their box for a mask.
+    image_sizes: (H, W) by image id. file_names: by image id. without_mask: how many objects have their box for a mask.
     Raises one `UserError` that lists all problems.
     """
 
@@ -60,6 +60,7 @@ class GroundTruth:
             problems.append(f"{len(content['images']) - len(all_images)} images have no id, or one that is used twice")
         images = all_images if image_ids is None else {identity: all_images[identity] for identity in image_ids}
         self.image_sizes = {identity: (entry.get("height"), entry.get("width")) for identity, entry in images.items()}
+        self.file_names = {identity: str(entry.get("file_name", identity)) for identity, entry in images.items()}
         self.category_names = read_categories(content["categories"], problems)
         self.has_masks = any(entry.get("segmentation") for entry in content["annotations"])
         self.skeleton, posed = read_skeleton(content["categories"], problems)

@@ -24,6 +24,7 @@ from resdet.inference.batch import predict_batch
 from resdet.inference.inputs import AnyImage, read_pixels
 from resdet.inference.postprocess import to_coco as to_coco
 from resdet.inference.postprocess import to_instances as to_instances
+from resdet.inference.thresholds import Threshold, by_label
 from resdet.models.build import build_model
 from resdet.models.detector import Detector
 from resdet.panoptic import ALL_THINGS
@@ -37,7 +38,8 @@ class Predictor:
     config:          a `Config` or its path. Keys set in its model section, and data.min_size, max_size and pixel_range if set,
                      override the checkpoint, which determines the rest (architecture, numerics, classes, input size).
     weights:         a checkpoint of resdet or of any tool that `from_checkpoint` supports.
-    score_threshold, max_detections: override the config.
+    score_threshold, max_detections: override the config. The threshold may be a number, a dictionary with one for each class,
+                     or the path of a report's thresholds.json.
     device:          "auto", "cpu", "cuda", …; by default as in the config.
     amp:             "off", "bf16" or "fp16".
     compile:         torch.compile the network (True), with CUDA graphs ("reduce-overhead"); the first image of each padded
@@ -54,7 +56,7 @@ class Predictor:
         config: Config | str | Path,
         weights: str | Path | Recognised,
         *,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         max_detections: int | None = None,
         device: str | None = None,
         amp: Literal["off", "bf16", "fp16"] = "off",
@@ -84,7 +86,8 @@ class Predictor:
         self.label_names = _label_names(model_config, self.class_names)
         self.edges = keypoint.skeleton if keypoint else []
         self.model = model or build_model(model_config)
-        self.model.limit(score_threshold=score_threshold, max_detections=max_detections)
+        lowest, self.thresholds = by_label(score_threshold, self.class_names)
+        self.model.limit(score_threshold=lowest, max_detections=max_detections)
         load_weights(self.model, found.weights, found.path, fit_hint(found.weights, model_config))
         self.model.to(self.device).prepare_for_inference(DTYPES.get(amp))
         if (
@@ -104,7 +107,7 @@ class Predictor:
         cls,
         path_or_name: str | Path,
         *,
-        score_threshold: float | None = None,
+        score_threshold: Threshold | None = None,
         max_detections: int | None = None,
         device: str = "auto",
         amp: Literal["off", "bf16", "fp16"] = "off",
@@ -171,7 +174,10 @@ class Predictor:
         padded, sizes = pad_images(images, self.pad_multiple)
         batch = to_device(Batch(padded, sizes, torch.zeros(len(images), dtype=torch.int64), None), self.device)
         detections = predict_batch(self._predict, batch, self.amp)
-        return dict(zip(indices, to_instances(detections, originals), strict=True))
+        found = to_instances(detections, originals)
+        if self.thresholds is not None:
+            found = [one.select(one.scores >= self.thresholds[one.labels]) for one in found]
+        return dict(zip(indices, found, strict=True))
 
 
 def _label_names(config: ModelConfig, class_names: list[str]) -> list[str]:

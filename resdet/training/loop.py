@@ -34,6 +34,7 @@ from resdet.runtime.workers import refuse_unguarded_script
 from resdet.training.classes import class_sheet
 from resdet.training.loggers import RunLog
 from resdet.training.pictures import RunPictures, prediction_sheet
+from resdet.training.report import report_run
 from resdet.training.resume import refuse_unresumable
 from resdet.training.saver import Saver, newest
 from resdet.training.setup import prepare_inputs
@@ -186,6 +187,8 @@ def run_to_end(run: Run) -> Result:
             draw = prediction_sheet if run.evaluation else class_sheet
             sheet = draw(run.evaluated_model(alone=True), run.val_set, config)
             console.print(f"predictions drawn in {sheet}")
+            if t.report and run.evaluation:
+                report_run(run)
     return Result(config.output, done, run.iteration, run.metrics)
 
 

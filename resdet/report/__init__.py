@@ -1,0 +1,1 @@
+"""What became of every detection and every object, as numbers and as a page."""
