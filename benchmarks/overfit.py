@@ -1,6 +1,8 @@
-"""Overfits a ResNet-18 Mask R-CNN, or another detector, on eight images of COCO from scratch: does the whole chain learn?
+"""Overfits a small detector on eight images of COCO from scratch: does the whole chain learn?
 
-    python benchmarks/overfit.py COCO [KEY=VALUE …]
+    python benchmarks/overfit.py COCO [KIND] [KEY=VALUE …]
+
+KIND is a `model.kind`: rcnn (Mask R-CNN, the default), retinanet, fcos, atss, gfl, yolof or rtdetr. More of the first:
 
     model.cascade={}                                  Cascade Mask R-CNN
     model.mask={point_rend:{}}                        PointRend
@@ -18,15 +20,31 @@ import yaml
 
 import resdet
 
-root = Path(sys.argv[1])
-values = {
-    "model": {
-        "backbone": {"name": "resnet18", "weights": "none", "norm": "bn"},
+root, arguments = Path(sys.argv[1]), sys.argv[2:]
+kind = arguments.pop(0) if arguments and "=" not in arguments[0] else "rcnn"
+pyramid = {"fpn": {"channels": 64}, "head": {"num_convs": 2}}
+parts = {
+    "rcnn": {
         "fpn": {"channels": 64},
         "anchors": {"sizes": [12, 24, 48, 96, 192]},
         "rpn": {"pre_nms_train": 1000, "post_nms_train": 500},
         "box": {"width": 512, "samples": 256},
         "mask": {"num_convs": 2, "width": 64},
+    },
+    "retinanet": pyramid, "fcos": pyramid, "atss": pyramid, "gfl": pyramid,
+    "yolof": {},
+    "rtdetr": {
+        "norm": "bn", "queries": 100, "encoder": {"width": 128, "heads": 4, "ffn": 256},
+        "decoder": {"width": 128, "heads": 4, "ffn": 256, "layers": 3},
+    },
+}  # fmt: skip
+if kind not in parts:
+    sys.exit(f"error: {kind} is none of {', '.join(parts)}")
+values = {
+    "model": {
+        "kind": kind,
+        "backbone": {"name": "resnet18", "weights": "none", "norm": "bn", "frozen_stages": 0},
+        **parts[kind],
     },
     "data": {
         "train": {
@@ -41,7 +59,7 @@ values = {
 }  # fmt: skip
 output = Path(tempfile.mkdtemp())
 (output / "overfit.yaml").write_text(yaml.safe_dump(values))
-config = resdet.load_config(output / "overfit.yaml", sys.argv[2:])
+config = resdet.load_config(output / "overfit.yaml", arguments)
 config.output = output / "run"
 config.data.val.images, config.data.val.annotations = config.data.train.images, config.data.train.annotations
 began = time.perf_counter()
