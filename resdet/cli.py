@@ -6,14 +6,26 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-VERBS = ("train", "pretrain", "eval", "visualize", "convert", "data", "runs", "compare", "backbones", "benchmark")
+VERBS = (
+    "train",
+    "pretrain",
+    "eval",
+    "visualize",
+    "convert",
+    "data",
+    "runs",
+    "compare",
+    "backbones",
+    "compare-backbones",
+    "benchmark",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the verb that the first argument names; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] in VERBS:
-        code: int = import_module(f"resdet.commands.{arguments[0]}").main(arguments[1:])
+        code: int = import_module(f"resdet.commands.{arguments[0].replace('-', '_')}").main(arguments[1:])
         return code
     from resdet import __version__
 
