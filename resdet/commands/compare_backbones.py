@@ -46,9 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be above 0")
 
     def run() -> int:
-        from resdet.config import load_config
-        from resdet.training.comparison import candidate, planned, run_all
-        from resdet.training.comparison_report import TITLES, ap_of, metric_of, short, write_report
+        from resdet.training.comparison import base_config, candidate, planned, run_all, short
+        from resdet.training.comparison_report import TITLES, ap_of, metric_of, write_report
 
         overrides = [word for word in args.rest if is_override(word)]
         if taken := [
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"{taken[0]}: the comparison sets it for each training; name backbones as NAME@WEIGHTS")
         if args.iterations:
             overrides.append(f"train.max_iters={args.iterations}")
-        config = load_config(args.config, overrides)
+        config = base_config(args.config, overrides)
         candidates = [candidate(word) for word in args.rest if not is_override(word)]
         if not candidates:
             raise UserError("no backbone to compare: name some, for example resnet18 timm:convnext_tiny")

@@ -57,11 +57,16 @@ def candidate(text: str) -> Candidate:
     return Candidate(text, name, weights or "imagenet")
 
 
+def short(c: Candidate) -> str:
+    """The label without the folders of a file."""
+    return f"{c.name}@{Path(c.weights).name}" if "/" in c.weights else c.label
+
+
 def planned(candidates: Sequence[Candidate], modes: Sequence[Mode], seeds: int, output: Path) -> list[Trial]:
     """All trainings, seed by seed, so that what is there after an interruption is of all candidates. Random backbones are not
     probed: frozen, they would stay random."""
     folders = {
-        c.label: output / "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in c.label) for c in candidates
+        c.label: output / "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in short(c)) for c in candidates
     }
     if len(set(folders.values())) < len(candidates):
         raise UserError("a backbone is named twice, or two names differ in punctuation alone")
@@ -71,20 +76,24 @@ def planned(candidates: Sequence[Candidate], modes: Sequence[Mode], seeds: int, 
     ]  # fmt: skip
 
 
+def base_config(config: str, overrides: Sequence[str]) -> Config:
+    """The config as for pretrained weights, whatever weights it names itself."""
+    return load_config(config, [*overrides, "model.backbone.weights=imagenet"])
+
+
 def run_all(
     trials: Iterable[Trial], config: str, overrides: Sequence[str], minutes: float, note: Callable[[Trial], None]
-) -> list[Trial]:
+) -> None:
     """Run those that have no result of the same settings yet; a failure does not end the others. note: called after each."""
-    done = []
+    norm = base_config(config, overrides).model.backbone.norm
     for trial in trials:
-        settings = [*overrides, *_overrides(trial)]
-        trial = _run(trial, config, settings, minutes)
-        note(trial)
-        done.append(trial)
-    return done
+        own = _overrides(trial, norm)
+        settings = [given for given in overrides if given.partition("=")[0] not in {o.partition("=")[0] for o in own}]
+        note(_run(trial, config, settings + own, minutes))
 
 
-def _overrides(trial: Trial) -> list[str]:
+def _overrides(trial: Trial, norm: str) -> list[str]:
+    """What distinguishes a training; of a random backbone nothing is frozen. norm: of the config."""
     c = trial.candidate
     given = [
         f"model.backbone.name={c.name}",
@@ -93,7 +102,7 @@ def _overrides(trial: Trial) -> list[str]:
         f"seed={trial.seed}",
     ]
     if c.weights == "none":
-        given += ["model.backbone.frozen_stages=0", "model.backbone.norm=bn"]
+        given += ["model.backbone.frozen_stages=0", f"model.backbone.norm={'bn' if norm == 'frozen_bn' else norm}"]
     return given
 
 

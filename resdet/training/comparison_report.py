@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resdet.training.comparison import Candidate, Mode, Trial
+from resdet.training.comparison import Candidate, Mode, Trial, short
 from resdet.writing import write_text
 
 TITLES: dict[Mode, str] = {"probe": "frozen", "finetune": "fine-tuned"}
@@ -53,11 +53,6 @@ def table(candidates: Sequence[Candidate], trials: Sequence[Trial], metric: str)
     if failed:
         lines += ["", "Failed:", *failed]
     return "\n".join(lines) + "\n"
-
-
-def short(c: Candidate) -> str:
-    """The label without the folders of a file."""
-    return f"{c.name}@{Path(c.weights).name}" if Path(c.weights).is_absolute() or "/" in c.weights else c.label
 
 
 def _spread(values: Sequence[float]) -> str:
