@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from resdet.panoptic import Panoptic, Segment
+from resdet.panoptic import ALL_THINGS, THINGS, Panoptic, Segment
 from resdet.structures import UNLABELLED, Instances
 
 Color = tuple[int, int, int]
@@ -32,6 +32,12 @@ def color_of(index: int) -> Color:
     hue = index * 0.618034 % 1
     r, g, b = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[index % 3], (1.0, 1.0, 0.85)[index // 3 % 3])
     return int(r * 255), int(g * 255), int(b * 255)
+
+
+def muted(color: Color) -> Color:
+    """Of stuff beside things, which stand out in full colours."""
+    red, green, blue = (int(0.4 * value + 0.6 * 128) for value in color)
+    return red, green, blue
 
 
 def segments_of(instances: Instances, stuff_area: int = 1) -> Panoptic:
@@ -61,13 +67,13 @@ def draw_segments(
     entries: dict[tuple[bool, int], int] = {}
     for segment in panoptic.segments:
         entries[segment.thing, segment.label] = entries.get((segment.thing, segment.label), 0) + segment.area
-        table[segment.id] = _segment_color(segment, len(label_names))
+        table[segment.id] = _segment_color(segment, label_names)
     there = ids > 0
     canvas[there] = (canvas[there] * (1 - STRENGTH) + table[ids[there]] * STRENGTH).astype(np.uint8)
     canvas[_boundaries(ids)] = 255
     legend = [
         (
-            _segment_color(Segment(1, label, thing, area), len(label_names)),
+            _segment_color(Segment(1, label, thing, area), label_names),
             (class_names if thing else label_names)[label],
         )
         for (thing, label), area in sorted(entries.items(), key=lambda entry: -entry[1])
@@ -75,9 +81,12 @@ def draw_segments(
     return np.concatenate([canvas, legend_strip(legend, size[1])]) if legend else canvas
 
 
-def _segment_color(segment: Segment, labels: int) -> Color:
-    """Stuff by label, things by class, after the colours of stuff."""
-    return color_of(segment.label + (labels if segment.thing else 0))
+def _segment_color(segment: Segment, label_names: Sequence[str]) -> Color:
+    """Stuff by label, muted beside things; things by class, after the colours of stuff."""
+    if segment.thing:
+        return color_of(segment.label + len(label_names))
+    color = color_of(segment.label)
+    return muted(color) if label_names[:1] == [ALL_THINGS] and segment.label != THINGS else color
 
 
 def _boundaries(ids: np.ndarray) -> np.ndarray:

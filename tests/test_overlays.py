@@ -13,7 +13,7 @@ from resdet.data.sources import open_split
 from resdet.data.splits import read_split
 from resdet.evaluation.panoptic import PanopticScore
 from resdet.inference.panoptic_files import PanopticFiles, ids_apart
-from resdet.overlays import color_of, segments_of
+from resdet.overlays import color_of, muted, segments_of
 from resdet.structures import UNLABELLED, Instances
 from resdet.visualize import draw, side_by_side
 
@@ -34,17 +34,25 @@ def test_segments_are_drawn_with_a_legend_of_those_that_are_there() -> None:
     legend = drawn[40 * 12 :]
     assert 22 <= len(legend) <= 66
     colors = {tuple(color) for color in legend.reshape(-1, 3).tolist()}
-    assert {color_of(1), color_of(2), color_of(4 + 1)} <= colors  # sky, grass, and after all stuff the cat
-    assert not {color_of(3), color_of(4)} & colors
+    assert {
+        muted(color_of(1)),
+        muted(color_of(2)),
+        color_of(4 + 1),
+    } <= colors  # sky, grass, and after all stuff the cat
+    assert not {muted(color_of(3)), color_of(4)} & colors
     canvas = drawn[: 40 * 12].astype(int)
     plain = draw(picture, Instances(*(a[:0] for a in (found().boxes, found().scores, found().labels)), (40, 60)), [])
     sky = canvas[24:96, 24:96] - 0.45 * plain[24:96, 24:96]
-    assert np.abs(sky - 0.55 * np.array(color_of(1))).max() < 2
+    assert np.abs(sky - 0.55 * np.array(muted(color_of(1)))).max() < 2
     assert np.array_equal(canvas[-11:], plain[-11:])  # of no class
     assert (canvas[15 * 12, 10 * 12 - 1] == 255).all()  # the cat's left boundary
     wide = side_by_side(drawn, drawn[:480])
     assert wide.shape == (len(drawn), 60 * 24, 3)
     alone = draw(picture, found(masks=False), [], label_names=names)
+    pixels_only = draw(picture, found(masks=False), [], label_names=["land", *names[1:]])
+    assert color_of(1) in {
+        tuple(color) for color in pixels_only[40 * 12 :].reshape(-1, 3).tolist()
+    }  # nothing beside it
     assert color_of(4 + 1) not in {tuple(color) for color in alone[40 * 12 :].reshape(-1, 3).tolist()}
 
 

@@ -124,10 +124,12 @@ def describe(title: str, source: Source) -> None:
     from resdet.runtime.console import console
 
     content = source.content
-    console.print(
-        f"{title}: {len(content['images'])} images, {len(content['annotations'])} objects, "
-        f"{len(content['categories'])} classes"
-    )
+    counts = [f"{len(content['images'])} images"]
+    if labels := source.labels:
+        counts.append(f"{len(labels.files)} label maps of {len(labels.classes)} classes")
+    if not labels or labels.things:
+        counts += [f"{len(content['annotations'])} objects", f"{len(content['categories'])} classes"]
+    console.print(f"{title}: {', '.join(counts)}")
     for note in source.notes:
         console.print(f"  {note}")
     for remark, count in [*source.remarks.items(), *source.readings.summary().items()]:

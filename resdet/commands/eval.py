@@ -198,6 +198,8 @@ def is_of_pixels(results: Path, *, proposals: bool) -> bool:
     """Whether results are label maps or panoptic segments. Raises `UserError`."""
     from resdet.evaluation.pixel_results import is_panoptic
 
+    if not results.exists():
+        raise UserError(f"{results}: no such file or folder")
     found = results.is_dir() or is_panoptic(results)
     if found and proposals:
         raise UserError(f"{results}: --proposals scores boxes, these are results of pixels")

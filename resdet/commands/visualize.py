@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from resdet.config import Config
     from resdet.drawing.layout import ColorBy
+    from resdet.structures import Instances
 
 SHEET = 36  # drawings on a contact sheet at most
 FORMATS = ("jpg", "png", "svg", "pdf")
@@ -127,7 +128,7 @@ def draw_split(
         layouts = [
             layout_of(shown, truth, names, color_by=color_by, scores=False, edges=edges, label_names=label_names)
         ]
-        tiles.append((rasterise(layouts[0]), f"{info.file.name}: {_counted(len(truth))}"))
+        tiles.append((rasterise(layouts[0]), f"{info.file.name}: {_counted(truth)}"))
         if predictor:
             (found,) = predictor.predict_units([image])
             layouts.append(
@@ -136,7 +137,7 @@ def draw_split(
                     label_names=predictor.label_names,
                 )
             )  # fmt: skip
-            tiles.append((rasterise(layouts[1]), f"predicted: {len(found)} {above}"))
+            tiles.append((rasterise(layouts[1]), f"predicted: {_counted(found, ' ' + above)}"))
         save_drawing(layouts, place)
     _write_sheet(tiles, output, len(chosen), columns=4 if predictor else None)
 
@@ -195,12 +196,20 @@ def draw_augmented(config: Config, count: int, output: Path, color_by: ColorBy, 
             pixels = for_display(sample.image)
             tile = shown(pixels, objects)
             height, width = sample.image.shape[:2]
-            tiles.append((tile, f"epoch {epoch}: {width} x {height}, {_counted(len(sample.labels))}"))
+            tiles.append((tile, f"epoch {epoch}: {width} x {height}, {_counted(objects)}"))
     _write_sheet(tiles, output, len(chosen), columns=versions + 1)
 
 
-def _counted(objects: int) -> str:
-    return "1 object" if objects == 1 else f"{objects} objects"
+def _counted(found: Instances, which: str = "") -> str:
+    """ "3 objects" and `which`; of a label map alone "4 classes"."""
+    import numpy as np
+
+    from resdet.structures import UNLABELLED
+
+    if not len(found) and found.semantic is not None and found.mask_probs is None:
+        count = int((np.unique(found.semantic) != UNLABELLED).sum())
+        return "1 class" if count == 1 else f"{count} classes"
+    return f"{len(found)} object{'s' * (len(found) != 1)}{which}"
 
 
 def draw_predictions(
@@ -245,7 +254,7 @@ def draw_predictions(
         if segments:
             segments.add(file.name, place.stem, found.panoptic(score=0.0))
         if len(tiles) < SHEET:
-            tiles.append((rasterise(layout), f"{file.name}: {len(found)}"))
+            tiles.append((rasterise(layout), f"{file.name}: {_counted(found)}"))
     for problem in failed:
         console.print(f"skipped: {problem}")
     if others := other_files(inputs):

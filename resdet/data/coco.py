@@ -19,7 +19,7 @@ from resdet.data.index import ImageList, Segmentation, pack
 from resdet.data.json_files import no_collection, read_json
 from resdet.data.keypoints import dense_keypoints, parse_keypoints, read_skeleton
 from resdet.data.known import check_known, known_table, says_known
-from resdet.data.label_maps import LabelMaps
+from resdet.data.label_maps import LabelFiles, LabelMaps
 from resdet.data.normalise import normalise
 from resdet.data.rules import (
     Id,
@@ -59,10 +59,14 @@ class Annotations:
 
     def summary(self) -> str:
         """One line for people: the number of images, objects and classes, and what was skipped."""
+        skipped = "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
+        if isinstance(self.label_maps, LabelFiles) and not self.label_maps.source.things:
+            maps = self.label_maps.source
+            return f"{len(self.images)} images, {len(maps.files)} label maps, {len(maps.classes)} classes of pixels{skipped}"
         empty = int((self.images.counts == 0).sum())
         line = f"{len(self.images)} images, {len(self.images.labels)} objects, {len(self.class_names)} classes"
         line += f", {empty} images without objects (kept as negatives)" if empty else ""
-        return line + "".join(f"; {count} {reason}" for reason, count in sorted(self.skipped.items()))
+        return line + skipped
 
 
 def read_coco_json(path: Path) -> dict[str, Any]:

@@ -151,6 +151,8 @@ def read_values(found: LabelFile, size: tuple[int, int]) -> np.ndarray:
         with open_pillow(data) as image:
             check_mode(image, found)
             pixels = np.asarray(image).astype(np.int64) // (grey_step(data) if image.mode == "L" else 1)
+    except UserError:
+        raise
     except OSError as error:
         reason = error.strerror or "not a readable image"
         raise UserError(f"{found.file}: the label map cannot be read ({reason})") from None

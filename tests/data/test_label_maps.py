@@ -148,7 +148,7 @@ def test_instances_beside_panoptic_annotations_are_meant(tmp_path, shapes_root) 
         (shrink, r"a\.png: the label map is 10 x 15 \(H x W\), its image 20 x 30: write it at the image's size"),
         (
             as_palette,
-            r"a\.png: panoptic PNGs hold ids as R \+ 256 G \+ 65536 B, this one has a palette: write it as 8-bit RGB",
+            r"  - \S+a\.png: panoptic PNGs hold ids as R \+ 256 G \+ 65536 B, this one has a palette: write it as 8-bit RGB",
         ),
         (other_category, r"annotation of image 1: segment 5: category_id 8 is not listed"),
         (remove, r"a\.png: the label map cannot be read \(No such file or directory\)"),
