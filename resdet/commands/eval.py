@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from resdet.config import find_config
 
         output = args.output or Path("eval")
+        if missing := [str(path) for path in (args.results, args.annotations) if path and not path.exists()]:
+            raise UserError(f"{' and '.join(missing)}: no such file or folder")
         if args.results and is_of_pixels(args.results, proposals=args.proposals):
             refuse_report(args, f"{args.results} has label maps or segments")
             score_pixels(args.results, args.annotations, output, args.split)
@@ -198,8 +200,6 @@ def is_of_pixels(results: Path, *, proposals: bool) -> bool:
     """Whether results are label maps or panoptic segments. Raises `UserError`."""
     from resdet.evaluation.pixel_results import is_panoptic
 
-    if not results.exists():
-        raise UserError(f"{results}: no such file or folder")
     found = results.is_dir() or is_panoptic(results)
     if found and proposals:
         raise UserError(f"{results}: --proposals scores boxes, these are results of pixels")

@@ -260,7 +260,7 @@ def test_drawings_tell_whose_they_are(tmp_path) -> None:
         (["train", "configs/quickstart.yaml", "train.lrr=3"], "did you mean train.lr?"),
         (["eval", "configs/quickstart.yaml", "--weights", "no.pt", "data.synthetic=null", "data.root=no"], "missing:"),
         (["train", "configs/quickstart.yaml", "data.root=."], "missing:      train2017"),
-        (["eval", "--results", "no.json", "--annotations", "no2.json"], "no2.json: cannot be read"),
+        (["eval", "--results", "no.json", "--annotations", "no2.json"], "no.json and no2.json: no such file or folder"),
         (["visualize", "predict", "configs/quickstart.yaml", "x.jpg", "--weights", "no.pt", "--output", "o"], "x.jpg"),
     ],
 )
