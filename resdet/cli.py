@@ -17,6 +17,7 @@ VERBS = (
     "compare",
     "backbones",
     "compare-backbones",
+    "browse",
     "benchmark",
 )
 

@@ -6,6 +6,7 @@ const STYLE = { // by kind: colour and dashes
   0: ["#2fc79b", ""], 1: ["#bbbbbb", "2 3"], 2: ["#e3a0c6", ""], 3: ["#56b4e9", ""], 4: ["#f0803c", "8 3"], 5: ["#f0e442", "2 2"],
   6: ["#ff8c42", ""], 10: ["#f0e442", "7 5"], 11: ["#ffffff", "4 4"],
 };
+const CLASSES = ["#56b4e9", "#e69f00", "#2fc79b", "#f0e442", "#e3a0c6", "#d55e00", "#ffffff"]; // colours of classes, in turn
 const SVG = "http://www.w3.org/2000/svg";
 
 function el(tag, attributes = {}, ...children) {
@@ -68,14 +69,14 @@ function drawing(picture, view, { filter = { kind: "" }, focus = null, large = f
   }
   const svg = shape("svg", { viewBox: frame.join(" "), role: "img", "aria-label": picture.name });
   if (picture.src) svg.append(shape("image", { href: picture.src, width: w, height: h, preserveAspectRatio: "none" }));
-  const font = frame[2] * (large ? 0.018 : 0.05);
+  const font = large ? 14 * Math.max(frame[2] / 1100, frame[3] / 650) : 12 * Math.max(frame[2] / 260, frame[3] / 200);
   const shown = items.filter((item) => item.object === undefined ? view.predictions : view.truth);
   const labels = view.labels === "on" || (view.labels === "auto" && (chosen || shown.length <= (large ? 30 : 6)));
   for (const item of shown) {
     const fades = chosen ? item !== chosen : !wanted(item, filter);
     if (chosen && !large && fades && item.score < view.threshold) continue;
     const group = shape("g", fades ? { class: "dim" } : {});
-    const [color, dash] = STYLE[item.kind], width = isError(item) && !fades ? (large ? 3 : 2.5) : 1.5;
+    const [color, dash] = view.predictions === null ? [CLASSES[item.category % CLASSES.length], ""] : STYLE[item.kind], width = isError(item) && !fades ? (large ? 3 : 2.5) : 1.5;
     const outline = item.path && view.masks ? ["path", { d: item.path }] : ["rect", { x: item.x, y: item.y, width: item.w, height: item.h }];
     group.append(shape(outline[0], { ...outline[1], class: "b halo", "stroke-width": width + 2 }));
     group.append(shape(outline[0], { ...outline[1], class: "b", stroke: color, "stroke-width": width, "stroke-dasharray": dash }));
@@ -135,12 +136,12 @@ function tile(picture, view, options, text, open) {
   return el("button", { type: "button", class: "tile", onclick: open }, drawing(picture, view, options), el("span", { class: "text" }, ...text));
 }
 
-function keyOf(kinds, present) {
+function keyOf(kinds) {
   const line = (kind, text) => {
     const [color, dash] = STYLE[kind], svg = shape("svg", { viewBox: "0 0 32 12", "aria-hidden": "true" });
     svg.append(shape("path", { d: "M2 6H30", stroke: color, "stroke-width": 3, "stroke-dasharray": dash }));
     return el("li", {}, svg, text);
   };
-  const names = present ? Object.entries(kinds).map(([kind, name]) => line(kind, name)) : [];
-  return el("ul", { class: "key" }, ...names, ...(present ? [line(MISSED, "missed object")] : []), line(11, present ? "object, found or nearly" : "object"));
+  const names = Object.entries(kinds).map(([kind, name]) => line(kind, name));
+  return el("ul", { class: "key" }, ...names, line(MISSED, "missed object"), line(11, "object, found or nearly"));
 }

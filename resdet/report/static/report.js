@@ -33,7 +33,7 @@ if (data.pictures) {
   root.append(
     el("div", { class: "controls" }, el("label", {}, "class", classes), el("label", {}, "show", kinds), el("label", {}, "score from", slider, shownScore),
       toggle("truth", "ground truth"), toggle("predictions", "predictions"), ...(hasMasks ? [toggle("masks", "outlines of masks")] : []), el("label", {}, "labels", labels)),
-    keyOf(data.kinds, true), chips, tiles, pager);
+    keyOf(data.kinds), chips, tiles, pager);
 
   function render() {
     const shown = data.pictures.filter((picture) => filter.kind === "" && !filter.category && !filter.pair || itemsOf(picture, view).some((item) => wanted(item, filter)));

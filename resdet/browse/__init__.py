@@ -1,0 +1,1 @@
+"""A data set, and predictions on it, in a web browser."""
