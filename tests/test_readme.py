@@ -75,6 +75,12 @@ def test_a_backbone_of_ones_own(shapes_root, tmp_path, monkeypatch) -> None:
     Predictor(config, last, model=resdet.build_model(config.model, backbone=MyNet()))
 
 
+def test_the_residual_block_is_shown_as_it_is() -> None:
+    source = (ROOT / "resdet/models/backbones/resnet.py").read_text()
+    shown = block("python", "shortcut = self.downsample")
+    assert "\n".join(f"    {line}".rstrip() for line in shown.splitlines()) in source
+
+
 def test_the_augmentations_are_valid() -> None:
     example = yaml.safe_load(block("yaml", "RandomBrightnessContrast"))
     assert len(Augmentations(example["data"]["train"]["augmentations"]).transforms) == 3

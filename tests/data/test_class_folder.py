@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
+import tiny
 from pictures import textured
-from resdet.config import InputConfig, parse_config
+from resdet.commands.eval import main as eval_main
+from resdet.config import InputConfig, dump_settings, parse_config
 from resdet.data.class_dataset import ClassificationDataset, read_picture
 from resdet.data.class_folder import class_summary, missing_classes, read_class_folder, split_folder
 from resdet.errors import UserError
@@ -155,3 +159,37 @@ def test_what_is_no_picture_of_8_bits_is_told(tmp_path) -> None:
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
     assert np.asarray(read_picture(tmp_path / "red.png", 1)).tolist() == np.full((8, 8), 76).tolist()
     assert InputConfig(channels=1).mean  # a grey model has numbers of its own
+
+
+def test_eval_of_torchvisions_file_gives_torchvisions_own_predictions(folder, tmp_path, capsys) -> None:
+    theirs = tiny.shaken(torchvision.models.resnet18(num_classes=2)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    config = config_of(folder, val_resize=72, val_crop=64)
+    config.model.backbone.name = "resnet18"
+    (tmp_path / "c.yaml").write_text(dump_settings(config))
+    command = [
+        str(tmp_path / "c.yaml"),
+        "device=cpu",
+        "--weights",
+        str(tmp_path / "theirs.pth"),
+        "--output",
+        str(tmp_path / "e"),
+    ]
+    assert eval_main(command) == 0
+    found = {
+        e["file"]: dict(zip(e["predicted"], e["scores"], strict=True))
+        for e in json.loads((tmp_path / "e/predictions.json").read_text())
+    }
+    preset, right = ImageClassification(crop_size=64, resize_size=72), 0
+    pictures = read_class_folder(folder / "val").images
+    for info in pictures:
+        with torch.no_grad():
+            scores = theirs(preset(Image.open(info.file).convert("RGB"))[None]).softmax(1)[0]
+        assert [found[info.image_id][name] for name in "ab"] == pytest.approx(scores.tolist(), abs=1e-3)
+        right += "ab"[int(scores.argmax())] == info.image_id[0]
+    metrics = json.loads((tmp_path / "e/metrics.json").read_text())
+    assert metrics["classes"]["top1"] == pytest.approx(right / len(pictures))
+    other = torchvision.models.resnet18(num_classes=3)
+    torch.save(other.state_dict(), tmp_path / "theirs.pth")
+    assert eval_main(command) == 2
+    assert "has 3 classes without names" in capsys.readouterr().err

@@ -71,3 +71,11 @@ def test_predictions_are_the_most_probable_classes_in_the_whole_picture() -> Non
     assert found.boxes.unique(dim=1).tolist() == [[[0, 0, 64, 64]]] * 3
     few = build_model(config_of(num_classes=2)).eval().predict(batch)
     assert few.labels.shape == (3, 2)
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
+def test_parameters_are_as_many_as_torchvision_publishes(depth) -> None:
+    with torch.device("meta"):
+        model = build_model(config_of(f"resnet{depth}", num_classes=1000))
+    meta = torchvision.models.get_model_weights(f"resnet{depth}").IMAGENET1K_V1.meta
+    assert sum(p.numel() for p in model.parameters()) == meta["num_params"]

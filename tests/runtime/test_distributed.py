@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 import yaml
 
+import resdet
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
 from resdet.commands.eval import score_model
-from resdet.config import load_config
+from resdet.config import load_config, parse_config
 from resdet.errors import UserError
 from resdet.runtime.device import choose_device
 from resdet.runtime.distributed import Distributed, _lost, _name_of_start, joined
@@ -138,6 +139,28 @@ def test_two_processes_write_one_run(together) -> None:
         "checkpoints", "config.yaml", "eval", "metrics.jsonl", "predictions.jpg", "resolved.yaml",
         "status.json",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_classifier_trains_and_is_scored_the_same_in_two_processes(shapes_root, tmp_path) -> None:
+    values = tiny.values(tiny.crops(shapes_root, tmp_path / "crops"), max_iters=2, batch_size=8)
+    values["data"] = {
+        "root": str(tmp_path / "crops"), "workers": 0, "classification": {"crop": 32, "val_resize": 32, "val_crop": 32},
+    }  # fmt: skip
+    values["model"] = {"kind": "classifier", "backbone": {"name": "resnet18", "weights": "none", "norm": "gn"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    done = torchrun(2, "train", tmp_path / "c.yaml", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    resdet.train(parse_config({**values, "output": str(tmp_path / "one")}))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for name in ("loss", "val_class", "classes_top1"):
+        expected = [line[name] for line in one if name in line]
+        assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-3)
+    entries = [json.loads((tmp_path / name / "eval/predictions.json").read_text()) for name in ("one", "two")]
+    assert [entry["file"] for entry in entries[0]] == [entry["file"] for entry in entries[1]]
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import tiny
 from resdet.checkpoints.checkpoint import read_checkpoint
@@ -32,19 +31,7 @@ MIXED = {
 @pytest.fixture(scope="module")
 def crops(shapes_root, tmp_path_factory) -> Path:
     """The objects of the generated shapes, cut out, in folders of their classes; none of the last class in val."""
-    root = tmp_path_factory.mktemp("crops")
-    for split, name in (("train", "train2017"), ("val", "val2017")):
-        content = json.loads((shapes_root / f"annotations/instances_{name}.json").read_text())
-        file = {image["id"]: image["file_name"] for image in content["images"]}
-        title = {category["id"]: category["name"] for category in content["categories"]}
-        for entry in content["annotations"]:
-            x, y, w, h = entry["bbox"]
-            if split == "val" and title[entry["category_id"]] == "star":
-                continue
-            (root / split / title[entry["category_id"]]).mkdir(parents=True, exist_ok=True)
-            picture = Image.open(shapes_root / name / file[entry["image_id"]]).crop((x, y, x + w + 1, y + h + 1))
-            picture.save(root / split / title[entry["category_id"]] / f"{entry['id']}.png")
-    return root
+    return tiny.crops(shapes_root, tmp_path_factory.mktemp("crops"))
 
 
 def config_of(root: Path, output: Path, model: dict | None = None, **train: object):
@@ -158,3 +145,19 @@ def test_mistakes_are_told_before_work_starts(crops, tmp_path, capsys) -> None:
     assert "is the folder of the training pictures, too" in told(f"data.val.images={crops / 'train'}")
     assert "8-bit pictures of 3 channels, or 1" in told("model.input.channels=5")
     assert "auto=true chooses the settings of detectors" in told("auto=true")
+
+
+@pytest.mark.slow
+def test_a_backbone_of_timms_is_pretrained_and_used_as_it_is(crops, shapes_root, tmp_path, capsys) -> None:
+    pytest.importorskip("timm")
+    body = {"name": "timm:mobilenetv3_small_050"}
+    train(config_of(crops, tmp_path / "run", {"backbone": {**body, "weights": "none"}}, max_iters=1))
+    file = tmp_path / "run/checkpoints/last.pt"
+    detector = tiny.values(shapes_root, max_iters=1, eval_every=0, lr=1e-9)
+    detector["model"] = {**tiny.MODEL, "backbone": {**body, "weights": str(file)}}
+    train(parse_config({**detector, "output": str(tmp_path / "detector")}))
+    assert "including the whole backbone" in capsys.readouterr().out
+    learnt, used = read_checkpoint(file).model, read_checkpoint(tmp_path / "detector/checkpoints/last.pt").model
+    names = [name for name in learnt if name.startswith("backbone.") and name.endswith("weight")]
+    assert len(names) > 50
+    assert all(torch.allclose(learnt[name], used[name], atol=1e-7) for name in names)
