@@ -15,6 +15,7 @@ VERBS = (
     "data",
     "runs",
     "compare",
+    "explain",
     "backbones",
     "compare-backbones",
     "browse",

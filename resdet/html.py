@@ -22,6 +22,7 @@ th,td{text-align:right;padding:.15rem .7rem;border-bottom:1px solid var(--line);
 th:first-child,td:first-child{text-align:left}thead th{border-bottom-width:2px}
 figure{margin:0}figcaption{color:var(--soft);font-size:.9rem}img{max-width:100%;height:auto;display:block}
 .row{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
+.row img{width:100%}
 .small{grid-template-columns:repeat(auto-fill,minmax(min(100%,10rem),1fr))}
 svg text{fill:var(--soft);font-size:11px}svg .grid{stroke:var(--line);stroke-width:.7}
 svg polyline{fill:none;stroke-width:1.8}svg circle:hover{r:5}

@@ -17,7 +17,7 @@ LAYERS = [  # from the bottom up; packages of one layer do not use each other
     {"inference"},
     {"evaluation"},
     {"visualize", "report"},
-    {"training", "export", "browse"},
+    {"training", "export", "browse", "explain"},
     {"predict", "config_text"},  # older names of modules
     {"commands"},
     {"cli"},
