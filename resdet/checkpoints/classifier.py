@@ -32,7 +32,15 @@ def open_classifier(path: Path, config: ClassifierConfig) -> Opened:
 
     Raises `UserError`.
     """
-    found = recognise(path)
+    try:
+        found = recognise(path)
+    except UserError as error:
+        if config.backbone.own:
+            raise
+        raise UserError(
+            f"{path}: is not a classifier that resdet trained, and of {config.backbone.name} no others are evaluated, since "
+            f"their networks may have layers between the last map and the classifier ({error})"
+        ) from None
     own = found.whole and found.model.kind == "classifier"
     if found.whole and not own:
         raise UserError(f"{path}: holds a detector (model.kind={found.model.kind}), not a classifier")

@@ -50,6 +50,9 @@ def test_logits_equal_torchvisions(name, tmp_path) -> None:
     torch.save(theirs.state_dict(), tmp_path / "bare.pth")
     with pytest.raises(UserError, match=r"without its classifying layer \(fc.weight and fc.bias\)"):
         open_classifier(tmp_path / "bare.pth", config_of(name))
+    torch.save({"stem.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="and of timm:convnext_atto no others are evaluated"):
+        open_classifier(tmp_path / "other.pth", config_of("timm:convnext_atto"))
 
 
 def test_the_loss_is_torchs_cross_entropy_with_smoothing_and_mixed_classes() -> None:
