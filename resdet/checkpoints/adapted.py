@@ -24,7 +24,8 @@ from resdet.models.build import build_backbone
 def open_for(config: ModelConfig, path: Path) -> Recognised:
     """The weights in a file for the library's backbone that the config names. Raises `UserError` if some are missing."""
     contents = read_file(path)
-    backbone = build_backbone(config)
+    with torch.device("meta"):  # names and shapes alone
+        backbone = build_backbone(config)
     assert isinstance(backbone, Adapted)
     wanted = backbone.net.state_dict()
     name, channels = config.backbone.name, config.input.channels

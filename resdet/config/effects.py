@@ -133,7 +133,7 @@ RULES = (
     Rule("data.mask_size", lambda c: "masks" not in c.model.outputs, "without model.mask"),
     Rule("data.keypoint_flip_pairs", lambda c: "keypoints" not in c.model.outputs, "without model.keypoint"),
     Rule("data.keypoint_sigmas", lambda c: "keypoints" not in c.model.outputs, "without model.keypoint"),
-    *(Rule(key, lambda c: c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5")
+    *(Rule(key, lambda c: c.model.backbone.own and c.model.backbone.frozen_stages == 5, "model.backbone.frozen_stages=5")
       for key in ("train.backbone_lr", "train.layer_decay")),
     Rule("train.momentum", lambda c: c.train.optimizer != "sgd", "train.optimizer={train.optimizer}"),
     Rule("train.milestones", lambda c: c.train.schedule != "multistep", "train.schedule={train.schedule}"),

@@ -34,8 +34,8 @@ def build_model(config: ModelConfig, backbone: nn.Module | None = None) -> Detec
     """The detector with random weights. Raises `UserError` if the number of classes or keypoints is not set.
 
     backbone: a module of your own, for model.backbone.name=custom: images (B, C, H, W) -> maps (B, D, H / s, W / s) in a list,
-    a tuple or a dict, at strides s of 4, 8, 16 and 32; a single one becomes a pyramid (`SimplePyramid`). Its children are the
-    stages that `frozen_stages` and `train.layer_decay` count.
+    a tuple or a dict, at strides s of 4, 8, 16 and 32; a single one becomes a pyramid (`SimplePyramid`). Its children,
+    and in lists of modules each entry, are the stages that `frozen_stages` and `train.layer_decay` count.
     """
     if config.num_classes is None and "proposals" not in config.outputs:
         raise UserError("model.num_classes is not set, and there are no annotations here to count them from")

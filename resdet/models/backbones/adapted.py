@@ -51,7 +51,7 @@ class Adapted(Backbone):
     net:    images (B, C, H, W) -> maps in a list, a tuple or a dict, or one map.
     maps:   what `measure` found.
     cuts:   the names of the modules that end a stage, in the order of forward; what lies between two belongs to the second.
-            Empty: each child with parameters is a stage.
+            Empty: each child with parameters is a stage, in lists of modules each entry.
     stem:   the name of the last module before the first stage; None: what is defined before the first of `cuts`.
     frozen_norms: batch norms keep their statistics and affine, in training too.
     """
@@ -139,18 +139,26 @@ class Adapted(Backbone):
     def _stage_of_parameters(self) -> dict[str, int]:
         """The stage of each parameter by name, from the order in which they are defined."""
         names = [name for name, _ in self.net.named_parameters()]
-        if not self.cuts:
-            children = list(dict.fromkeys(name.partition(".")[0] for name in names))
-            return {name: children.index(name.partition(".")[0]) for name in names}
         under = [[k for k, name in enumerate(names) if within(name, cut)] for cut in self.cuts]
         ends = [max(inside) for inside in under if inside]
-        first = next((min(inside) for inside in under if inside), 0)
+        if not ends:
+            parts = [self._part_of(name) for name in names]
+            order = list(dict.fromkeys(parts))
+            return {name: order.index(part) for name, part in zip(names, parts, strict=True)}
+        first = next(min(inside) for inside in under if inside)
         if self.stem is not None:
             first = 1 + max((k for k, name in enumerate(names) if within(name, self.stem)), default=-1)
         return {
             name: 0 if k < first else 1 + next((stage for stage, end in enumerate(ends) if k <= end), len(ends) - 1)
             for k, name in enumerate(names)
         }
+
+    def _part_of(self, parameter: str) -> str:
+        """The child of the network that a parameter is in or, in a list of modules, its entry."""
+        parts = parameter.split(".")
+        depth = 2 if parts[0] == "model" else 1  # timm's wrapper
+        inside = self.net.get_submodule(".".join(parts[:depth])) if len(parts) > depth else None
+        return ".".join(parts[: depth + isinstance(inside, nn.Sequential | nn.ModuleList)])
 
 
 def within(parameter: str, module: str) -> bool:
