@@ -32,7 +32,7 @@ def ap_of(trial: Trial, metric: str) -> float:
 def table(candidates: Sequence[Candidate], trials: Sequence[Trial], metric: str) -> str:
     """A row for each backbone: AP as mean ± standard deviation over seeds, speed and memory of fine-tuning."""
     modes = [mode for mode in TITLES if any(t.mode == mode for t in trials)]
-    heads = ["backbone", *(f"AP, {TITLES[m]}" for m in modes), "iterations", "images/s", "M parameters", "memory, GB"]
+    heads = ["backbone", *(f"AP, {TITLES[m]}" for m in modes), "iterations", "images/s", "backbone, M", "memory, GB"]
     rows = [heads, ["---", *("---:" for _ in heads[1:])]]
     for c in candidates:
         own = [t for t in trials if t.candidate == c]
@@ -86,7 +86,7 @@ def plot(path: Path, title: str, candidates: Sequence[Candidate], trials: Sequen
     """A line for each backbone with a point for each seed, and a bar at the mean."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 1.2 + 0.5 * len(candidates)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.2 + 0.6 * len(candidates)), layout="constrained")
     axes = figure.add_subplot()
     colors = {"probe": "#D55E00", "finetune": "#0072B2"}
     for mode, shift in (("probe", 0.12), ("finetune", -0.12)):
@@ -98,8 +98,9 @@ def plot(path: Path, title: str, candidates: Sequence[Candidate], trials: Sequen
                 axes.plot([statistics.mean(values)], height[:1], "|", color=colors[mode], ms=16, mew=2)
         if any(t.mode == mode for t in trials):
             axes.plot([], [], "o", color=colors[mode], label=TITLES[mode])  # type: ignore[index]
-    axes.set_yticks(range(len(candidates)), [short(c) for c in reversed(candidates)])
-    axes.set(xlabel=f"{metric}, %", xlim=(0, None), ylim=(-0.6, len(candidates) - 0.4), title=title)
+    most = max(ap_of(t, metric) for t in trials if t.values) or 1
+    axes.set_yticks(range(len(candidates)), [short(c).replace("@", "\n@") for c in reversed(candidates)])
+    axes.set(xlabel=f"{metric}, %", xlim=(0, 1.1 * most), ylim=(-0.6, len(candidates) - 0.4), title=title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
