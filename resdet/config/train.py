@@ -11,7 +11,7 @@ from pydantic import (
 
 from resdet.config.types import Count, Positive, Section, Share
 
-Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "comet", "clearml"]
 
 
 class TrainConfig(Section):

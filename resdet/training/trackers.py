@@ -1,4 +1,5 @@
-"""Where a run's numbers, settings and sample predictions go beside its folder: TensorBoard, Weights & Biases, MLflow.
+"""Where a run's numbers, settings and sample predictions go beside its folder: TensorBoard, Weights & Biases, MLflow,
+Comet, ClearML.
 
 Each is an extra, imported when used, and keeps to the settings of its own environment variables: `WANDB_MODE=offline`,
 `WANDB_PROJECT`, `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` and so on.
@@ -113,11 +114,71 @@ class MLflow:
         self.mlflow.end_run("FAILED" if failed else "FINISHED")
 
 
+class Comet:
+    """https://www.comet.com/docs; offline (`COMET_START_ONLINE=0`) its archives are for `comet upload`."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], start: int, earlier: str | None) -> None:
+        import comet_ml
+
+        alone = dict.fromkeys(("auto_output_logging", "auto_metric_logging", "auto_param_logging", "log_code"), False)
+        self.run = comet_ml.start(
+            project_name=os.environ.get("COMET_PROJECT_NAME", "resdet"),
+            experiment_key=earlier,
+            experiment_config=comet_ml.ExperimentConfig(
+                name=folder.name, offline_directory=str(folder / "comet"), **alone
+            ),
+        )
+        self.id: str = self.run.get_key()
+        self.run.log_parameters(flat(settings))
+
+    def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
+        self.run.log_metrics(dict(values), step=iteration)
+
+    def picture(self, iteration: int, name: str, path: Path) -> None:
+        self.run.log_image(str(path), name=name, step=iteration)
+
+    def close(self, failed: bool) -> None:
+        self.run.end()
+
+
+class ClearML:
+    """https://clear.ml/docs; offline with `CLEARML_OFFLINE_MODE=1`, for `clearml-task --import-offline-session`."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], start: int, earlier: str | None) -> None:
+        import clearml
+
+        alone = dict.fromkeys(("auto_connect_frameworks", "auto_connect_arg_parser", "auto_connect_streams"), False)
+        self.task = clearml.Task.init(
+            project_name=os.environ.get("CLEARML_PROJECT", "resdet"),
+            task_name=folder.name,
+            reuse_last_task_id=False,
+            continue_last_task=earlier or False,
+            **alone,
+        )
+        self.id: str = self.task.id
+        self.task.connect(settings, name="config")
+
+    def numbers(self, iteration: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.task.get_logger().report_scalar(name, name, value, iteration)
+
+    def picture(self, iteration: int, name: str, path: Path) -> None:
+        self.task.get_logger().report_image(name, name, iteration, local_path=str(path))
+
+    def close(self, failed: bool) -> None:
+        if failed:
+            self.task.mark_failed()
+        else:
+            self.task.close()
+
+
 BACKENDS: dict[Tracker, tuple[str, Callable[[Path, dict[str, Any], int, str | None], Backend]]] = {
     "tensorboard": ("tensorboard", TensorBoard),
     "wandb": ("wandb", WeightsAndBiases),
     "mlflow": ("mlflow", MLflow),
-}  # the module that each needs, which is its extra's name, too
+    "comet": ("comet", Comet),
+    "clearml": ("clearml", ClearML),
+}  # and the extra that each needs
 
 
 class Trackers:
@@ -128,11 +189,11 @@ class Trackers:
         known = read_json_object(folder / IDS) or {} if start else {}
         self.backends: dict[str, Backend] = {}
         for name in dict.fromkeys(names):
-            module, backend = BACKENDS[name]
+            extra, backend = BACKENDS[name]
             try:
                 self.backends[name] = backend(folder, settings, start, known.get(name))
             except ImportError:
-                raise UserError(f"train.loggers: {name} needs the extra: pip install 'resdet[{module}]'") from None
+                raise UserError(f"train.loggers: {name} needs the extra: pip install 'resdet[{extra}]'") from None
             except Exception as error:  # whatever the tracker's own code raises: no server, no key, no permission
                 raise UserError(f"train.loggers: {name} could not start ({_first_line(error)})") from None
         if ids := {name: backend.id for name, backend in self.backends.items() if backend.id}:

@@ -55,7 +55,7 @@ def test_the_panel_fits_80_columns_and_says_how_it_goes(encoding: str) -> None:
 def test_without_a_terminal_lines_are_plain_and_quiet_leaves_warnings_and_the_result(
     shapes_root, tmp_path, capsys
 ) -> None:
-    config = tiny.config_file(shapes_root, tmp_path, max_iters=2, eval_every=2)
+    config = tiny.config_file(shapes_root, tmp_path, max_iters=2, eval_every=0)
     try:
         assert main([str(config), "--output", str(tmp_path / "verbose"), "--verbose"]) == 0
         said = capsys.readouterr().out
@@ -107,6 +107,68 @@ def test_a_tracker_that_fails_is_left_out_and_one_that_is_missing_is_named(tmp_p
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
     with pytest.raises(UserError, match="mlflow could not start"):
         RunLog(tmp_path, 0, 2, trackers=["mlflow"])
+
+
+class Experiment:
+    """Stands in for an experiment of comet_ml 3.58 and a task of clearml 2.1, with the parameters of these."""
+
+    id = "key"
+
+    def __init__(self, **settings: object) -> None:
+        self.settings, self.calls = settings, []
+
+    def get_key(self) -> str:
+        return self.id
+
+    def get_logger(self) -> Experiment:
+        return self
+
+    def log_parameters(self, parameters, prefix=None, step=None, nested_support=True) -> None:
+        self.calls.append(parameters)
+
+    def connect(self, mutable, name=None, ignore_remote_overrides=False) -> None:
+        self.calls.append(mutable)
+
+    def log_metrics(self, dic, prefix=None, step=None, epoch=None, include_context=True) -> None:
+        self.calls.append((step, dic))
+
+    def report_scalar(self, title: str, series: str, value: float, iteration: int) -> None:
+        self.calls.append((iteration, {title: value}))
+
+    def log_image(self, image_data, name=None, overwrite=False, *, step=None) -> None:
+        self.calls.append((step, name, image_data))
+
+    def report_image(self, title, series, iteration=None, local_path=None) -> None:
+        self.calls.append((iteration, title, local_path))
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    close = end
+
+
+@pytest.mark.parametrize("name", ["comet", "clearml"])
+def test_comet_and_clearml_get_numbers_config_and_pictures(tmp_path, monkeypatch, name: str) -> None:
+    started: list[Experiment] = []
+
+    def start(*, project_name, experiment_key=None, experiment_config=None) -> Experiment:
+        started.append(Experiment(key=experiment_key, **experiment_config))
+        return started[-1]
+
+    def init(project_name=None, task_name=None, reuse_last_task_id=True, continue_last_task=False, **_) -> Experiment:
+        started.append(Experiment(key=continue_last_task or None))
+        return started[-1]
+
+    monkeypatch.setitem(sys.modules, "comet_ml", SimpleNamespace(start=start, ExperimentConfig=dict))
+    monkeypatch.setitem(sys.modules, "clearml", SimpleNamespace(Task=SimpleNamespace(init=init)))
+    for iteration in (0, 5):
+        used = trackers.Trackers([name], tmp_path, {"train": 1}, iteration)
+        used.numbers(iteration + 1, {"loss": 2.0})
+        used.picture(iteration + 1, "predictions", tmp_path / "p.jpg")
+        used.close(failed=False)
+    assert [one.settings["key"] for one in started] == [None, "key"]
+    picture = str(tmp_path / "p.jpg")
+    assert started[1].calls == [{"train": 1}, (6, {"loss": 2.0}), (6, "predictions", picture), "end"]
 
 
 @pytest.mark.slow
