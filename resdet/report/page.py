@@ -42,8 +42,9 @@ def page(
     "picture": its position, "text"}. threshold: that the gallery starts with."""
     values = numbers.values
     parts = [("numbers", "Numbers", sections.metrics_section(values, published))]
-    if numbers.matches is not None:
+    if set(values["metrics"]) & {"bbox", "segm", "keypoints"}:
         parts.append(("classes", "Classes", sections.classes_section(numbers)))
+    if numbers.matches is not None:
         parts.append(("lost", "Lost AP", sections.lost_section(values)))
         parts.append(("confusion", "Mix-ups", sections.confusion_section(values)))
         parts.append(("groups", "Hard objects", sections.groups_section(values)))

@@ -53,7 +53,7 @@ def write_report(
     pictures: list[dict[str, Any]] = []
     listed: list[dict[str, Any]] = []
     of_pictures = ""
-    warnings = _warnings(evaluation, entries)
+    warnings = _warnings(evaluation, entries) if set(metrics) - {"semantic", "panoptic"} else []
     if numbers.matches is not None:
         kind = next(kind for kind in metrics if kind in LIMITED)
         found = evaluation.detections(entries, kind)

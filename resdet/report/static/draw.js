@@ -72,6 +72,7 @@ function drawing(picture, view, { filter = { kind: "" }, focus = null, large = f
   const font = large ? 14 * Math.max(frame[2] / 1100, frame[3] / 650) : 12 * Math.max(frame[2] / 260, frame[3] / 200);
   const shown = items.filter((item) => item.object === undefined ? view.predictions : view.truth);
   const labels = view.labels === "on" || (view.labels === "auto" && (chosen || shown.length <= (large ? 30 : 6)));
+  const numbers = large ? numbered(items, view) : new Map();
   for (const item of shown) {
     const fades = chosen ? item !== chosen : !wanted(item, filter);
     if (chosen && !large && fades && item.score < view.threshold) continue;
@@ -83,15 +84,22 @@ function drawing(picture, view, { filter = { kind: "" }, focus = null, large = f
     const title = shape("title", {});
     title.textContent = `${item.label}: ${item.why}`;
     group.append(title);
-    if (labels && !fades) {
+    const label = [numbers.get(item), labels ? item.label : null].filter((part) => part).join(" ");
+    if (label && !fades) {
       const inside = item.object !== undefined;
       const text = shape("text", { class: "l", x: Math.max(item.x, frame[0]) + font * 0.2, y: inside ? Math.min(item.y + item.h, frame[1] + frame[3]) - font * 0.3 : Math.max(item.y - font * 0.3, frame[1] + font), "font-size": font });
-      text.textContent = item.label;
+      text.textContent = label;
       group.append(text);
     }
     svg.append(group);
   }
   return svg;
+}
+
+// What the list below a large picture names, by its number there.
+function numbered(items, view) {
+  const listed = items.filter((item) => view.predictions === null || isError(item));
+  return new Map(listed.map((item, k) => [item, k + 1]));
 }
 
 // "2 missed, 1 wrong class"
@@ -125,7 +133,7 @@ function makeDialog() {
       const picture = pictures[at], of = options(at);
       name.textContent = picture.name;
       body.replaceChildren(drawing(picture.large ? { ...picture, src: picture.large } : picture, view, { ...of, large: true }));
-      list.replaceChildren(...itemsOf(picture, view).filter((item) => view.predictions === null || isError(item)).map((item) => el("li", {}, `${item.label}${item.why ? ": " + item.why : ""}`)));
+      list.replaceChildren(...[...numbered(itemsOf(picture, of.focus ? { ...view, threshold: 0 } : view), view).keys()].map((item) => el("li", {}, `${item.label}${item.why ? ": " + item.why : ""}`)));
     };
     show();
     if (!dialog.open) dialog.showModal();
