@@ -191,8 +191,12 @@ def jpeg(pixels: np.ndarray, side: int, quality: int = 75) -> bytes:
 
 def outline(segmentation: Any, size: tuple[int, int]) -> str:
     """The contours of a mask of an image of `size` (H, W), simplified, as the path of an SVG."""
-    mask = coco_mask.decode(compressed(segmentation, size))
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rle = compressed(segmentation, size)
+    x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
+    mask = np.ascontiguousarray(coco_mask.decode(rle)[y : y + h, x : x + w])
+    if not mask.size:
+        return ""
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
     tolerance = max(0.5, max(size) / 500)
     path = ""
     for contour in contours:

@@ -13,12 +13,12 @@ import hotcoco
 from resdet.evaluation.backends import hotcoco_evaluator
 from resdet.evaluation.coco import Evaluation
 
-SAMPLES = 200
+SAMPLES, FEWER, MANY = 200, 100, 1000  # drawn; above MANY images, where each takes longer and says more, FEWER
 FEWEST = 5  # images below which an interval would say nothing
 
 
 def intervals(
-    evaluation: Evaluation, found: Sequence[dict[str, Any]], kind: str, limits: list[int], samples: int = SAMPLES
+    evaluation: Evaluation, found: Sequence[dict[str, Any]], kind: str, limits: list[int]
 ) -> dict[str, tuple[float, float]]:
     """The 95 % interval of each metric, by name; empty with fewer than `FEWEST` images or without an object.
 
@@ -27,6 +27,7 @@ def intervals(
     truth = evaluation.truth
     if len(truth["images"]) < FEWEST or all(entry["iscrowd"] for entry in truth["annotations"]):
         return {}
+    samples = FEWER if len(truth["images"]) > MANY else SAMPLES
     sigmas = evaluation.sigmas if kind == "keypoints" else ()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -11,6 +11,7 @@ import numpy as np
 from resdet.report import charts
 from resdet.report.charts import percent, table
 from resdet.report.curves import RECALLS, SCORES
+from resdet.report.intervals import MANY
 from resdet.report.numbers import Numbers
 
 TITLES = {
@@ -58,7 +59,7 @@ def metrics_section(values: dict[str, Any], published: Mapping[str, float]) -> s
         '<p class="faint">The intervals are of a bootstrap over the pictures: with others of the same kind the number '
         "would lie there in 95 of 100 cases. Training again with another seed is not in them.</p>"
         if any(values["intervals"].values())
-        else ""
+        else '<p class="faint">Intervals: <code>resdet eval … --report</code>.</p>' * (values["images"] > MANY)
     )
     return f'<div class="pair">{"".join(parts)}</div>{note}'
 

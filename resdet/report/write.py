@@ -40,15 +40,17 @@ def write_report(
     published: Mapping[str, float] | None = None,
     tables: str = "",
     others: Sequence[Sequence[dict[str, Any]]] = (),
+    quick: bool = False,
 ) -> Path:
     """Write the report of an evaluation; one that is in the folder already is replaced. -> the page
 
     metrics, entries, limit: as `Evaluation.score` gave them and was given. title: of the page. read: the pictures by image id.
     published: {"bbox_AP": 0.386, …} to compare with. tables: of the metrics of pixels. others: results of other checkpoints
-    on the same images; an object that one of them finds is no likely annotation error. Raises `UserError`.
+    on the same images; an object that one of them finds is no likely annotation error. quick: without confidence intervals and
+    boundary AP. Raises `UserError`.
     """
     make_folder(folder)
-    numbers = numbers_of(evaluation, metrics, entries, limit)
+    numbers = numbers_of(evaluation, metrics, entries, limit, quick=quick)
     threshold = numbers.curves[0].threshold if numbers.curves and numbers.curves[0] else 0.5
     pictures: list[dict[str, Any]] = []
     listed: list[dict[str, Any]] = []

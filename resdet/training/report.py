@@ -14,6 +14,7 @@ def report_run(run: Run) -> None:
     folder = run.config.output
     try:
         from resdet.report.images import of_dataset
+        from resdet.report.intervals import MANY
         from resdet.report.write import write_report
 
         assert run.evaluation
@@ -23,7 +24,7 @@ def report_run(run: Run) -> None:
         page = write_report(
             folder / "report", run.evaluation, metrics, entries,
             limit=max(COCO_LIMIT, run.model.selection.max_detections), title=f"{folder}, iteration {run.iteration}",
-            read=of_dataset(run.val_set),
+            read=of_dataset(run.val_set), quick=len(run.evaluation.image_sizes) > MANY,
         )  # fmt: skip
     except Exception as error:
         console.print(f"warning: no report: {type(error).__name__}: {error} (train.report=false leaves it out)")

@@ -14,7 +14,7 @@ from resdet.evaluation.backends import accumulated, hotcoco_evaluator
 from resdet.evaluation.coco import Evaluation
 from resdet.report.boundary import boundary, boundary_ap
 from resdet.report.curves import SCORES, calibration, confusion, curve
-from resdet.report.gallery import suspects, worst_first
+from resdet.report.gallery import outline, suspects, worst_first
 from resdet.report.groups import grouped
 from resdet.report.intervals import intervals
 from resdet.report.matches import (
@@ -270,3 +270,10 @@ def test_likely_annotation_errors_and_the_worst_pictures() -> None:
         2,
         3,
     ]  # the object of 2 is missed now, the false detection of 3 is gone
+
+
+def test_the_outline_of_a_mask() -> None:
+    """Through the centres of its outermost pixels."""
+    assert outline(square(40, 30, 20), (100, 100)) == "M40.5 30.5L40.5 49.5L59.5 49.5L59.5 30.5Z"
+    assert outline(square(0, 0, 0), (100, 100)) == ""
+    assert outline([[10, 10, 20, 10, 20, 20, 10, 20]], (100, 100)) == "M10.5 10.5L10.5 19.5L19.5 19.5L19.5 10.5Z"

@@ -196,6 +196,12 @@ def test_a_large_split_is_sampled(tmp_path, monkeypatch) -> None:
     ).read_text()
     assert embedded(page, "data")["pictures"][0]["name"] == "17.jpg"
     assert "6 of 40 pictures, the worst first" in page
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["intervals"]["bbox"]["AP"][0] < 0.976 < report["intervals"]["bbox"]["AP"][1]
+    found_quickly = write_report(
+        tmp_path, evaluation, evaluation.score(found, ["bbox"])[0], found, limit=100, title="x", read=read, quick=True
+    )
+    assert "95 % interval" not in found_quickly.read_text()
 
 
 def test_published_numbers() -> None:
