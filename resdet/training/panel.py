@@ -83,7 +83,9 @@ class Panel:
         line = Table.grid(padding=(0, 1))
         line.add_row(
             Text(numbers, "bold"),
-            ProgressBar(self.total, self.iteration, bar, complete_style="magenta", finished_style="green"),
+            ProgressBar(
+                self.total, self.iteration, bar, style="bright_black", complete_style="magenta", finished_style="green"
+            ),
             f"{self.iteration / self.total:.0%}", times,
         )  # fmt: skip
         return line
