@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -130,8 +131,9 @@ def serve(site: Site, port: int) -> ThreadingHTTPServer:
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Cache-Control", "max-age=3600" if kind == "image/jpeg" else "no-store")
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # the browser has left the page
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *arguments: object) -> None:
             """Nothing: the terminal belongs to the user."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from resdet.data.json_files import no_collection
 from resdet.evaluation import keypoints
 from resdet.evaluation.backends import accumulated
 from resdet.evaluation.coco import Evaluation, Metrics
@@ -31,6 +32,7 @@ class Numbers(NamedTuple):
     thresholds: dict[str, Any] | None
 
 
+@no_collection()
 def numbers_of(
     evaluation: Evaluation, metrics: Metrics, entries: Sequence[dict[str, Any]], limit: int, *, quick: bool = False
 ) -> Numbers:

@@ -129,6 +129,19 @@ def test_the_server(copy, tmp_path) -> None:
         error.value.close()
 
 
+def test_a_browser_that_leaves(shapes_root, tmp_path, capsys) -> None:
+    """While much is written to it: nothing is said, and others are served."""
+    site = site_of(tiny.config(shapes_root, tmp_path / "run"), "val")
+    site.answer = lambda path, query: ("image/jpeg", b"x" * 2**24)
+    with served(site) as url:
+        gone = urllib.request.urlopen(url)
+        gone.read(10)
+        gone.close()
+        assert len(get(url)) == 2**24
+        time.sleep(0.2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_findings_are_looked_for_when_asked(copy, tmp_path) -> None:
     with served(site_of(tiny.config(copy, tmp_path / "run"), "val")) as url:
         assert get(url + "/findings")["state"] == "not looked for"
