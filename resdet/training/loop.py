@@ -233,7 +233,7 @@ def evaluate(run: Run, log: RunLog, pictures: RunPictures) -> bool:
     if run.evaluation:
         size = min(4, config.train.batch_size)
         scores = evaluate_dataset(model, run.val_set, run.evaluation, seen, batch_size=size, **options)
-        by_class: Metrics = run.evaluation.class_ap
+        by_class: Metrics = run.evaluation.class_ap if scores else {}
     else:
         size = config.train.batch_size // distributed.world
         scores = evaluate_classes(model, run.val_set, seen, batch_size=size, **options)
