@@ -133,13 +133,25 @@ C4 = {
 }  # fmt: skip
 
 
+class FourMaps(nn.Module):
+    """The least that can be a backbone, for tests of what stands on it: one convolution, and maps at strides of 4 to 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, 2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.conv(x)
+        return [torch.nn.functional.avg_pool2d(x, stride) for stride in (2, 4, 8, 16)]
+
+
 def small(mask: bool | dict | None = True, **model: object) -> Detector:
     """mask: with mask (the default, or this section) and keypoint heads; neither is in a model of another kind."""
     torch.manual_seed(0)
     if "kind" in model:
         semantic = {"num_classes": S, "fpn": {"channels": 32}} if model["kind"] == "semantic" else {}
         body = {"num_classes": K, "backbone": {"name": "resnet18", "weights": "none"}, **semantic}
-        return build_model(parse_config({"model": body | model}).model)
+        return built(body | model)
     values = {
         "num_classes": K,
         "backbone": {"name": "resnet18", "weights": "none"},
@@ -150,7 +162,17 @@ def small(mask: bool | dict | None = True, **model: object) -> Detector:
         "keypoint": {"num_keypoints": 3, "num_convs": 1, "width": 32} if mask else None,
         **model,
     }
-    return build_model(parse_config({"model": values}).model)
+    return built(values)
+
+
+def light(**model: object) -> Detector:
+    """A `small` one on `FourMaps`, which is compiled and exported in half the time."""
+    return small(**{**model, "backbone": {"name": "custom", "frozen_stages": 0, "norm": "bn"}})
+
+
+def built(model: dict) -> Detector:
+    custom = model["backbone"]["name"] == "custom"
+    return build_model(parse_config({"model": model}).model, backbone=FourMaps() if custom else None)
 
 
 def make_batch(counts: list[int], seed: int = 0, slots: int = 8, size: tuple[int, int] = SIZE) -> Batch:

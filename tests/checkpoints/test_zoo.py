@@ -1,5 +1,5 @@
-"""Detections that detectron2 and mmdetection themselves made, with checkpoints in their own layouts: on two images of each
-fixture, or on all with `pytest --thorough`."""
+"""Detections that detectron2 and mmdetection themselves made, with checkpoints in their own layouts: on one or two images of
+each fixture, or on all with `pytest --thorough`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,13 @@ def doubt(found: Instances, k: int, theirs: np.ndarray) -> float:
 
 @pytest.fixture
 def count(thorough) -> int | None:
+    """Images to compare on."""
+    return None if thorough else 1
+
+
+@pytest.fixture
+def count_of_masks(thorough) -> int | None:
+    """One image has too few masks for what is asked of 97 or 99 % of them."""
     return None if thorough else 2
 
 
@@ -110,28 +117,30 @@ def require_masks(found: Agreement) -> None:
     "name",
     ["detectron2_cascade_mask_rcnn_R_50_FPN_3x", "mmdetection_cascade-mask-rcnn_r50_fpn_1x"],
 )
-def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, count, name: str) -> None:
-    found = agreement(ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"), count)
+def test_the_same_detections_as_of_a_cascade(tmp_path, two_threads, count_of_masks, name: str) -> None:
+    found = agreement(
+        ZOO / f"{name}.json", tmp_path / ("model.pkl" if "detectron2" in name else "model.pth"), count_of_masks
+    )
     assert found.same >= 0.99 * found.total > 0
     # Random weights let every stage shrink boxes, most of detectron2's to less than a pixel: a mask is there what rounding of
     # the box's place makes it.
     large = found.sides >= 4
-    assert large.sum() >= (70 if count is None else 20)
+    assert large.sum() >= (70 if count_of_masks is None else 20)
     assert np.mean(found.overlaps[large] > 0.99) >= 0.97
     assert found.overlaps.mean() > 0.99
 
 
 @pytest.mark.slow
-def test_the_same_detections_as_detectron2(tmp_path, two_threads, count) -> None:
-    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", count)
+def test_the_same_detections_as_detectron2(tmp_path, two_threads, count_of_masks) -> None:
+    found = agreement(ZOO / "detectron2_mask_rcnn_R_50_FPN_3x.json", tmp_path / "model.pkl", count_of_masks)
     assert found.same == found.total > 0
     require_masks(found)
 
 
 @pytest.mark.slow
-def test_the_same_detections_as_mmdetection(tmp_path, two_threads, count) -> None:
+def test_the_same_detections_as_mmdetection(tmp_path, two_threads, count_of_masks) -> None:
     """Its random RPN saturates, so that its proposals are the order in which an unstable sort leaves equal scores."""
-    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", count)
+    found = agreement(ZOO / "mmdetection_mask-rcnn_r50_fpn_2x.json", tmp_path / "model.pth", count_of_masks)
     assert found.same >= found.total - 1 > 0
     require_masks(found)
 

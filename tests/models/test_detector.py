@@ -13,7 +13,7 @@ from resdet.models.detector import Detector
 from resdet.models.heads.rpn import RPN
 from resdet.models.layers import BatchNorm2d, FrozenBatchNorm2d
 from resdet.structures import Batch, Detections, Targets
-from tiny import SIZE, make_batch, small
+from tiny import SIZE, light, make_batch, small
 
 
 def backward(losses: dict[str, Tensor]) -> None:
@@ -24,13 +24,13 @@ def backward(losses: dict[str, Tensor]) -> None:
 def test_compiled_losses_learn_as_eager_ones() -> None:
     """By inductor; that every detector is one graph, `test_every_detector` shows."""
     torch._dynamo.reset()
-    model = small(box=None, mask=None)
+    model = light(box=None, mask=None, keypoint=None)
     first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)
     expected = [model(first), model(second)]
     compiled = torch.compile(model, fullgraph=True)
     losses = compiled(first)
     backward(losses)
-    assert model.backbone.conv1.weight.grad.abs().sum() > 0
+    assert model.backbone.net.conv.weight.grad.abs().sum() > 0
     with torch._dynamo.config.patch(error_on_recompile=True):
         again = compiled(second)
         backward(again)
