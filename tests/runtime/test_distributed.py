@@ -185,7 +185,8 @@ def test_accumulation_averages_and_compiling_work_in_two_processes(config, tmp_p
     runs = {}
     for compiled in ("true", "false"):
         keys = ["train.accumulate=2", "train.batch_size=4", "train.ema_decay=0.9", "train.max_iters=2", "train.eval_every=0",
-                "data.min_size=64", "data.pad_multiple=96", "model.backbone.norm=gn", "model.mask=null", f"train.compile={compiled}"]  # fmt: skip
+                "data.min_size=64", "data.pad_multiple=96", "model.backbone.norm=gn", "model.mask=null",
+                f"train.compile={compiled}"]  # fmt: skip
         done = torchrun(2, "train", config, tmp_path / compiled, *keys)
         assert done.returncode == 0, done.stdout + done.stderr
         runs[compiled] = read_checkpoint(tmp_path / compiled / "checkpoints/last.pt")
