@@ -27,6 +27,18 @@ def center(boxes: Tensor) -> Tensor:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
+def from_cxcywh(boxes: Tensor) -> Tensor:
+    """(centre x, centre y, width, height) -> XYXY: (..., 4) -> (..., 4), in at least float32."""
+    middle, half = upcast(boxes[..., :2]), 0.5 * upcast(boxes[..., 2:])
+    return torch.cat([middle - half, middle + half], dim=-1)
+
+
+def to_cxcywh(boxes: Tensor) -> Tensor:
+    """The inverse of `from_cxcywh`: XYXY -> (centre x, centre y, width, height), (..., 4) -> (..., 4)."""
+    low, high = boxes.chunk(2, dim=-1)
+    return torch.cat([0.5 * (low + high), high - low], dim=-1)
+
+
 def sides(points: Tensor, boxes: Tensor) -> Tensor:
     """Points (..., 2), boxes (..., 4) -> distances to the left, top, right and bottom sides (..., 4), negative outside."""
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)

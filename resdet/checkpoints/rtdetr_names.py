@@ -18,7 +18,7 @@ STEM = (("conv1.0", "conv1.1"), ("conv1.3", "conv1.4"), ("conv1.6", "bn1"))
 
 def _fusion(theirs: str) -> Iterator[tuple[str, str]]:
     """The encoder's fusion of levels, with the same names in both."""
-    yield f"{theirs}lateral_convs.", "fpn.shrink."
+    yield f"{theirs}lateral_convs.", "fpn.lateral."
     yield f"{theirs}downsample_convs.", "fpn.downsample."
     for name, ours in (("fpn_blocks", "top_down"), ("pan_blocks", "bottom_up")):
         yield f"{theirs}{name}.{{}}.bottlenecks.{{}}.conv1.", f"fpn.{ours}.{{}}.blocks.{{}}.conv3x3."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from torchvision.ops import deform_conv2d
 from resdet.kernels.convolution import add_relu, convolve
 
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
+# The initial logit of every class of a one-stage detector, a probability of 0.01 (Lin et al. 2017, section 4.1)
+PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -22,9 +22,9 @@ from resdet.models.dense.parts import (
     detections,
     initialise,
     level_scales,
+    per_anchor,
     positives,
     predictor,
-    rows,
 )
 from resdet.models.layers import Norm
 from resdet.models.matching import gather_rows
@@ -65,9 +65,9 @@ class ATSSHead(DenseHead):
         logits, deltas, centerness = [], [], []
         for scale, x in zip(self.scales, features.values(), strict=True):
             box_features = self.box_tower(x)
-            logits.append(rows(self.classifier(self.class_tower(x)), self.num_classes))
-            deltas.append(upcast(rows(self.regressor(box_features), 4)) * scale)
-            centerness.append(rows(self.centerness(box_features), 1).squeeze(-1))
+            logits.append(per_anchor(self.classifier(self.class_tower(x)), self.num_classes))
+            deltas.append(upcast(per_anchor(self.regressor(box_features), 4)) * scale)
+            centerness.append(per_anchor(self.centerness(box_features), 1).squeeze(-1))
         return logits, deltas, centerness
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
@@ -75,15 +75,16 @@ class ATSSHead(DenseHead):
         logits, deltas, centerness = self(features)
         levels = self.anchors(features, input_size)
         anchors = torch.cat(levels)
-        to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
-        error = 1 - paired_giou(decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True), to.boxes)
-        target = torch.where(to.positive, centerness_of(sides(center(anchors), to.boxes)), 0.0)
+        matched = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
+        boxes = decode(torch.cat(deltas, dim=1), anchors, DELTA_WEIGHTS, clamp_shrink=True)
+        error = 1 - paired_giou(boxes, matched.boxes)
+        target = torch.where(matched.positive, centerness_of(sides(center(anchors), matched.boxes)), 0.0)
         entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), target, reduction="none")
-        count = positives(to.positive)
+        count = positives(matched.positive)
         return {
-            "box_class": Loss(focal(logits, to.labels, targets.known).sum(), count),
-            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * target, 0.0).sum(), target.sum()),
-            "centerness": Loss(torch.where(to.positive, entropy, 0.0).sum(), count),
+            "box_class": Loss(focal(logits, matched.labels, targets.known).sum(), count),
+            "box_reg": Loss(BOX_WEIGHT * torch.where(matched.positive, error * target, 0.0).sum(), target.sum()),
+            "centerness": Loss(torch.where(matched.positive, entropy, 0.0).sum(), count),
         }
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:

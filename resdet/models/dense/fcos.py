@@ -16,7 +16,7 @@ from resdet.boxes import area, box_around, center, paired_giou, paired_iou, side
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
-from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, level_scales, predictor, rows
+from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, level_scales, per_anchor, predictor
 from resdet.models.layers import Norm
 from resdet.models.matching import CHUNK, first_maximum, gather_rows
 from resdet.models.selection import Selection
@@ -73,12 +73,12 @@ class FCOSHead(DenseHead):
         logits, distances, centerness = [], [], []
         for k, (x, stride) in enumerate(zip(features.values(), self.points.strides, strict=True)):
             class_features, box_features = self.class_tower(x), self.box_tower(x)
-            logits.append(rows(self.classifier(class_features), self.num_classes))
-            output = upcast(rows(self.regressor(box_features), 4))
+            logits.append(per_anchor(self.classifier(class_features), self.num_classes))
+            output = upcast(per_anchor(self.regressor(box_features), 4))
             output = output if self.scales is None else output * self.scales[k]
             distances.append(output.exp() if self.distances == "exp" else F.relu(output) * stride)
             tower = box_features if self.centerness_on == "box" else class_features
-            centerness.append(rows(self.centerness(tower), 1).squeeze(-1))
+            centerness.append(per_anchor(self.centerness(tower), 1).squeeze(-1))
         return logits, distances, centerness
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
@@ -86,17 +86,17 @@ class FCOSHead(DenseHead):
         logits, distances, centerness = self(features)
         levels = [center(anchors) for anchors in self.points(features, input_size)]
         points = torch.cat(levels)
-        to = assigned(targets, *assign(levels, self.points.strides, targets, self.radius), self.num_classes)
+        matched = assigned(targets, *assign(levels, self.points.strides, targets, self.radius), self.num_classes)
         boxes = box_around(points, torch.cat(distances, dim=1))
-        error = iou_error(boxes, to.boxes) if self.box_loss == "iou" else 1 - paired_giou(boxes, to.boxes)
-        target = torch.where(to.positive, centerness_of(sides(points, to.boxes)), 0.0)
-        weight = target if self.weighted else to.positive.to(target.dtype)
+        error = iou_error(boxes, matched.boxes) if self.box_loss == "iou" else 1 - paired_giou(boxes, matched.boxes)
+        target = torch.where(matched.positive, centerness_of(sides(points, matched.boxes)), 0.0)
+        weight = target if self.weighted else matched.positive.to(target.dtype)
         entropy = F.binary_cross_entropy_with_logits(upcast(torch.cat(centerness, dim=1)), target, reduction="none")
-        count = to.positive.sum()
+        count = matched.positive.sum()
         return {
-            "box_class": Loss(focal(logits, to.labels, targets.known).sum(), count),
-            "box_reg": Loss(torch.where(to.positive, error * weight, 0.0).sum(), weight.sum()),
-            "centerness": Loss(torch.where(to.positive, entropy, 0.0).sum(), count),
+            "box_class": Loss(focal(logits, matched.labels, targets.known).sum(), count),
+            "box_reg": Loss(torch.where(matched.positive, error * weight, 0.0).sum(), weight.sum()),
+            "centerness": Loss(torch.where(matched.positive, entropy, 0.0).sum(), count),
         }
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:

@@ -22,9 +22,9 @@ from resdet.models.dense.parts import (
     detections,
     initialise,
     level_scales,
+    per_anchor,
     positives,
     predictor,
-    rows,
 )
 from resdet.models.layers import Norm
 from resdet.models.matching import gather_rows
@@ -66,30 +66,32 @@ class GFLHead(DenseHead):
         (B, A_l, 4 * (n + 1))."""
         logits, distances = [], []
         for scale, x in zip(self.scales, features.values(), strict=True):
-            logits.append(rows(self.classifier(self.class_tower(x)), self.num_classes))
-            distances.append(upcast(rows(self.regressor(self.box_tower(x)), 4 * (self.farthest + 1))) * scale)
+            logits.append(per_anchor(self.classifier(self.class_tower(x)), self.num_classes))
+            distances.append(upcast(per_anchor(self.regressor(self.box_tower(x)), 4 * (self.farthest + 1))) * scale)
         return logits, distances
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
         """Over the number of positives; the box losses are weighted by the best class score and divided by its sum."""
         logits, distances = self(features)
         levels = self.anchors(features, input_size)
-        to = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
+        matched = assigned(targets, *assign(levels, targets, self.nearest), self.num_classes)
         points, distributions = center(torch.cat(levels)), torch.cat(distances, dim=1)
         stride = torch.cat(
             [points.new_full((len(level), 1), s) for level, s in zip(levels, self.anchors.strides, strict=True)]
         )
         boxes = box_around(points, expected(distributions) * stride)
-        quality = torch.where(to.positive, paired_iou(boxes.detach(), to.boxes), 0.0)
+        quality = torch.where(matched.positive, paired_iou(boxes.detach(), matched.boxes), 0.0)
         score = torch.cat([upcast(level.detach().amax(-1)).sigmoid() for level in logits], dim=1)
-        weight = torch.where(to.positive, score, 0.0)
-        target = (sides(points, to.boxes) / stride).clamp(0, self.farthest - 0.1)
+        weight = torch.where(matched.positive, score, 0.0)
+        target = (sides(points, matched.boxes) / stride).clamp(0, self.farthest - 0.1)
         dfl = distribution_focal(distributions.reshape(*distributions.shape[:2], 4, -1), target).mean(-1)
-        error = 1 - paired_giou(boxes, to.boxes)
+        error = 1 - paired_giou(boxes, matched.boxes)
         return {
-            "box_class": Loss(quality_focal(logits, to.labels, quality, targets.known).sum(), positives(to.positive)),
-            "box_reg": Loss(BOX_WEIGHT * torch.where(to.positive, error * weight, 0.0).sum(), weight.sum()),
-            "box_dfl": Loss(DISTRIBUTION_WEIGHT * torch.where(to.positive, dfl * weight, 0.0).sum(), weight.sum()),
+            "box_class": Loss(
+                quality_focal(logits, matched.labels, quality, targets.known).sum(), positives(matched.positive)
+            ),
+            "box_reg": Loss(BOX_WEIGHT * torch.where(matched.positive, error * weight, 0.0).sum(), weight.sum()),
+            "box_dfl": Loss(DISTRIBUTION_WEIGHT * torch.where(matched.positive, dfl * weight, 0.0).sum(), weight.sum()),
         }
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:

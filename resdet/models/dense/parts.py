@@ -5,7 +5,6 @@ Letters: A anchors or points of a level (or of all), K classes, N candidates per
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,12 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import upcast
-from resdet.models.layers import Conv2d, ConvNorm, Norm
+from resdet.models.layers import PRIOR_LOGIT, Conv2d, ConvNorm, Norm
 from resdet.models.matching import gather_rows
 from resdet.models.selection import Selection
 from resdet.structures import Detections, Targets
-
-PRIOR = 0.01  # initial probability of each class (Lin et al. 2017, section 4.1)
 
 
 class Tower(nn.Module):
@@ -41,7 +38,7 @@ def predictor(channels: int, out: int) -> Conv2d:
 
 
 def initialise(head: nn.Module, classifier: Conv2d) -> None:
-    """Small weights and zero biases, except for the classifier, which starts at `PRIOR`: otherwise the many background
+    """Small weights and zero biases, except for the classifier, which starts at `PRIOR_LOGIT`: otherwise the many background
     locations would dominate the first losses."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
@@ -49,7 +46,7 @@ def initialise(head: nn.Module, classifier: Conv2d) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     assert classifier.bias is not None
-    nn.init.constant_(classifier.bias, -math.log((1 - PRIOR) / PRIOR))
+    nn.init.constant_(classifier.bias, PRIOR_LOGIT)
 
 
 def level_scales(levels: int) -> nn.ParameterList:
@@ -57,7 +54,7 @@ def level_scales(levels: int) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in range(levels))
 
 
-def rows(maps: Tensor, width: int) -> Tensor:
+def per_anchor(maps: Tensor, width: int) -> Tensor:
     """(B, n * width, H, W) -> (B, H * W * n, width), ordered (row, column, anchor)."""
     return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, width)
 

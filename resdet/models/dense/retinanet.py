@@ -11,7 +11,7 @@ from resdet.boxes import decode, delta_distance, encode, paired_giou
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
-from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, positives, predictor, rows
+from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, per_anchor, positives, predictor
 from resdet.models.layers import Norm
 from resdet.models.matching import gather_rows, match
 from resdet.models.selection import Selection
@@ -57,8 +57,8 @@ class RetinaNetHead(DenseHead):
 
     def forward(self, features: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: logits (B, A_l, K) and deltas (B, A_l, 4); anchors are ordered (row, column, shape)."""
-        logits = [rows(self.classifier(self.class_tower(x)), self.num_classes) for x in features.values()]
-        deltas = [rows(self.regressor(self.box_tower(x)), 4) for x in features.values()]
+        logits = [per_anchor(self.classifier(self.class_tower(x)), self.num_classes) for x in features.values()]
+        deltas = [per_anchor(self.regressor(self.box_tower(x)), 4) for x in features.values()]
         return logits, deltas
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
@@ -66,22 +66,22 @@ class RetinaNetHead(DenseHead):
         anchors = torch.cat(self.anchors(features, input_size))
         found = match(anchors, targets.boxes, targets.valid, high=self.high, low=self.low, low_quality=True)
         ignored = ~(found.positive | found.negative)
-        to = assigned(targets, found.gt_index, found.positive, self.num_classes, ignored)
+        matched = assigned(targets, found.gt_index, found.positive, self.num_classes, ignored)
         all_deltas = torch.cat(deltas, dim=1)
         if self.box_loss == "giou":
             boxes = decode(all_deltas, anchors, DELTA_WEIGHTS, clamp_shrink=self.clamp_shrink)
-            distance = 1 - paired_giou(boxes, to.boxes)
+            distance = 1 - paired_giou(boxes, matched.boxes)
         else:
-            distance = delta_distance(all_deltas, encode(to.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
+            distance = delta_distance(all_deltas, encode(matched.boxes, anchors, DELTA_WEIGHTS), self.loss_beta)
         sums = {
-            "box_class": focal(logits, to.labels, targets.known),
-            "box_reg": torch.where(to.positive, distance, 0.0).sum(1),
+            "box_class": focal(logits, matched.labels, targets.known),
+            "box_reg": torch.where(matched.positive, distance, 0.0).sum(1),
         }
         if self.divisor == "image":
-            counts = to.positive.sum(1).clamp(min=1)
+            counts = matched.positive.sum(1).clamp(min=1)
             images = torch.full_like(counts[0], len(counts))
             return {name: Loss((per_image / counts).sum(), images) for name, per_image in sums.items()}
-        return {name: Loss(per_image.sum(), positives(to.positive)) for name, per_image in sums.items()}
+        return {name: Loss(per_image.sum(), positives(matched.positive)) for name, per_image in sums.items()}
 
     def predict(self, features: dict[str, Tensor], input_size: tuple[int, int], image_sizes: Tensor) -> Detections:
         levels, boxes = [], []

@@ -15,7 +15,7 @@ from resdet.boxes import center, decode, iou, paired_giou, paired_iou, upcast
 from resdet.models.anchors import Anchors
 from resdet.models.dense.detector import DenseHead
 from resdet.models.dense.losses import focal
-from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, positives, predictor, rows
+from resdet.models.dense.parts import Tower, assigned, best, detections, initialise, per_anchor, positives, predictor
 from resdet.models.fpn import Neck
 from resdet.models.layers import ConvNorm, Norm
 from resdet.models.matching import gather_rows
@@ -113,23 +113,23 @@ class YOLOFHead(DenseHead):
         """
         (x,) = features.values()
         box_features = self.box_tower(x)
-        logits = upcast(rows(self.classifier(self.class_tower(x)), self.num_classes))
-        objectness = upcast(rows(self.objectness(box_features), 1))
+        logits = upcast(per_anchor(self.classifier(self.class_tower(x)), self.num_classes))
+        objectness = upcast(per_anchor(self.objectness(box_features), 1))
         total = 1 + logits.exp().clamp(max=LARGEST) + objectness.exp().clamp(max=LARGEST)
         (anchors,) = self.anchors(features, input_size)
-        deltas = rows(self.regressor(box_features), 4)
+        deltas = per_anchor(self.regressor(box_features), 4)
         return logits + objectness - total.log(), decode(deltas, anchors, DELTA_WEIGHTS, max_shift=MAX_SHIFT), anchors
 
     def loss(self, features: dict[str, Tensor], input_size: tuple[int, int], targets: Targets) -> dict[str, Loss]:
         """Over the number of positives."""
         logits, boxes, anchors = self(features, input_size)
         found = assign(boxes.detach(), anchors, targets, self.matches, self.low, self.high)
-        to = assigned(targets, found.gt_index, found.positive, self.num_classes, found.ignored)
+        assignment = assigned(targets, found.gt_index, found.positive, self.num_classes, found.ignored)
         objects = targets.boxes.repeat(1, found.matched.shape[1] // targets.boxes.shape[1], 1)
         error = 1 - paired_giou(gather_rows(boxes, found.matched), objects)
-        count = positives(to.positive)
+        count = positives(assignment.positive)
         return {
-            "box_class": Loss(focal([logits], to.labels, targets.known).sum(), count),
+            "box_class": Loss(focal([logits], assignment.labels, targets.known).sum(), count),
             "box_reg": Loss(torch.where(found.counts, error, 0.0).sum(), count),
         }
 

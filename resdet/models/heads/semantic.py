@@ -17,7 +17,7 @@ from resdet.structures import UNLABELLED, Batch, Detections, Loss, Output, Sampl
 LEVELS = ("p2", "p3", "p4", "p5")
 
 
-class Tower(nn.Module):
+class UpsamplingTower(nn.Module):
     """Upsamples a level to p2's size: a 3x3 convolution, norm and ReLU before each bilinear doubling; one of them for p2."""
 
     def __init__(self, channels: int, width: int, norm: Norm, doublings: int) -> None:
@@ -56,7 +56,9 @@ class SemanticHead(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes, self.loss_weight = num_classes, loss_weight
-        self.towers = nn.ModuleList(Tower(channels, width, norm, doublings) for doublings in range(len(LEVELS)))
+        self.towers = nn.ModuleList(
+            UpsamplingTower(channels, width, norm, doublings) for doublings in range(len(LEVELS))
+        )
         self.logits = Conv2d(width, num_classes, 1)
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)

@@ -6,7 +6,6 @@ sides; unbounded boxes are the logits of these.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -16,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resdet.boxes import upcast
-from resdet.models.layers import ConvNorm, Norm
+from resdet.models.layers import PRIOR_LOGIT, ConvNorm, Norm
 from resdet.models.matching import gather_rows
 from resdet.models.rtdetr.attention import Attention, DeformableAttention, Memory
 
-PRIOR = 0.01  # initial score of each class
 MARGIN = 0.01  # anchors closer to the border are invalid
 ANCHOR_SIDE = 0.05  # on the finest level; doubled on each next one
 
@@ -41,7 +39,7 @@ class MLP(nn.Module):
 
 def score_head(width: int, classes: int) -> nn.Linear:
     head = nn.Linear(width, classes)
-    nn.init.constant_(head.bias, -math.log((1 - PRIOR) / PRIOR))
+    nn.init.constant_(head.bias, PRIOR_LOGIT)
     return head
 
 
@@ -174,13 +172,13 @@ class Decoder(nn.Module):
             content = self.layers[k](content, self.position(reference), reference, memory, mask)
             deltas = upcast(self.boxes[k](content))
             contents.append(content)
-            refined.append((deltas + unbounded(previous)).sigmoid())
-            previous = (deltas + unbounded(reference)).sigmoid()
+            refined.append((deltas + inverse_sigmoid(previous)).sigmoid())
+            previous = (deltas + inverse_sigmoid(reference)).sigmoid()
             reference = previous.detach()
         return contents, refined
 
 
-def unbounded(boxes: Tensor, eps: float = 1e-5) -> Tensor:
+def inverse_sigmoid(boxes: Tensor, eps: float = 1e-5) -> Tensor:
     """The inverse of the sigmoid, of values clamped to eps..1 - eps."""
     boxes = boxes.clamp(0, 1)
     return torch.log(boxes.clamp(min=eps) / (1 - boxes).clamp(min=eps))

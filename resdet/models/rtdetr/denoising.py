@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resdet.boxes import from_cxcywh, to_cxcywh
 from resdet.models.matching import gather_rows, uniform
-from resdet.models.rtdetr.decoder import unbounded
-from resdet.models.rtdetr.losses import Objects, corners
+from resdet.models.rtdetr.decoder import inverse_sigmoid
+from resdet.models.rtdetr.losses import Objects
 
 
 class Noisy(NamedTuple):
@@ -62,7 +63,7 @@ class Denoising(nn.Module):
         boxes = self._boxes(gather_rows(objects.boxes, owner), negative, random[..., 2:6], random[..., 6:])
         return Noisy(
             content=self.embedding(torch.where(used, labels, self.num_classes)),
-            boxes=torch.where(used[..., None], unbounded(boxes), 0.0),
+            boxes=torch.where(used[..., None], inverse_sigmoid(boxes), 0.0),
             mask=_mask(torch.where(used, group, -1), queries),
             owner=torch.where(used & ~negative, owner, -1),
             share=used / groups.clamp(min=1),
@@ -76,8 +77,7 @@ class Denoising(nn.Module):
     def _boxes(self, boxes: Tensor, negative: Tensor, signs: Tensor, amounts: Tensor) -> Tensor:
         scale = (0.5 * self.box_noise * boxes[..., 2:]).repeat(1, 1, 2)
         noise = (amounts + negative[..., None]) * torch.where(signs < 0.5, -1.0, 1.0)
-        low, high = (corners(boxes) + noise * scale).clamp(0, 1).chunk(2, dim=-1)
-        return torch.cat([0.5 * (low + high), high - low], dim=-1)
+        return to_cxcywh((from_cxcywh(boxes) + noise * scale).clamp(0, 1))
 
 
 def _mask(group: Tensor, queries: int) -> Tensor:

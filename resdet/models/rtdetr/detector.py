@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from resdet.boxes import clip, upcast
+from resdet.boxes import clip, from_cxcywh, upcast
 from resdet.models.backbones.base import Backbone
 from resdet.models.detector import Detector
 from resdet.models.matching import gather_rows
 from resdet.models.rtdetr.decoder import Decoder, QuerySelection
 from resdet.models.rtdetr.denoising import Denoising
 from resdet.models.rtdetr.encoder import HybridEncoder, RepBlock
-from resdet.models.rtdetr.losses import Predictions, SetLoss, corners
+from resdet.models.rtdetr.losses import Predictions, SetLoss
 from resdet.models.selection import Selection
 from resdet.structures import Batch, Detections, Loss, Output
 
@@ -105,5 +105,5 @@ class RTDETR(Detector):
 
 def to_pixels(boxes: Tensor, size: torch.Size) -> Tensor:
     """(centre x, centre y, width, height) in 0..1 -> XYXY in pixels; size: (H, W) of the input."""
-    x1, y1, x2, y2 = corners(boxes).unbind(-1)
+    x1, y1, x2, y2 = from_cxcywh(boxes).unbind(-1)
     return torch.stack([x1 * size[1], y1 * size[0], x2 * size[1], y2 * size[0]], dim=-1)

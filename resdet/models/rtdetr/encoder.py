@@ -107,7 +107,7 @@ class HybridEncoder(Neck):
         steps = range(len(in_channels) - 1)
         self.input = nn.ModuleList(ConvNorm(c, channels, 1, norm) for c in in_channels)
         self.aifi = nn.ModuleList(EncoderLayer(channels, heads, ffn) for _ in range(layers))
-        self.shrink = nn.ModuleList(ConvSiLU(channels, channels, 1, norm) for _ in steps)
+        self.lateral = nn.ModuleList(ConvSiLU(channels, channels, 1, norm) for _ in steps)
         self.top_down = nn.ModuleList(Fusion(channels, expansion, norm) for _ in steps)
         self.downsample = nn.ModuleList(ConvSiLU(channels, channels, 3, norm, stride=2) for _ in steps)
         self.bottom_up = nn.ModuleList(Fusion(channels, expansion, norm) for _ in steps)
@@ -115,8 +115,8 @@ class HybridEncoder(Neck):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         *fine, coarsest = [conv(features[name]) for conv, name in zip(self.input, LEVELS, strict=True)]
         levels = [self.attend(coarsest)]
-        for finer, shrink, fuse in zip(reversed(fine), self.shrink, self.top_down, strict=True):
-            levels[0] = shrink(levels[0])
+        for finer, lateral, fuse in zip(reversed(fine), self.lateral, self.top_down, strict=True):
+            levels[0] = lateral(levels[0])
             enlarged = F.interpolate(levels[0], size=finer.shape[-2:], mode="nearest")
             levels.insert(0, fuse(torch.cat([enlarged, finer], dim=1)))
         outputs = levels[:1]

@@ -1,7 +1,7 @@
 """Bipartite matching of predictions and objects, and the losses (section 4; DETR: Carion et al. 2020, arXiv:2005.12872).
 
 Letters: L layers, Q queries, G objects per image (padded), K classes. Boxes are (centre x, centre y, width, height), relative
-to the input's sides, except in `corners`.
+to the input's sides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resdet.boxes import paired_giou, paired_iou, upcast
+from resdet.boxes import from_cxcywh, paired_giou, paired_iou, to_cxcywh
 from resdet.kernels.assign import assign
 from resdet.structures import Loss, Targets
 
@@ -68,9 +68,9 @@ class SetLoss:
     @staticmethod
     def objects(targets: Targets, size: torch.Size) -> Objects:
         """The targets as `Objects`. size: (H, W) of the padded input."""
-        x1, y1, x2, y2 = targets.boxes.unbind(-1)
+        x, y, width, height = to_cxcywh(targets.boxes).unbind(-1)
         h, w = size
-        boxes = torch.stack([0.5 * (x1 + x2) / w, 0.5 * (y1 + y2) / h, (x2 - x1) / w, (y2 - y1) / h], dim=-1)
+        boxes = torch.stack([x / w, y / h, width / w, height / h], dim=-1)
         return Objects(boxes, targets.labels.clamp(min=0), targets.valid, targets.known)
 
     def __call__(self, layers: Predictions, encoder: Predictions, objects: Objects) -> dict[str, Loss]:
@@ -99,7 +99,7 @@ class SetLoss:
         positive = -alpha * (1 - score) ** gamma * (score + eps).log()
         negative = -(1 - alpha) * score**gamma * (1 - score + eps).log()
         distance = (predicted.boxes.unsqueeze(-2) - objects.boxes[:, None]).abs().sum(-1)
-        overlap = paired_giou(corners(predicted.boxes).unsqueeze(-2), corners(objects.boxes).unsqueeze(-3))
+        overlap = paired_giou(from_cxcywh(predicted.boxes).unsqueeze(-2), from_cxcywh(objects.boxes).unsqueeze(-3))
         cost = self.class_cost * (positive - negative) + self.box_cost * distance - self.giou_cost * overlap
         largest = torch.finfo(cost.dtype).max
         cost = cost.nan_to_num(largest, largest, -largest)  # the training step reports non-finite values
@@ -114,7 +114,7 @@ class SetLoss:
         matched, index = owner >= 0, owner.clamp(min=0)
         gt_boxes = objects.boxes.expand(len(owner), -1, -1, -1).gather(2, index.unsqueeze(-1).expand(*index.shape, 4))
         label = objects.labels.expand(len(owner), -1, -1).gather(2, index)
-        xyxy, gt_xyxy = corners(predicted.boxes), corners(gt_boxes)
+        xyxy, gt_xyxy = from_cxcywh(predicted.boxes), from_cxcywh(gt_boxes)
         one_hot = (label.unsqueeze(-1) == torch.arange(classes, device=label.device)) & matched.unsqueeze(-1)
         target = one_hot * paired_iou(xyxy.detach(), gt_xyxy).unsqueeze(-1)
         weight = torch.where(one_hot, target, self.alpha * predicted.logits.detach().sigmoid() ** self.gamma)
@@ -135,9 +135,3 @@ def owners(index: Tensor, queries: int) -> Tensor:
     objects = torch.arange(index.shape[2], device=index.device).expand_as(index)
     owner = torch.full((*index.shape[:2], queries + 1), -1, device=index.device)  # + 1 for objects without a query
     return owner.scatter(2, torch.where(index >= 0, index, queries), objects)[:, :, :-1]
-
-
-def corners(boxes: Tensor) -> Tensor:
-    """(centre x, centre y, width, height) -> XYXY."""
-    center, half = upcast(boxes[..., :2]), 0.5 * upcast(boxes[..., 2:])
-    return torch.cat([center - half, center + half], dim=-1)
