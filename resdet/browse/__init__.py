@@ -1,1 +1,1 @@
-"""A data set, and predictions on it, in a web browser."""
+"""A dataset, and predictions on it, in a web browser."""

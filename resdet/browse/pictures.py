@@ -70,10 +70,7 @@ class Browsed:
         """The picture with predictions, each with what became of it. Raises `UserError`."""
         assert self.predictor
         info, names = self.annotations.images[index], self.annotations.class_names
-        if self.annotations.read_image:
-            pixels = self.annotations.read_image(index)
-        else:
-            pixels = read_annotated(info, self.channels, self.pixel_range)
+        pixels = self._read(index, info)
         with self._predicting:
             (found,) = self.predictor.predict_units([pixels])
         labels = list(range(1, len(names) + 1))

@@ -37,7 +37,7 @@ class Site:
         self._lock = threading.Lock()
 
     def answer(self, path: str, query: dict[str, str]) -> Reply:
-        """Raises `UserError` for what cannot be answered, KeyError for what there is not."""
+        """Raises `UserError` for a bad query or an unreadable image, KeyError for an unknown path."""
         if path == "/":
             return "text/html; charset=utf-8", self.page().encode()
         if path == "/pictures":

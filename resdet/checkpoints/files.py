@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdet.errors import UserError
+from resdet.errors import UserError, first_line
 
 
 class Contents(NamedTuple):
@@ -67,14 +67,14 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([*inert, *_NUMPY_GLOBALS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on garbage, an unpickler may raise anything
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({first_line(error)})") from None
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a checkpoint that can be read safely ({first_line(error)})") from None
 
 
 def _read_safetensors(path: Path) -> Contents:
@@ -85,7 +85,7 @@ def _read_safetensors(path: Path) -> Contents:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return Contents(weights, dict(file.metadata() or {}))
     except Exception as error:
-        raise UserError(f"{path}: not a readable safetensors file ({_first_line(error)})") from None
+        raise UserError(f"{path}: not a readable safetensors file ({first_line(error)})") from None
 
 
 def _flattened(content: Any, path: Path) -> Contents:
@@ -162,7 +162,3 @@ _NUMPY_GLOBALS: list[Any] = [
     (_ArrayUnpickler._scalar, "numpy.core.multiarray.scalar"),
     (_ArrayUnpickler._scalar, "numpy._core.multiarray.scalar"),
 ]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

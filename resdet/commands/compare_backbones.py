@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be above 0")
 
     def run() -> int:
-        from resdet.training.comparison import base_config, candidate, planned, run_all, short
+        from resdet.training.comparison import base_config, candidate, planned, run_all, short_label
         from resdet.training.comparison_report import TITLES, ap_of, metric_of, write_report
 
         overrides = [word for word in args.rest if is_override(word)]
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def note(trial: Trial) -> None:
             done.append(trial)
-            what = f"{short(trial.candidate)}, {TITLES[trial.mode]}, seed {trial.seed}"
+            what = f"{short_label(trial.candidate)}, {TITLES[trial.mode]}, seed {trial.seed}"
             metric = metric_of([trial])
             if trial.problem:
                 print(f"[{len(done)}/{len(trials)}] {what}: failed: {trial.problem}", flush=True)

@@ -1,4 +1,4 @@
-"""`resdet runs`: the runs in a folder, how they stand and what they reached."""
+"""`resdet runs`: the runs in a folder, their state and what they reached."""
 
 from __future__ import annotations
 

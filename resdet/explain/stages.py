@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resdet.boxes import iou
+from resdet.boxes import from_cxcywh, iou
 from resdet.explain.pictures import (
     Figure,
     Section,
@@ -205,7 +205,7 @@ def attention(seen: Seen) -> list[Section]:
         boxes = []
         for name in layers:
             box = seen.calls[name].inputs[1][0, query].float().cpu()
-            boxes.append(torch.cat([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2]) * scale)
+            boxes.append(from_cxcywh(box) * scale)
         points, weights = sampling_points(seen.calls, layers[-1], query)
         picture = with_boxes(
             seen.image, np.stack([seen.found.boxes[i] * seen.factor, *(b.numpy() for b in boxes)]),

@@ -130,7 +130,7 @@ class Pictures:
         self.object_rows = _rows(matches.object_image)
 
     def entry(self, image: int, side: int = SIDE) -> dict[str, Any]:
-        """A picture for the page: {"name", "w", "h", "src", "d": detections, "g": objects}; see `gallery.js`."""
+        """A picture for the page: {"name", "w", "h", "src", "d": detections, "g": objects}; see `static/draw.js`."""
         identity = self.identity[image]
         height, width = self.evaluation.image_sizes[identity]
         pixels = self.read(identity) if self.read else None
@@ -217,7 +217,7 @@ def _rows(images: np.ndarray) -> dict[int, list[int]]:
     return rows
 
 
-# What `gallery.js` calls the kinds, in the order of their numbers.
+# What the pages call the kinds, in the order of their numbers.
 DETECTION_KINDS = {
     RIGHT: "right", IGNORED: "on a crowd region", CLASS: "wrong class", PLACE: "poorly placed", BOTH: "wrong class and place",
     TWICE: "second detection", NOTHING: "nothing there",

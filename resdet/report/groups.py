@@ -1,7 +1,7 @@
 """AP by properties of objects and pictures, by COCO's rule for areas.
 
-In each group its objects count; detections of other objects, and those of no object that have not the property themselves, do
-not. COCO's evaluation is told the number of the group as the area of each object and detection.
+A group counts its objects; detections of other objects, and false detections without the property themselves, do not count.
+COCO's evaluation is given the number of the group as the area of each object and detection.
 """
 
 from __future__ import annotations

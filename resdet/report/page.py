@@ -118,7 +118,7 @@ def _warnings(warnings: Sequence[str]) -> str:
 def _suspects(suspects: Sequence[dict[str, Any]]) -> str:
     if not suspects:
         return "<p>None found.</p>"
-    text = "<p>Where the model and the annotations disagree most. Not every one is an error: look, then correct the files.</p>"
+    text = "<p>Where the model and the annotations disagree most. Not all are errors: look, then correct the files.</p>"
     for what, head in SUSPECTS.items():
         if count := sum(suspect["what"] == what for suspect in suspects):
             text += f'<h3>{head} ({count})</h3><div class="tiles" id="suspects-{what}"></div>'

@@ -56,8 +56,8 @@ def metrics_section(values: dict[str, Any], published: Mapping[str, float]) -> s
             rows.append(row)
         parts.append(f"<div><h3>{escape(TITLES[kind])}</h3>{table(head, rows, bars=list(numbers.values()))}</div>")
     note = (
-        '<p class="faint">The intervals are of a bootstrap over the pictures: with others of the same kind the number '
-        "would lie there in 95 of 100 cases. Training again with another seed is not in them.</p>"
+        '<p class="faint">The intervals come from a bootstrap over the pictures: how much a number depends on which '
+        "pictures are in the split. The effect of training again with another seed is not included.</p>"
         if any(values["intervals"].values())
         else '<p class="faint">Intervals: <code>resdet eval … --report</code>.</p>' * (values["images"] > MANY)
     )
@@ -133,8 +133,8 @@ def lost_section(values: dict[str, Any]) -> str:
         heads = ["error", "count", "AP50 lost"]
         parts.append(f"<div><h3>{TITLES[kind]}</h3>{table(heads, rows, bars=[g / most for g in gains])}</div>")
     return (
-        "<p>How much AP50 would rise, in points, if all errors of one kind were mended and nothing else (Bolya et al. 2020). "
-        f'They do not add up: mending one shows the next.</p><div class="pair">{"".join(parts)}</div>'
+        "<p>How much AP50 would rise, in points, if all errors of one kind were fixed and nothing else (Bolya et al. 2020). "
+        f'They do not add up: fixing one reveals the next.</p><div class="pair">{"".join(parts)}</div>'
     )
 
 
@@ -208,8 +208,8 @@ def calibration_section(values: dict[str, Any]) -> str:
     if not parts:
         return "<p>No detections.</p>"
     return (
-        "<p>How often detections of a score are right at IoU 0.5. On the dotted line a score of 0.8 means 8 of 10; below it "
-        "the model is too sure, above it too modest. Bars: how many detections there are.</p>"
+        "<p>How often detections of a score are right at IoU 0.5. On the dotted line 8 of 10 detections with a score of 0.8 "
+        "are right; below it the model is overconfident, above it underconfident. Bars: how many detections there are.</p>"
         f'<div class="pair">{"".join(parts)}</div>'
     )
 

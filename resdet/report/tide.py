@@ -1,4 +1,4 @@
-"""What AP is lost to: the AP that mending one kind of error would gain. Bolya et al. 2020, TIDE (arXiv:2008.08115).
+"""What AP is lost to: the AP that fixing one kind of error would gain. Bolya et al. 2020, TIDE (arXiv:2008.08115).
 
 hotcoco's TIDE agrees but for a class without any detection: the authors' code, and this, leave it out of the mean once its
 misses are mended; hotcoco keeps an AP of 0. Unlike in the authors' code, as in COCO's AP, classes without objects never count.

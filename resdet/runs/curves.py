@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 from resdet.html import COLORS
-from resdet.runs.folder import RunFolder, read_run
+from resdet.runs.folder import SPEED, RunFolder, read_run
 from resdet.writing import atomic_write
 
-SPEED = ("lr", "images_per_s", "data_wait")
 KINDS = ("bbox", "segm", "keypoints", "proposals", "semantic", "panoptic", "classes")
 SHOWN = ("AP", "AP50", "AP75", "AR1000", "mIoU", "PQ", "top1", "top5")  # the metrics that are drawn
 

@@ -25,13 +25,14 @@ MAIN_METRICS = (
     "semantic_mIoU",
     "classes_top1",
 )
+SPEED = ("lr", "images_per_s", "data_wait")  # the numbers of a training line that are no losses
 State = Literal["running", "stopped", "done", "failed"]
 Record = dict[str, Any]  # a line of metrics.jsonl: "iteration", and numbers by name
 
 
 class RunStatus:
-    """`status.json`: how a run stands, for those who look at it from outside. It is written seldom: when a run starts,
-    after each evaluation, and when it ends, whatever the reason; a killed run is recognised by its process."""
+    """`status.json`: the state of a run, for other processes. It is written rarely: when a run starts, after each evaluation,
+    and when it ends, whatever the reason; a killed run is recognised by its process being gone."""
 
     def __init__(self, folder: Path, total: int, best_metric: str | None = None) -> None:
         self.path, self.began = folder / STATUS, time.time()

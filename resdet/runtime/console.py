@@ -11,17 +11,17 @@ from rich.console import Console
 
 
 class _Console(Console):
-    """terse: print warnings and results alone. verbose: print more of what a run does."""
+    """terse: print only warnings and results. verbose: print more of what a run does."""
 
     terse = verbose = False
 
     @property
     def live(self) -> bool:
-        """Whether what is drawn can be drawn again: in a terminal, unless it is to be terse."""
+        """Whether a live panel can be shown: in a terminal that can redraw lines, unless the console is terse."""
         return self.is_terminal and not self.is_dumb_terminal and not self.terse
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's; of strings, a terse console prints those alone that warn."""
+        """As rich's, but of strings a terse console prints only warnings."""
         text = objects[0].lstrip() if objects and isinstance(objects[0], str) else ""
         if not self.terse or not text or text.startswith(("warning", "skipped")):
             super().print(*objects, **options)

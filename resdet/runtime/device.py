@@ -42,12 +42,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most memory held so far, for people: of the device if it has its own, else of this process."""
+def peak_memory(device: torch.device) -> float:
+    """The most memory held so far, in GB (1e9 bytes): on the device if it has its own, else by this process."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_reserved(device) / 2**30:.1f} GB on the GPU"
+        return torch.cuda.max_memory_reserved(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GB of memory"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def tune_process(device: str) -> None:

@@ -1,14 +1,13 @@
-"""The same detector on several backbones at an equal budget: one process a training, one line of results each.
+"""The same detector on several backbones at an equal budget: a process and a result.json for each training.
 
-    python -m resdet.training.comparison CONFIG FOLDER MINUTES key.sub=value …
+    python -m resdet.training.comparison CONFIG FOLDER MINUTES MODE key.sub=value …
 
-trains one (`MINUTES` 0: `train.max_iters` is the budget) and writes FOLDER/result.json; `run_all` starts these processes.
+trains one (`MINUTES` 0: `train.max_iters` is the budget) and writes FOLDER/measured.json; `run_all` starts these processes.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import signal
 import statistics
@@ -57,7 +56,7 @@ def candidate(text: str) -> Candidate:
     return Candidate(text, name, weights or "imagenet")
 
 
-def short(c: Candidate) -> str:
+def short_label(c: Candidate) -> str:
     """The label without the folders of a file."""
     return f"{c.name}@{Path(c.weights).name}" if "/" in c.weights else c.label
 
@@ -66,7 +65,8 @@ def planned(candidates: Sequence[Candidate], modes: Sequence[Mode], seeds: int, 
     """All trainings, seed by seed, so that what is there after an interruption is of all candidates. Random backbones are not
     probed: frozen, they would stay random."""
     folders = {
-        c.label: output / "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in short(c)) for c in candidates
+        c.label: output / "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in short_label(c))
+        for c in candidates
     }
     if len(set(folders.values())) < len(candidates):
         raise UserError("a backbone is named twice, or two names differ in punctuation alone")
@@ -154,6 +154,7 @@ def train_one(config: Config, folder: Path, minutes: float, mode: Mode) -> None:
     import torch
 
     from resdet.models.build import build_backbone
+    from resdet.runtime.device import choose_device, peak_memory
     from resdet.training.loop import train
 
     if mode == "probe":
@@ -172,8 +173,6 @@ def train_one(config: Config, folder: Path, minutes: float, mode: Mode) -> None:
     speeds = [record["images_per_s"] for record in records if "images_per_s" in record]
     weights = torch.load(config.output / "checkpoints/last.pt", weights_only=True, map_location="cpu")["model"]
     numbers = {name: value.numel() for name, value in weights.items() if not name.endswith("num_batches_tracked")}
-    cuda = torch.cuda.is_available() and config.device != "cpu"
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     values = {
         "iterations": t.max_iters,
         "seconds": time.perf_counter() - began,
@@ -181,7 +180,7 @@ def train_one(config: Config, folder: Path, minutes: float, mode: Mode) -> None:
         "images_per_s": statistics.median(speeds[1:] or speeds),
         "parameters": sum(numbers.values()),
         "backbone_parameters": sum(count for name, count in numbers.items() if name.startswith("backbone.")),
-        "memory_gb": (torch.cuda.max_memory_allocated() if cuda else resident) / 1e9,
+        "memory_gb": peak_memory(choose_device(config.device)),
     }
     write_text(folder / MEASURED, json.dumps(values, indent=1) + "\n")
 

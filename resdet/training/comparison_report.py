@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resdet.training.comparison import Candidate, Mode, Trial, short
+from resdet.training.comparison import Candidate, Mode, Trial, short_label
 from resdet.writing import write_text
 
 TITLES: dict[Mode, str] = {"probe": "frozen", "finetune": "fine-tuned"}
@@ -47,9 +47,11 @@ def table(candidates: Sequence[Candidate], trials: Sequence[Trial], metric: str)
                 f"{numbers['iterations']:.0f}", f"{numbers['images_per_s']:.1f}", f"{numbers['backbone_parameters'] / 1e6:.1f}",
                 f"{numbers['memory_gb']:.2f}",
             ]  # fmt: skip
-        rows.append([f"`{short(c)}`", *cells, *rest])
+        rows.append([f"`{short_label(c)}`", *cells, *rest])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    failed = [f"- `{short(t.candidate)}`, {TITLES[t.mode]}, seed {t.seed}: {t.problem}" for t in trials if t.problem]
+    failed = [
+        f"- `{short_label(t.candidate)}`, {TITLES[t.mode]}, seed {t.seed}: {t.problem}" for t in trials if t.problem
+    ]
     if failed:
         lines += ["", "Failed:", *failed]
     return "\n".join(lines) + "\n"
@@ -99,7 +101,7 @@ def plot(path: Path, title: str, candidates: Sequence[Candidate], trials: Sequen
         if any(t.mode == mode for t in trials):
             axes.plot([], [], "o", color=colors[mode], label=TITLES[mode])  # type: ignore[index]
     most = max(ap_of(t, metric) for t in trials if t.values) or 1
-    axes.set_yticks(range(len(candidates)), [short(c).replace("@", "\n@") for c in reversed(candidates)])
+    axes.set_yticks(range(len(candidates)), [short_label(c).replace("@", "\n@") for c in reversed(candidates)])
     axes.set(xlabel=f"{metric}, %", xlim=(0, 1.1 * most), ylim=(-0.6, len(candidates) - 0.4), title=title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best", frameon=False)

@@ -14,13 +14,13 @@ import torch
 from rich.live import Live
 
 from resdet.config import Tracker
-from resdet.errors import UserError
+from resdet.errors import UserError, first_line
 from resdet.evaluation.dataset import Scores
-from resdet.runs.folder import METRICS, RunStatus, State, read_records
+from resdet.runs.folder import METRICS, SPEED, RunStatus, State, read_records
 from resdet.runs.text import duration
 from resdet.runtime.console import console
 from resdet.runtime.device import peak_memory
-from resdet.training.panel import SPEED, Panel
+from resdet.training.panel import Panel
 from resdet.training.trackers import Trackers
 from resdet.writing import write_text
 
@@ -71,7 +71,7 @@ class RunLog:
         if self.lost:
             console.print(f"warning: {self.lost} lines could not be written to {self.path}")
         failed = error is not None and not isinstance(error, KeyboardInterrupt)
-        self._note(*(("failed", (str(error).splitlines() or [""])[0] or type(error).__name__) if failed else self.end))
+        self._note(*(("failed", first_line(error)) if error and failed else self.end))
         self.trackers.close(failed)
 
     def ended(self, *, done: bool) -> None:
@@ -93,7 +93,9 @@ class RunLog:
     def train_line(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log the losses, learning rate, images per second and the fraction of time spent waiting for data."""
         self.write(iteration, **{k: float(f"{v:.6g}") for k, v in values.items()})
-        self.panel.train(iteration, values, memory := peak_memory(self.device))
+        place = "on the GPU" if self.device.type == "cuda" else "of memory"
+        memory = f"{peak_memory(self.device):.1f} GB {place}"
+        self.panel.train(iteration, values, memory)
         if console.live and not console.verbose:
             return
         losses = "  ".join(f"{k} {v:.3f}" for k, v in values.items() if k not in SPEED)

@@ -15,14 +15,13 @@ from rich.text import Text
 
 from resdet.evaluation.coco import Metrics
 from resdet.evaluation.tables import STANDARD_AP, percent
-from resdet.runs.folder import Record, best_of
+from resdet.runs.folder import SPEED, Record, best_of
 from resdet.runs.text import BLOCKS, PLAIN_BLOCKS, duration, sparkline
 
 TREND = 400  # log lines that a sparkline covers at most
 WIDTH = 100  # of the panel at most, in characters
 OTHER_LINES = 12  # of the panel, beside those of the losses
 METRICS_SHOWN = 6  # of each kind: AP, AP50, AP75 and AP by size
-SPEED = ("lr", "images_per_s", "data_wait")
 
 
 class Panel:

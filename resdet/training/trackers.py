@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from resdet.config import Tracker
-from resdet.errors import UserError
+from resdet.errors import UserError, first_line
 from resdet.runs.folder import flat, read_json_object
 from resdet.runtime.console import console
 from resdet.writing import write_json
@@ -195,7 +195,7 @@ class Trackers:
             except ImportError:
                 raise UserError(f"train.loggers: {name} needs the extra: pip install 'resdet[{extra}]'") from None
             except Exception as error:  # whatever the tracker's own code raises: no server, no key, no permission
-                raise UserError(f"train.loggers: {name} could not start ({_first_line(error)})") from None
+                raise UserError(f"train.loggers: {name} could not start ({first_line(error)})") from None
         if ids := {name: backend.id for name, backend in self.backends.items() if backend.id}:
             write_json(folder / IDS, ids)
 
@@ -215,8 +215,4 @@ class Trackers:
                 act(backend)
             except Exception as error:  # a tracker's failure, of any kind, must not end a training
                 del self.backends[name]
-                console.print(f"warning: {name} failed ({_first_line(error)}); training continues without it")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+                console.print(f"warning: {name} failed ({first_line(error)}); training continues without it")

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
-from resdet.errors import UserError
+from resdet.errors import UserError, first_line
 from resdet.models.backbones.adapted import LEVELS, Adapted, Fit, Map, as_map, measure, sample
 
 # Arguments by which timm's models take images of any size; the first that works.
@@ -108,7 +108,7 @@ def _timm(name: str, bare: str, inputs: int, drop_path: float, checkpointing: bo
             with torch.device("meta"):  # shapes alone
                 shapes = create(**options)
         except Exception as error:  # of timm's many kinds
-            problems.append(_first_line(error))
+            problems.append(first_line(error))
             continue
         declared = list(shapes.feature_info.reduction())
         for multiple in MULTIPLES:
@@ -118,7 +118,7 @@ def _timm(name: str, bare: str, inputs: int, drop_path: float, checkpointing: bo
             except UserError:
                 raise
             except Exception as error:
-                problems.append(_first_line(error))
+                problems.append(first_line(error))
                 continue
             net = create(**options)
             if checkpointing:
@@ -173,7 +173,7 @@ def _torchvision(name: str, bare: str, inputs: int, drop_path: float, checkpoint
                 order = list(dict.fromkeys(block for node in nodes if (block := _block_of(node, model))))
                 outputs, size = sample(create_feature_extractor(model, order), inputs, Fit(multiple))
         except Exception as error:
-            problem = problem or _first_line(error)
+            problem = problem or first_line(error)
             continue
         found = [m for place, y in enumerate(outputs) if (m := as_map(place, y, size)) and m.stride in LEVELS]
         taps = {m.stride: m for m in found}  # the last of each stride
@@ -223,7 +223,3 @@ def _import_timm(name: str) -> Any:
 def _near(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]
