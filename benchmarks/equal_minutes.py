@@ -1,4 +1,4 @@
-"""Detectors beside each other at an equal cost: each config is trained for so many minutes of processor time.
+"""Detectors side by side at an equal cost: each config is trained for so many minutes of processor time.
 
     python benchmarks/equal_minutes.py MINUTES CONFIG CONFIG [CONFIG …] [KEY=VALUE …]
 

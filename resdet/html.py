@@ -65,8 +65,12 @@ def figure(content: str, caption: str) -> str:
 
 
 def picture(data: bytes, description: str, kind: str = "jpeg") -> str:
-    encoded = base64.b64encode(data).decode()
-    return f'<img src="data:image/{kind};base64,{encoded}" alt="{escape(description)}" loading="lazy">'
+    return f'<img src="{data_uri(data, kind)}" alt="{escape(description)}" loading="lazy">'
+
+
+def data_uri(data: bytes, kind: str = "jpeg") -> str:
+    """An image file of that kind as a URI that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def key(names: Sequence[str]) -> str:

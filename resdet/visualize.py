@@ -100,7 +100,7 @@ def side_by_side(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def save_drawing(layouts: Sequence[Layout], path: Path) -> None:
-    """Layouts of one image beside each other, as shapes in SVG and PDF, else in pixels. Raises `UserError`."""
+    """Layouts of one image side by side, as shapes in SVG and PDF, else in pixels. Raises `UserError`."""
     if path.suffix.lower() in SUFFIXES:
         write_vector(layouts, path)
         return

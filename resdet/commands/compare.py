@@ -1,4 +1,4 @@
-"""`resdet compare`: runs beside each other, in the terminal and as a page."""
+"""`resdet compare`: runs side by side, in the terminal and as a page."""
 
 from __future__ import annotations
 

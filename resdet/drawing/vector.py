@@ -29,7 +29,7 @@ def require_matplotlib() -> None:
 
 
 def write_vector(layouts: Sequence[Layout], path: Path) -> None:
-    """Layouts beside each other -> a file whose suffix is one of `SUFFIXES`. Raises `UserError`."""
+    """Layouts side by side -> a file whose suffix is one of `SUFFIXES`. Raises `UserError`."""
     require_matplotlib()
     import matplotlib as mpl
     from matplotlib.figure import Figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from resdet.evaluation.coco import Evaluation
+from resdet.html import data_uri
 from resdet.report.matches import (
     BOTH,
     CLASS,
@@ -179,7 +179,7 @@ class Pictures:
 
 def thumbnail(pixels: np.ndarray, side: int) -> str:
     """(H, W, 3) uint8 RGB -> a JPEG of at most `side` pixels as a data URI."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(pixels, side)).decode()
+    return data_uri(jpeg(pixels, side))
 
 
 def jpeg(pixels: np.ndarray, side: int, quality: int = 75) -> bytes:

@@ -1,4 +1,4 @@
-"""Runs beside each other, as one page that needs no other file."""
+"""Runs side by side, as one page that needs no other file."""
 
 from __future__ import annotations
 

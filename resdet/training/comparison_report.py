@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from resdet.html import COLORS
 from resdet.training.comparison import Candidate, Mode, Trial, short_label
 from resdet.writing import write_text
 
@@ -90,7 +91,7 @@ def plot(path: Path, title: str, candidates: Sequence[Candidate], trials: Sequen
 
     figure = Figure(figsize=(7.5, 1.2 + 0.6 * len(candidates)), layout="constrained")
     axes = figure.add_subplot()
-    colors = {"probe": "#D55E00", "finetune": "#0072B2"}
+    colors = {"finetune": COLORS[0], "probe": COLORS[1]}
     for mode, shift in (("probe", 0.12), ("finetune", -0.12)):
         for row, c in enumerate(candidates):
             values = [ap_of(t, metric) for t in trials if t.candidate == c and t.mode == mode and t.values]
