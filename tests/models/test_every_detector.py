@@ -23,8 +23,12 @@ DETECTORS = {
     **{kind: dense(kind) for kind in DENSE},
     "rtdetr": RTDETR,
 }
-EXPORTED = {n: m for n, m in DETECTORS.items() if n != "cascade-resampled"}  # it predicts as "cascade" does
-SIMILAR = ("atss", "gfl", "rpn", "c4")  # to others of these; exported with `pytest --thorough` only
+EXPORTED = {
+    "all-heads": {"cascade": {}, "mask": {"point_rend": POINT_REND}, "semantic": SEMANTIC},  # and keypoints
+    **{n: m for n, m in DETECTORS.items() if n != "cascade-resampled"},  # it predicts as "cascade" does
+}
+# Much as others of these; exported with `pytest --thorough` only.
+SIMILAR = ("mask-keypoint", "cascade", "point-rend", "panoptic", "c4", "rpn", "atss", "gfl")
 
 
 def built(model: dict) -> Detector:
