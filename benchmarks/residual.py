@@ -31,7 +31,7 @@ from resdet.structures import Batch
 DEPTHS, SEEDS = (20, 32, 44, 56), (0, 1, 2)
 STEPS, BATCH, EVERY = 300, 128, 30
 DEEP = 56
-COLORS = {"residual": "#0072B2", "plain": "#D55E00"}
+KINDS = ("residual", "plain")
 
 
 class SmallResNet(nn.Module):
@@ -122,7 +122,7 @@ def depth_part(_: Path) -> dict[str, Any]:
     digits, runs = Digits(), []
     for seed in SEEDS:
         for depth in DEPTHS:
-            for kind in COLORS:
+            for kind in KINDS:
                 began = time.perf_counter()
                 rows = fit(network(depth, kind == "residual", seed), digits, seed)
                 seconds = time.perf_counter() - began
@@ -146,7 +146,7 @@ def gradients_of(net: SmallResNet, digits: Digits) -> list[float]:
 def gradients_part(_: Path) -> dict[str, Any]:
     digits, found = Digits(), []
     for norm in ("bn", "none"):
-        for kind in COLORS:
+        for kind in KINDS:
             net = network(DEEP, kind == "residual", 0, norm)
             before = gradients_of(net, digits)
             # Without norms the paper's rate diverges: a tenth of it, gradients clipped.
@@ -187,7 +187,7 @@ def responses_of(net: SmallResNet, images: Tensor) -> tuple[list[float], list[fl
 
 def detector_part(output: Path) -> dict[str, Any]:
     runs = []
-    for kind in COLORS:
+    for kind in KINDS:
         overrides = [
             f"data.root={output / 'shapes'}", "data.synthetic={num_train: 300, num_val: 50, size: 96}", "data.min_size=96",
             "data.max_size=96", "data.workers=0", "model.backbone.name=resnet34", "model.mask=null", "train.max_iters=120",

@@ -1,4 +1,4 @@
-"""A local web server for `Browsed`: on 127.0.0.1 alone, reading images by their index and nothing else."""
+"""A local web server for `Browsed`: on 127.0.0.1 only, which reads images by their index and nothing else."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve the pictures of a split to this machine's browser."""
     parser = parser_of(
-        "browse", "Look at a dataset, and at predictions on it, in a web browser: a server for this machine alone."
+        "browse", "Look at a dataset, and at predictions on it, in a web browser: a server for this machine only."
     )
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")

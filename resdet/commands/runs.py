@@ -24,7 +24,7 @@ def list_runs(folder: Path) -> int:
     from resdet.runtime.console import console
 
     runs = find_runs(folder)
-    differences = differing(runs, set_alone=True)
+    differences = differing(runs, only_set=True)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title, justify in (
         ("run", "left"),

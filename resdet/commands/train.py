@@ -32,7 +32,7 @@ def train_as_told(
     parser.add_argument("--output", type=Path, help="run folder (default: outputs/CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint if there is one")
     how_much = parser.add_mutually_exclusive_group()
-    how_much.add_argument("--quiet", action="store_true", help="print warnings and the result alone")
+    how_much.add_argument("--quiet", action="store_true", help="print only warnings and the result")
     how_much.add_argument(
         "--verbose", action="store_true", help="print a line for each logged iteration in terminals, too"
     )

@@ -95,6 +95,6 @@ class PanopticScore:
         quality = self.per_category()
         there = np.flatnonzero(self.matched + self.extra + self.missed > 0).tolist()
         width = max([len(names[c]) for c in there] + [5])
-        rows = [f"{names[c]:<{width}} {' '.join(percent(values[c]) for values in quality)}" for c in there]
+        rows = [f"{names[c]:<{width}} {' '.join(f'{percent(values[c]):>5}' for values in quality)}" for c in there]
         head = f"{'class':<{width}} {'PQ':>5} {'SQ':>5} {'RQ':>5}"
         return "\n".join([numbers_table("panoptic quality, percent", self.metrics()), head, *rows, ""])

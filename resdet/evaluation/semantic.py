@@ -69,7 +69,7 @@ class SemanticScore:
         iou, accuracy = self.per_class()
         width = max([len(name) for name in names] + [5])
         rows = [
-            f"{name:<{width}} {percent(iou[k])} {percent(accuracy[k])}"
+            f"{name:<{width}} {percent(iou[k]):>5} {percent(accuracy[k]):>5}"
             for k, name in enumerate(names)
             if self.confusion[k].any()
         ]

@@ -17,7 +17,8 @@ def measured_mean(values: np.ndarray) -> float | None:
 
 
 def percent(value: float | None) -> str:
-    return "    -" if value is None else f"{100 * value:5.1f}"
+    """A number in 0..1 as "38.6", None as "-"."""
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def numbers_table(title: str, metrics: dict[str, float | None]) -> str:
@@ -38,7 +39,7 @@ def metrics_table(
     present = [row for row in classes if row[1]]
     width = max([len(name) for name, *_ in present] + [5])
     columns = 1 if len(present) <= 10 else 3
-    cells = [f"{name:<{width}} {count:>6} {percent(ap)} {percent(ap50)}" for name, count, ap, ap50 in present]
+    cells = [f"{name:<{width}} {count:>6} {percent(ap):>5} {percent(ap50):>5}" for name, count, ap, ap50 in present]
     rows = math.ceil(len(cells) / columns)
     head = " | ".join([f"{'class':<{width}} {'count':>6} {'AP':>5} {'AP50':>5}"] * min(columns, max(len(cells), 1)))
     lines = [" | ".join(cells[r::rows]) for r in range(rows)]
@@ -48,7 +49,7 @@ def metrics_table(
     title = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}[kind]
     if STANDARD_AP in metrics:
         head_line = f"{title} AP, percent, {limit} detections per image and class (AP at COCO's limit of {COCO_LIMIT}: "
-        head_line += f"{percent(metrics[STANDARD_AP]).strip()})"
+        head_line += f"{percent(metrics[STANDARD_AP])})"
     else:
         head_line = f"COCO {title} AP, percent, {limit} detections per image and class"
     return "\n".join([numbers_table(head_line, shown), head, *lines, ""])

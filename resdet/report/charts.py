@@ -7,11 +7,9 @@ from html import escape
 
 import numpy as np
 
+from resdet.evaluation.tables import percent
+
 WIDTH, HEIGHT, LEFT, BOTTOM = 340, 260, 38, 34
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def table(

@@ -8,8 +8,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from resdet.evaluation.tables import percent
 from resdet.report import sections
-from resdet.report.charts import percent
 from resdet.report.gallery import DETECTION_KINDS
 from resdet.report.numbers import Numbers
 

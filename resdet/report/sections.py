@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from resdet.evaluation.tables import percent
 from resdet.report import charts
-from resdet.report.charts import percent, table
+from resdet.report.charts import table
 from resdet.report.curves import RECALLS, SCORES
 from resdet.report.intervals import MANY
 from resdet.report.numbers import Numbers

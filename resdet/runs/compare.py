@@ -33,7 +33,7 @@ class ClassRow:
 def find_runs(folder: Path) -> list[RunFolder]:
     """The runs in a folder and below it, or the folder itself, by path. Raises `UserError` if there is none."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder")
+        raise UserError(f"{folder}: is not a folder")
     candidates = {path.parent for name in ("metrics.jsonl", "resolved.yaml") for path in folder.rglob(name)}
     runs = [read_run(path) for path in sorted(candidates) if is_run(path)]
     if not runs:
@@ -41,10 +41,10 @@ def find_runs(folder: Path) -> list[RunFolder]:
     return runs
 
 
-def differing(runs: Sequence[RunFolder], *, set_alone: bool = False) -> dict[str, list[Any]]:
-    """The config keys whose values differ, with the value in each run. set_alone: only those that a run's user has set."""
+def differing(runs: Sequence[RunFolder], *, only_set: bool = False) -> dict[str, list[Any]]:
+    """The config keys whose values differ, with the value in each run. only_set: only keys that some run's user has set."""
     tables = [run.resolved or run.settings for run in runs]
-    chosen = [run.settings if set_alone else table for run, table in zip(runs, tables, strict=True)]
+    chosen = [run.settings if only_set else table for run, table in zip(runs, tables, strict=True)]
     keys = dict.fromkeys(key for table in chosen for key in table if key not in NO_SETTING)
     values = {key: [table.get(key, MISSING) for table in tables] for key in keys}
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}

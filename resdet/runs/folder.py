@@ -94,9 +94,11 @@ def best_of(records: list[Record], metric: str | None) -> tuple[float, int] | No
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read a run folder. Raises `UserError` if it is none."""
+    """Read a run folder. Raises `UserError` if it is not one."""
     if not is_run(path):
-        what = "is no folder" if not path.is_dir() else f"is no run folder: it has neither {METRICS} nor config.yaml"
+        what = (
+            "is not a folder" if not path.is_dir() else f"is not a run folder: it has neither {METRICS} nor config.yaml"
+        )
         raise UserError(f"{path}: {what}")
     problems: list[str] = []
     records, torn = read_records(path / METRICS)

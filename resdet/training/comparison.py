@@ -62,14 +62,14 @@ def short_label(c: Candidate) -> str:
 
 
 def planned(candidates: Sequence[Candidate], modes: Sequence[Mode], seeds: int, output: Path) -> list[Trial]:
-    """All trainings, seed by seed, so that what is there after an interruption is of all candidates. Random backbones are not
-    probed: frozen, they would stay random."""
+    """All trainings, seed by seed, so that an interrupted comparison covers all candidates. Random backbones are not probed:
+    frozen, they would stay random."""
     folders = {
         c.label: output / "".join(ch if ch.isalnum() or ch in "._-" else "_" for ch in short_label(c))
         for c in candidates
     }
     if len(set(folders.values())) < len(candidates):
-        raise UserError("a backbone is named twice, or two names differ in punctuation alone")
+        raise UserError("a backbone is named twice, or two names differ only in punctuation")
     return [
         Trial(c, mode, seed, folders[c.label] / mode / f"seed{seed}", {})
         for seed in range(seeds) for mode in modes for c in candidates if not (mode == "probe" and c.weights == "none")
@@ -186,7 +186,7 @@ def train_one(config: Config, folder: Path, minutes: float, mode: Mode) -> None:
 
 
 def iterations_in(config: Config, folder: Path, minutes: float) -> int:
-    """The iterations that take so long, from the speed of a few; the schedule's warm-up and milestones change alike."""
+    """The number of iterations that fit, from the speed of a few; the schedule's warm-up and milestones are scaled with it."""
     from resdet.training.loop import train
 
     kept = folder / "iterations.txt"

@@ -105,7 +105,7 @@ class RunLog:
         console.print(f"{iteration:>{len(str(total))}}/{total}  eta {duration(self.panel.left())}  {text}")
 
     def evaluating(self, images: int, total: int) -> None:
-        """An evaluation is at so many of its images (of this process)."""
+        """Show how many of its images an evaluation has predicted in this process."""
         self.panel.doing = f"evaluating {images}/{total}"
 
     def evaluated(self, iteration: int, scores: Scores) -> None:

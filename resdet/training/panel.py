@@ -114,14 +114,14 @@ class Panel:
         table = Table.grid(padding=(0, 2))
         for kind, values in self.metrics.items():
             shown = [(name, value) for name, value in values.items() if name != STANDARD_AP][:METRICS_SHOWN]
-            cells = [Text.assemble((f"{name} ", "dim"), percent(value).strip()) for name, value in shown]
+            cells = [Text.assemble((f"{name} ", "dim"), percent(value)) for name, value in shown]
             table.add_row(Text(kind, "bold"), *cells)
         lines: list[RenderableType] = []
         if self.metrics:
             lines += [Text(f"evaluated at iteration {self.measured_at}, percent", "dim"), table]
         if self.best:
             value, iteration = self.best
-            best = Text.assemble((f"best {self.best_metric} ", "bold"), (percent(value).strip(), "bold green"))
+            best = Text.assemble((f"best {self.best_metric} ", "bold"), (percent(value), "bold green"))
             lines.append(best.append(f" at iteration {iteration}"))
         return Group(*lines)
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers, settings and sample predictions go beside its folder: TensorBoard, Weights & Biases, MLflow,
+"""Where a run's numbers, settings and sample predictions go, besides its folder: TensorBoard, Weights & Biases, MLflow,
 Comet, ClearML.
 
 Each is an extra, imported when used, and keeps to the settings of its own environment variables: `WANDB_MODE=offline`,
@@ -120,12 +120,12 @@ class Comet:
     def __init__(self, folder: Path, settings: dict[str, Any], start: int, earlier: str | None) -> None:
         import comet_ml
 
-        alone = dict.fromkeys(("auto_output_logging", "auto_metric_logging", "auto_param_logging", "log_code"), False)
+        off = dict.fromkeys(("auto_output_logging", "auto_metric_logging", "auto_param_logging", "log_code"), False)
         self.run = comet_ml.start(
             project_name=os.environ.get("COMET_PROJECT_NAME", "resdet"),
             experiment_key=earlier,
             experiment_config=comet_ml.ExperimentConfig(
-                name=folder.name, offline_directory=str(folder / "comet"), **alone
+                name=folder.name, offline_directory=str(folder / "comet"), **off
             ),
         )
         self.id: str = self.run.get_key()
@@ -147,13 +147,13 @@ class ClearML:
     def __init__(self, folder: Path, settings: dict[str, Any], start: int, earlier: str | None) -> None:
         import clearml
 
-        alone = dict.fromkeys(("auto_connect_frameworks", "auto_connect_arg_parser", "auto_connect_streams"), False)
+        off = dict.fromkeys(("auto_connect_frameworks", "auto_connect_arg_parser", "auto_connect_streams"), False)
         self.task = clearml.Task.init(
             project_name=os.environ.get("CLEARML_PROJECT", "resdet"),
             task_name=folder.name,
             reuse_last_task_id=False,
             continue_last_task=earlier or False,
-            **alone,
+            **off,
         )
         self.id: str = self.task.id
         self.task.connect(settings, name="config")

@@ -80,7 +80,7 @@ def test_a_folder_that_lacks_files_shows_what_it_has(tmp_path) -> None:
     run = read_run(folder)
     assert (run.iteration, run.total, run.best) == (0, 40, None)
     assert run.problems[:2] == ["metrics.jsonl is missing", "resolved.yaml cannot be read"]
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         read_run(tmp_path)
     with pytest.raises(UserError, match="no run in it or below"):
         find_runs(write_run(tmp_path / "b") / "eval")
