@@ -2,7 +2,7 @@
 
     pip install 'resdet[plots]' && python benchmarks/transfer_nuclei.py NUCLEI WEIGHTS [OUTPUT [SEED …]]
 
-NUCLEI holds images/ and labels/ (configs/examples/nuclei.yaml); a quarter of them is held out. WEIGHTS is a ResNet-18 in any
+NUCLEI holds images/ and labels/ (configs/examples/nuclei.yaml); about a quarter is held out. WEIGHTS is a ResNet-18 in any
 tool's names. Equal data, order, budget and rates for all runs. What OUTPUT has is not computed again.
 """
 

@@ -193,8 +193,10 @@ class Trackers:
             try:
                 self.backends[name] = backend(folder, settings, start, known.get(name))
             except ImportError:
+                self.close(failed=True)
                 raise UserError(f"train.loggers: {name} needs the extra: pip install 'resdet[{extra}]'") from None
             except Exception as error:  # whatever the tracker's own code raises: no server, no key, no permission
+                self.close(failed=True)
                 raise UserError(f"train.loggers: {name} could not start ({first_line(error)})") from None
         if ids := {name: backend.id for name, backend in self.backends.items() if backend.id}:
             write_json(folder / IDS, ids)

@@ -105,8 +105,12 @@ def test_a_tracker_that_fails_is_left_out_and_one_that_is_missing_is_named(tmp_p
     with pytest.raises(UserError, match=r"pip install 'resdet\[mlflow\]'"):
         RunLog(tmp_path, 0, 2, trackers=["mlflow"])
     monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
+    closed = []
+    started = SimpleNamespace(id="", close=closed.append)
+    monkeypatch.setitem(trackers.BACKENDS, "wandb", ("wandb", lambda *_: started))
     with pytest.raises(UserError, match="mlflow could not start"):
-        RunLog(tmp_path, 0, 2, trackers=["mlflow"])
+        RunLog(tmp_path, 0, 2, trackers=["wandb", "mlflow"])
+    assert closed == [True]  # what had started is not left open
 
 
 class Experiment:
