@@ -248,7 +248,10 @@ def score_file(
 
     evaluation = Evaluation(annotations)
     found = read_results(results, evaluation, proposals=proposals)
+    read, missing = of_folder(evaluation, images) if images and with_report else (None, "")
     make_folder(output)
+    for note in filter(None, (found.left_out, missing)):
+        console.print(f"warning: {note}", markup=False)
     for path, readings in ((annotations, evaluation.readings), (results, found.readings)):
         for what, count in readings.summary().items():
             console.print(f"{path}: {count} {what}", markup=False)
@@ -260,8 +263,10 @@ def score_file(
     if not proposals and (note := crowding_note(evaluation, found.entries)):
         console.print(note)
     if with_report:
-        read = of_folder(evaluation, images) if images else None
-        write_page(evaluation, metrics, found.entries, output, others, limit=COCO_LIMIT, title=str(results), read=read)
+        write_page(
+            evaluation, metrics, found.entries, output, others, limit=COCO_LIMIT, title=str(results), read=read,
+            notes=[found.left_out] if found.left_out else [],
+        )  # fmt: skip
     return metrics
 
 

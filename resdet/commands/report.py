@@ -64,9 +64,13 @@ def write_page(
 
     folder = output / "report"
     replaced = (folder / PAGE).exists()
-    beside = [read_results(path, evaluation).entries for path in others]
+    beside = [read_results(path, evaluation) for path in others]
+    for found in beside:
+        if found.left_out:
+            console.print(f"warning: {found.left_out}", markup=False)
     page = write_report(
-        folder, evaluation, metrics, entries, others=beside, published=published_numbers(recipe, evaluation) if recipe else {},
+        folder, evaluation, metrics, entries, others=[found.entries for found in beside],
+        published=published_numbers(recipe, evaluation) if recipe else {},
         tables=tables if {"semantic", "panoptic"} & set(metrics) else "", **options,
     )  # fmt: skip
     console.print(f"report: {page}{' (replaced the one that was there)' if replaced else ''}", markup=False)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from resdet.commands.common import guarded, parser_of
 
+KEYS = 8  # settings shown of a run
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List runs."""
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def list_runs(folder: Path) -> int:
     from rich.table import Table
 
-    from resdet.runs.compare import differing, find_runs, names_of
+    from resdet.runs.compare import MISSING, differing, find_runs, names_of
     from resdet.runs.text import duration, short
     from resdet.runtime.console import console
 
@@ -34,11 +36,13 @@ def list_runs(folder: Path) -> int:
         ("time", "right"),
     ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    table.add_column("differs in", overflow="fold", style="dim")
+    table.add_column("differs in", overflow="fold", style="dim", min_width=24)
     names = names_of(runs)
     for k, (run, name) in enumerate(zip(runs, names, strict=True)):
         best = f"{run.best_metric} {100 * run.best[0]:.1f}" if run.best else "-"
-        keys = [f"{key}={short(values[k], 24)}" for key, values in differences.items()]
+        keys = [f"{key}={short(values[k], 24)}" for key, values in differences.items() if values[k] != MISSING]
+        if len(keys) > KEYS:
+            keys = [*keys[: KEYS - 1], f"… {len(keys) - KEYS + 1} more: resdet compare"]
         time = "-" if run.seconds is None else duration(run.seconds)
         table.add_row(name, run.state, best, f"{run.iteration}/{run.total or '?'}", time, "\n".join(keys))
     console.print(table, soft_wrap=False)

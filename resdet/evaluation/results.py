@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resdet.class_names import few
 from resdet.data.json_files import read_json
 from resdet.data.normalise import Ids, normalise_objects
 from resdet.data.readings import Readings
@@ -19,16 +20,19 @@ from resdet.writing import write_json
 
 
 class Results(NamedTuple):
-    """The detections of a results file, normalised; the evaluations they allow; and how unusual values were read."""
+    """The detections of a results file, normalised; the evaluations they allow; how unusual values were read; and what was
+    left out ("" if nothing)."""
 
     entries: list[dict[str, Any]]
     kinds: tuple[Kind, ...]
     readings: Readings
+    left_out: str
 
 
 def read_results(path: Path, evaluation: Evaluation, *, proposals: bool = False) -> Results:
     """Read a COCO results JSON. Raises one `UserError` that lists all problems.
 
+    Detections on images that the ground truth does not list are left out; if all are, that is an error.
     proposals: the entries are boxes whatever their category_id, which they need not have.
     """
     given = read_json(path)
@@ -42,9 +46,10 @@ def read_results(path: Path, evaluation: Evaluation, *, proposals: bool = False)
     images = Ids([{"id": identity} for identity in evaluation.image_sizes], "image", readings, [])
     categories = Ids([{"id": identity} for identity in evaluation.category_names], "category", readings, [])
     results = normalise_objects(given, images, categories, evaluation.image_sizes, readings, "entry")
-    problems: list[str] = []
-    for i, entry in enumerate(results):
-        problems += [f"entry {i}: {text}" for text in _check_result(entry, evaluation)]
+    numbered = [(i, entry) for i, entry in enumerate(results) if not _is_elsewhere(entry, evaluation)]
+    left_out = _left_out(path, results, evaluation)
+    problems = [f"entry {i}: {text}" for i, entry in numbered for text in _check_result(entry, evaluation)]
+    results = [entry for _, entry in numbered]
     masks = sum("segmentation" in entry for entry in results)
     if 0 < masks < len(results):
         problems.append(f"{masks} of {len(results)} entries have a segmentation: all must, or none")
@@ -62,7 +67,31 @@ def read_results(path: Path, evaluation: Evaluation, *, proposals: bool = False)
     kinds = evaluation.kinds([name for name, count in outputs.items() if count])
     if bare:
         kinds = tuple(kind for kind in kinds if kind == "keypoints")
-    return Results(results, kinds, readings)
+    return Results(results, kinds, readings, left_out)
+
+
+def _is_elsewhere(entry: dict[str, Any], evaluation: Evaluation) -> bool:
+    """Whether a detection is on an image that the ground truth does not list."""
+    identity = entry.get("image_id")
+    return isinstance(identity, int | str) and type(identity) is not bool and identity not in evaluation.image_sizes
+
+
+def _left_out(path: Path, results: list[dict[str, Any]], evaluation: Evaluation) -> str:
+    """Which detections are on images that the ground truth does not list; "" for none. Raises `UserError` if all are."""
+    elsewhere = [str(entry["image_id"]) for entry in results if _is_elsewhere(entry, evaluation)]
+    if not elsewhere:
+        return ""
+    theirs = f"image_id {few(list(dict.fromkeys(elsewhere)), 3)}"
+    if len(elsewhere) == len(results):
+        ours = few([str(identity) for identity in evaluation.image_sizes], 3) if evaluation.image_sizes else "none"
+        raise UserError(
+            f"{path}: these are results of other images ({theirs}) than those of {evaluation.source} ({ours}): "
+            "give the annotations that they were made for"
+        )
+    return (
+        f"{path}: {len(elsewhere)} of {len(results)} detections are on images that {evaluation.source} does not list "
+        f"({theirs}): they are left out, the others are scored"
+    )
 
 
 def _check_result(entry: dict[str, Any], evaluation: Evaluation) -> list[str]:

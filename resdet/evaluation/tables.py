@@ -44,7 +44,9 @@ def metrics_table(
     head = " | ".join([f"{'class':<{width}} {'count':>6} {'AP':>5} {'AP50':>5}"] * min(columns, max(len(cells), 1)))
     lines = [" | ".join(cells[r::rows]) for r in range(rows)]
     absent = len(classes) - len(present)
-    if absent:
+    if not present:
+        head = "no objects: AP cannot be measured"
+    elif absent:
         lines.append(f"({absent} classes without objects are not shown)")
     title = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}[kind]
     if STANDARD_AP in metrics:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resdet.class_names import few
 from resdet.data.dataset import DetectionDataset
 from resdet.data.images import read_image
 from resdet.data.pixels import for_display
@@ -27,17 +28,26 @@ def of_dataset(dataset: DetectionDataset) -> Read:
     return read
 
 
-def of_folder(evaluation: Evaluation, folder: Path) -> Read:
-    """Images by the file names of the ground truth, of 8 bits. Raises `UserError` if the folder is none."""
+def of_folder(evaluation: Evaluation, folder: Path) -> tuple[Read, str]:
+    """Images by the file names of the ground truth, of 8 bits; and how many of them are missing, "" for none.
+
+    Raises `UserError` if the folder is none.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such image folder")
 
-    def read(identity: Any) -> np.ndarray | None:
+    def path_of(identity: Any) -> Path:
         name = Path(evaluation.file_names[identity])
+        return folder / name if (folder / name).is_file() else folder / name.name
+
+    def read(identity: Any) -> np.ndarray | None:
         try:
-            image = read_image(folder / name if (folder / name).is_file() else folder / name.name)
+            image = read_image(path_of(identity))
         except UserError:
             return None
         return image if image.dtype == np.uint8 else None
 
-    return read
+    missing = [path.name for identity in evaluation.image_sizes if not (path := path_of(identity)).is_file()]
+    if not missing:
+        return read, ""
+    return read, f"{folder} lacks {len(missing)} of {len(evaluation.image_sizes)} pictures ({few(missing, 3)})"

@@ -232,7 +232,9 @@ def advice(values: dict[str, Any], suspects: int) -> list[str]:
         a, b, count = pairs[0]
         lines.append(f"{escape(names[a - 1])} is taken for {escape(names[b - 1])} most often, {count} times.")
     if suspects:
-        lines.append(f"{suspects} annotations look wrong or missing: see the end of the page before training again.")
+        lines.append(
+            f"{suspects} annotations that may be wrong or missing are at the end of the page: look before training again."
+        )
     few = [escape(row["name"]) for row in values["classes"] if 0 < row["objects"] < 10]
     if few:
         more = f" and {len(few) - 8} more" if len(few) > 8 else ""

@@ -41,13 +41,14 @@ def write_report(
     tables: str = "",
     others: Sequence[Sequence[dict[str, Any]]] = (),
     quick: bool = False,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of an evaluation; one that is in the folder already is replaced. -> the page
 
     metrics, entries, limit: as `Evaluation.score` gave them and was given. title: of the page. read: the pictures by image id.
     published: {"bbox_AP": 0.386, …} to compare with. tables: of the metrics of pixels. others: results of other checkpoints
     on the same images; an object that one of them finds is no likely annotation error. quick: without confidence intervals and
-    boundary AP. Raises `UserError`.
+    boundary AP. notes: what else the page warns of. Raises `UserError`.
     """
     make_folder(folder)
     numbers = numbers_of(evaluation, metrics, entries, limit, quick=quick)
@@ -55,7 +56,8 @@ def write_report(
     pictures: list[dict[str, Any]] = []
     listed: list[dict[str, Any]] = []
     of_pictures = ""
-    warnings = _warnings(evaluation, entries) if set(metrics) - {"semantic", "panoptic"} else []
+    warnings = [*notes]
+    warnings += _warnings(evaluation, entries) if set(metrics) - {"semantic", "panoptic"} else []
     if numbers.matches is not None:
         kind = next(kind for kind in metrics if kind in LIMITED)
         found = evaluation.detections(entries, kind)

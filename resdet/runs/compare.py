@@ -42,12 +42,20 @@ def find_runs(folder: Path) -> list[RunFolder]:
 
 
 def differing(runs: Sequence[RunFolder], *, only_set: bool = False) -> dict[str, list[Any]]:
-    """The config keys whose values differ, with the value in each run. only_set: only keys that some run's user has set."""
+    """The config keys whose values differ, with the value in each run. only_set: only keys that some run's user has set.
+
+    What a run without resolved.yaml does not tell is `MISSING`, which is no difference.
+    """
     tables = [run.resolved or run.settings for run in runs]
     chosen = [run.settings if only_set else table for run, table in zip(runs, tables, strict=True)]
     keys = dict.fromkeys(key for table in chosen for key in table if key not in NO_SETTING)
     values = {key: [table.get(key, MISSING) for table in tables] for key in keys}
-    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+    def differ(row: list[Any]) -> bool:
+        told = [value for run, value in zip(runs, row, strict=True) if run.resolved or value != MISSING]
+        return any(value != told[0] for value in told)
+
+    return {key: row for key, row in values.items() if differ(row)}
 
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:

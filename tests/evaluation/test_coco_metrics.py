@@ -205,7 +205,6 @@ def test_limits_to_chosen_images(shapes_root) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 9}, "entry 1: image_id 9 is not among"),
         ({"image_id": [1]}, "entry 1: image_id"),
         ({"category_id": 9}, "entry 1: category_id 9 is not among"),
         ({"score": "high"}, "entry 1: score 'high' is not a number"),
@@ -234,6 +233,20 @@ def test_mistakes_in_results_are_listed(tmp_path, change: dict, message: str) ->
 def test_mistakes_in_the_ground_truth_are_listed(tmp_path, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Evaluation(write_truth(tmp_path, **change))
+
+
+def test_results_of_other_images_are_left_out_and_counted(tmp_path) -> None:
+    evaluation, results = Evaluation(write_truth(tmp_path)), tmp_path / "results.json"
+    results.write_text(json.dumps([{**HIT, "image_id": 9, "bbox": None}, HIT, {**HIT, "image_id": "x9"}]))
+    found = read_results(results, evaluation)
+    assert [entry["image_id"] for entry in found.entries] == [HIT["image_id"]]
+    assert "2 of 3 detections" in found.left_out
+    assert "(image_id 9, x9)" in found.left_out
+    results.write_text(json.dumps([HIT]))
+    assert read_results(results, evaluation).left_out == ""
+    results.write_text(json.dumps([{**HIT, "image_id": 9}]))
+    with pytest.raises(UserError, match=r"results of other images \(image_id 9\)"):
+        read_results(results, evaluation)
 
 
 def test_results_of_another_kind(tmp_path) -> None:

@@ -63,7 +63,7 @@ def test_the_ten_numbers_are_pycocotools(
     theirs.accumulate()
     theirs.summarize()
     evaluation = Evaluation(truth, sigmas=sigmas)
-    entries, kinds, _ = read_results(detections, evaluation)
+    entries, kinds, *_ = read_results(detections, evaluation)
     assert kinds == (("bbox", "keypoints") if boxes else ("keypoints",))
     metrics, table = evaluation.score(entries, kinds, backend)
     found = metrics["keypoints"]

@@ -18,6 +18,7 @@ from resdet.commands.eval import main as eval_command
 from resdet.errors import UserError
 from resdet.evaluation.coco import Evaluation
 from resdet.report import gallery
+from resdet.report.images import of_folder
 from resdet.report.page import static
 from resdet.report.write import published_numbers, write_report
 from resdet.training.loop import train
@@ -155,8 +156,12 @@ def test_what_cannot_be_measured_is_said(tmp_path) -> None:
     }  # fmt: skip
     found = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "score": 0.9}]
     empty = Evaluation(Path("made up"), content=content)
-    metrics, _ = empty.score(found, ["bbox"])
-    page = write_report(tmp_path / "empty", empty, metrics, found, limit=100, title="x").read_text()
+    metrics, tables = empty.score(found, ["bbox"])
+    assert "no objects: AP cannot be measured" in tables
+    page = write_report(
+        tmp_path / "empty", empty, metrics, found, limit=100, title="x", notes=["2 < 3 are left out"]
+    ).read_text()
+    assert "2 &lt; 3 are left out" in page
     assert "The ground truth has no objects" in page
     assert "Only 1 of the 6 pictures have detections" in page
     assert "The pictures were not given" in page
@@ -173,6 +178,8 @@ def test_what_cannot_be_measured_is_said(tmp_path) -> None:
     assert "There are no detections." in page
     assert "6 of the 6 pictures shown could not be read" in page
     assert json.loads((tmp_path / "some" / "thresholds.json").read_text())["classes"] == {"cat": 0.5, "dog": 0.5}
+    (tmp_path / "5.jpg").write_bytes(b"")
+    assert of_folder(some, tmp_path)[1] == f"{tmp_path} lacks 5 of 6 pictures (1.jpg, 2.jpg, 3.jpg, … 5 in all)"
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be a folder for results"):
         write_report(tmp_path / "file", some, metrics, [], limit=100, title="x")

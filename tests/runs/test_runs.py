@@ -97,6 +97,22 @@ def test_runs_are_listed_with_what_differs(tmp_path, capsys, monkeypatch) -> Non
     assert runs.main([str(tmp_path / "nothing")]) == 2
 
 
+def test_a_run_without_settings_hides_no_difference(tmp_path, capsys) -> None:
+    """Runs whose settings are unknown differ in none; many differences are counted."""
+    a, b, unknown = (write_run(tmp_path / name, lr=lr) for name, lr in (("a", 0.02), ("b", 0.01), ("c", 0.01)))
+    for name in ("config.yaml", "resolved.yaml"):
+        (unknown / name).unlink()
+    assert differing([read_run(path) for path in (unknown, a, b)]) == {"train.lr": ["(unknown)", 0.02, 0.01]}
+    assert differing([read_run(path) for path in (unknown, a)]) == {}
+    for name in ("config.yaml", "resolved.yaml"):
+        (b / name).write_text("data: {" + ", ".join(f"k{n}: {n}" for n in range(20)) + "}")
+    assert runs.main([str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("data.k") == 7
+    assert "more: resdet compare" in said
+    assert "(unknown)" not in said
+
+
 def test_runs_are_compared_in_the_terminal_and_on_a_page_of_its_own(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     folders = [write_run(tmp_path / "a"), write_run(tmp_path / "b<i>", lr=0.01, scale=0.5)]
