@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="of the image for the multiply-adds (default: 224 224)")  # fmt: skip
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows at most (default: 40)")
     args = parser.parse_args(arguments)
+    if min(*args.size, args.limit) < 1:
+        parser.error("--size and --limit must be above 0")
 
     def run() -> int:
         names = matching(args.patterns) if args.patterns else list(OURS)
@@ -61,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{name}\n{fill(why, 80, initial_indent='  ', subsequent_indent='  ')}", flush=True)
         if len(names) > args.limit:
             print(f"… and {len(names) - args.limit} more: narrow the pattern, or give --limit {len(names)}")
+        if unmatched := [p for p in args.patterns if not any(matches(name, p) for name in names)]:
+            raise UserError(f"no backbone matches {' or '.join(unmatched)}: see resdet backbones, or '*resnet50*'")
         if not args.patterns:
             print("Of the libraries: resdet backbones 'timm:convnext*', resdet backbones 'torchvision:*'")
         return 0
@@ -71,11 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def matching(patterns: Sequence[str]) -> list[str]:
     """The names that match a pattern with or without their library; a name itself is one, with a tag too."""
     known = list(_known(any(not p.startswith(("torchvision:", "resn", "wide_")) for p in patterns)))
-    found = [
-        n for n in known if any(fnmatch.fnmatch(n, p) or fnmatch.fnmatch(n.partition(":")[2], p) for p in patterns)
-    ]
+    found = [name for name in known if any(matches(name, p) for p in patterns)]
     tagged = [p for p in patterns if p.startswith("timm:") and "*" not in p and p not in found]
     return found + tagged
+
+
+def matches(name: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name.partition(":")[2], pattern)
 
 
 def _known(with_timm: bool) -> Iterator[str]:

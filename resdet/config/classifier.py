@@ -34,6 +34,11 @@ class ClassificationConfig(Section):
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"data.classification.scale={list(self.scale)}: must be [low, high] with 0 < low <= high")
+        if self.val_crop > self.val_resize:
+            raise ValueError(
+                f"data.classification.val_crop={self.val_crop} is larger than val_resize={self.val_resize}: pictures would be "
+                "padded with black; published weights were evaluated at val_resize of about val_crop / 0.875"
+            )
         return self
 
 

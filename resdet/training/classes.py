@@ -26,6 +26,10 @@ SHEET = 16  # pictures
 def read_classes(data: DataConfig, splits: list[Split]) -> tuple[Annotations, Annotations | None]:
     """The pictures of train, and of val if it is in `splits`; prints their numbers. Raises one `UserError`."""
     train = read_class_folder(split_folder(data, "train"))
+    if len(train.class_names) == 1:
+        raise UserError(
+            f"{train.source}: holds one class alone, {train.class_names[0]}: there is nothing to tell it from"
+        )
     console.print(f"train: {train.source}: {class_summary(train)}", markup=False)
     if "val" not in splits:
         return train, None

@@ -35,5 +35,15 @@ def test_the_list_fits_80_columns_and_says_what_it_leaves_out(capsys) -> None:
     assert "more: narrow the pattern, or give --limit" in text
     assert main(["backbones", "nothing_like_it*"]) == 2
     assert "no backbone matches nothing_like_it*" in capsys.readouterr().err
+    assert (
+        main(["backbones", "resnet18", "torchvision:nothing"]) == 2
+    )  # the others are listed, and it is not passed over
+    out, err = capsys.readouterr()
+    assert "resnet18 " in out
+    assert "no backbone matches torchvision:nothing" in err
+    for wrong in (["--size", "0", "64"], ["--limit", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["backbones", *wrong])
+    assert "--size and --limit must be above 0" in capsys.readouterr().err
     wide = measured("timm:test_vit", (64, 64))._replace(name="timm:a_name_that_is_far_longer", parameters=1234.5)
     assert max(map(len, line(wide).splitlines())) <= 80

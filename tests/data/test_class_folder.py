@@ -23,6 +23,7 @@ from resdet.data.class_dataset import ClassificationDataset, read_picture
 from resdet.data.class_folder import class_summary, missing_classes, read_class_folder, split_folder
 from resdet.errors import UserError
 from resdet.models.build import build_model
+from resdet.training.classes import read_classes
 
 
 def config_of(root: Path, **classification: object):
@@ -82,6 +83,12 @@ def test_what_cannot_be_learnt_from_is_one_error(tmp_path) -> None:
         UserError, match=r"holds no folders, of which each is a class: sort its 1 pictures into folders"
     ):
         read_class_folder(tmp_path / "flat")
+    for name in ("cat", "emu"):
+        (tmp_path / "train" / name).rmdir()
+    with pytest.raises(UserError, match=r"train: holds one class alone, dog: there is nothing to tell it from"):
+        read_classes(data, ["train"])
+    with pytest.raises(UserError, match=r"val_crop=64 is larger than val_resize=32: pictures would be padded"):
+        parse_config({"data": {"classification": {"val_crop": 64, "val_resize": 32}}})
 
 
 @pytest.mark.parametrize(

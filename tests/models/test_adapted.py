@@ -44,22 +44,30 @@ def test_a_librarys_resnet_is_ours(library: str) -> None:
         torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
 
 
-FAMILIES = [
-    "timm:convnext_atto", "timm:regnetx_002", "timm:res2net50_26w_4s", "timm:resnest14d", "timm:efficientnet_b0",
-    "timm:densenet121", "timm:hrnet_w18_small", "timm:swin_tiny_patch4_window7_224", "timm:mobilenetv3_small_050",
-    "timm:vit_tiny_patch16_224", "timm:vit_small_patch14_dinov2", "timm:maxvit_nano_rw_256", "timm:test_convnext",
-    "timm:test_vit", "torchvision:regnet_y_400mf", "torchvision:swin_t", "torchvision:mobilenet_v3_small",
+FAMILIES = [  # one of each kind of network in every run
+    "timm:test_convnext", "timm:test_vit", "timm:regnetx_002", "timm:mobilenetv3_small_050", "timm:hrnet_w18_small",
+    "timm:vit_small_patch14_dinov2", "torchvision:swin_t", "torchvision:mobilenet_v3_small",
+]  # fmt: skip
+MORE_FAMILIES = [  # with --thorough
+    "timm:convnext_atto", "timm:res2net50_26w_4s", "timm:resnest14d", "timm:efficientnet_b0", "timm:densenet121",
+    "timm:swin_tiny_patch4_window7_224", "timm:vit_tiny_patch16_224", "timm:maxvit_nano_rw_256",
+    "torchvision:regnet_y_400mf",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if "test_" in n else pytest.mark.slow) for n in FAMILIES])
-def test_every_family_gives_the_maps_that_it_declares(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if "test_" in n else pytest.mark.slow) for n in FAMILIES + MORE_FAMILIES]
+)
+def test_every_family_gives_the_maps_that_it_declares(name: str, thorough) -> None:
+    if name in MORE_FAMILIES and not thorough:
+        pytest.skip("only with --thorough")
     torch.manual_seed(0)
     backbone = library_backbone(name)
     assert tuple(backbone.channels) == NAMES
     assert list(backbone.strides.values()) == [4, 8, 16, 32]
-    for height, width in ((64, 96), (160, 64)):
-        maps = backbone(torch.rand(2, 3, height, width))
+    for height, width in ((160, 64), (64, 96)):
+        with torch.set_grad_enabled(height == 64):
+            maps = backbone(torch.rand(2, 3, height, width))
         for k, level in enumerate(NAMES, 2):
             assert maps[level].shape == (2, backbone.channels[level], height >> k, width >> k)
             assert maps[level].isfinite().all()
@@ -206,9 +214,29 @@ def test_a_single_level_detector_does_not_train_what_lies_above() -> None:
     assert not any(p.requires_grad for m in model.backbone.stages()[-1] for p in m.parameters())
 
 
+@pytest.mark.parametrize(("name", "one_size"), [("timm:test_convnext", False), ("timm:test_vit", True)])
+def test_backbones_compile_to_one_graph_and_export(name: str, one_size: bool) -> None:
+    """Convolutional ones for any size, ViTs for one."""
+    torch._dynamo.reset()
+    backbone = library_backbone(name).eval()
+    x, other = torch.rand(1, 3, 64, 96), torch.rand(1, 3, 64 if one_size else 96, 96)
+    sides = (
+        None if one_size else {2: 32 * torch.export.Dim("h", min=2, max=9), 3: 32 * torch.export.Dim("w", min=2, max=9)}
+    )
+    with torch.no_grad():
+        program = torch.export.export(backbone, (x,), dynamic_shapes=(sides,)).module()
+        compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+        torch.testing.assert_close(program(other), backbone(other), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled(x), backbone(x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "one_size"), [("timm:test_convnext", None), ("timm:test_vit", (160, 224))])
-def test_losses_compile_to_one_graph_and_predictions_export(name: str, one_size: tuple[int, int] | None) -> None:
+def test_losses_compile_to_one_graph_and_predictions_export(
+    name: str, one_size: tuple[int, int] | None, thorough
+) -> None:
+    if not thorough:
+        pytest.skip("only with --thorough")
     torch._dynamo.reset()
     model = small(**dense("fcos"), backbone=named(name))
     if one_size:
