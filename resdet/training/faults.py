@@ -108,7 +108,8 @@ class Unreadable:
             shown = "\n".join(f"  - {problem}" for problem in sorted(self.known)[:10])
             raise UserError(
                 f"{self.split}: {len(self.known)} of {self.images} images could not be read, more than "
-                f"data.max_unreadable ({self.share:g}) allows; tools/data.py check lists them all:\n{shown}"
+                f"data.max_unreadable ({self.share:g}) allows: repair or remove them (tools/data.py check finds a detector's):"
+                f"\n{shown}"
             )
 
 
