@@ -150,7 +150,6 @@ RULES = (
     ),
     Rule("train.best_metric", lambda c: not c.train.eval_every, NO_EVALUATION),
     Rule("train.patience", lambda c: not c.train.eval_every, NO_EVALUATION),
-    Rule("train.report", lambda c: not c.train.eval_every, NO_EVALUATION),
     Rule(
         "train.patience",
         lambda c: c.train.eval_every and c.train.patience and c.train.patience >= -(-c.train.max_iters // c.train.eval_every),

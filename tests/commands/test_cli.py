@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -119,7 +118,9 @@ def test_visualize_predict(trained, tmp_path) -> None:
     assert "skipped:" in done.stdout
     assert "broken.jpg" in done.stdout
     assert "skipped in folders: 1 file(s) without an image suffix (1 .txt)" in done.stdout
-    assert np.asarray(Image.open(tmp_path / "out" / "a.jpg")).shape == (480, 640, 3)
+    width, height = Image.open(tmp_path / "out" / "a.jpg").size
+    assert width == 640
+    assert height >= 480  # more where a legend stands below
 
 
 @pytest.mark.slow

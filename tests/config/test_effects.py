@@ -77,7 +77,6 @@ IN_VAIN = {
     "train.keep=5": ["train.checkpoint_every=90000"],
     "train.best_metric=bbox_AP50": ["train.eval_every=0"],
     "train.patience=3": ["train.eval_every=0"],
-    "train.report=false": ["train.eval_every=0"],
     "train.patience=4": ["train.max_iters=8", "train.eval_every=2"],
 }
 
