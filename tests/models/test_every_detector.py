@@ -41,7 +41,9 @@ def built(model: dict) -> Detector:
     [pytest.param(model, marks=[] if name == "cascade" else pytest.mark.slow) for name, model in DETECTORS.items()],
     ids=DETECTORS,
 )
-def test_losses_are_one_graph_that_other_objects_do_not_recompile(model: dict) -> None:
+def test_losses_are_one_graph_that_other_objects_do_not_recompile(model: dict, thorough) -> None:
+    if model is C4 and not thorough:
+        pytest.skip("only with --thorough")
     torch._dynamo.reset()
     detector = built(model)
     first, second = make_batch([3, 5]), make_batch([0, 8], seed=7)

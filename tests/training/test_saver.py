@@ -166,13 +166,13 @@ def test_resuming_goes_back_to_the_last_whole_one_and_ends_the_same(shapes_root,
 
 
 @pytest.mark.slow
-def test_a_process_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path) -> None:
-    """Real processes, SIGKILL at random moments; benchmarks/soak.py does it a hundred times."""
+def test_a_killed_process_ends_as_if_it_had_not_been(tmp_path) -> None:
+    """Real processes, SIGKILL at a random moment; benchmarks/soak.py does it a hundred times."""
     script = Path(__file__).parents[2] / "benchmarks" / "soak.py"
     done = subprocess.run(
-        [sys.executable, str(script), "2", str(tmp_path / "soak")], capture_output=True, text=True, check=False,
+        [sys.executable, str(script), "1", str(tmp_path / "soak")], capture_output=True, text=True, check=False,
         cwd=script.parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "weights, averages and optimiser identical, metrics.jsonl identical" in done.stdout
-    assert "kill 2" in done.stdout
+    assert "kill 1" in done.stdout
