@@ -175,6 +175,7 @@ def stand_in_for_detectron2(monkeypatch) -> SimpleNamespace:
     return seen
 
 
+@pytest.mark.slow
 def test_detectron2_is_given_the_same_architecture_images_and_objects(monkeypatch) -> None:
     seen = stand_in_for_detectron2(monkeypatch)
     model = {"num_classes": 7, "backbone": {"name": "resnet101", "weights": "none"}, "mask": {}}
@@ -228,6 +229,7 @@ def test_a_side_that_detects_nothing_is_told(capsys) -> None:
     assert [cell.strip() for cell in row.split("│")[2:5]] == ["100", "0", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_the_share_of_the_limit_is_operations_over_time(amp: str) -> None:
     found = limit(4e9, {"median": 2.0}, torch.device("cpu"), amp)

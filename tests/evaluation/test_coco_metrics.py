@@ -290,6 +290,7 @@ def crowded(rng: np.random.Generator, counts: list[tuple[int, int]]) -> tuple[di
     return content, results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 def test_a_higher_limit_of_detections_is_pycocotools_own(backend, tmp_path) -> None:
     content, results = crowded(np.random.default_rng(0), [(300, 5), (120, 0), (3, 150)])

@@ -29,6 +29,7 @@ def weights(shapes_root, tmp_path):
     return tmp_path / "w.pt"
 
 
+@pytest.mark.slow
 def test_each_class_has_its_threshold(weights, shapes_root, tmp_path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (96, 96, 3)).astype(np.uint8)
     (plain,) = Predictor.from_checkpoint(weights, score_threshold=0.1, device="cpu")([picture])

@@ -162,6 +162,7 @@ def test_five_hundred_objects() -> None:
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
 
 
+@pytest.mark.slow
 def test_long_pictures() -> None:
     batch = make_batch([3], size=(3008, 224))
     model = small()
@@ -169,7 +170,8 @@ def test_long_pictures() -> None:
     assert model.eval().predict(batch).boxes.shape == (1, 100, 4)
 
 
-@pytest.mark.parametrize("norm", ["gn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("none", "bn"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["gn", "none", "bn"])
 def test_an_images_losses_do_not_depend_on_its_neighbours(norm: str) -> None:
     model = small(box={"trunk": "4conv1fc", "width": 32, "samples": 32, "norm": norm}, mask={"norm": norm}).eval()
     both = make_batch([3, 5])

@@ -36,11 +36,8 @@ def built(model: dict) -> Detector:
     return small(**model) if model is C4 else light(**model)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [pytest.param(model, marks=[] if name == "cascade" else pytest.mark.slow) for name, model in DETECTORS.items()],
-    ids=DETECTORS,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", DETECTORS.values(), ids=DETECTORS)
 def test_losses_are_one_graph_that_other_objects_do_not_recompile(model: dict, thorough) -> None:
     if model is C4 and not thorough:
         pytest.skip("only with --thorough")

@@ -55,6 +55,7 @@ def test_what_needs_a_box_head_is_refused() -> None:
         parse_config({"model": {"box": None, "mask": {}, "keypoint": {}, "cascade": {}}})
 
 
+@pytest.mark.slow
 def test_trained_on_several_classes_it_gives_objects(shapes_root, tmp_path) -> None:
     given = values(shapes_root, max_iters=1, eval_every=1, checkpoint_every=1, milestones=[1])
     given["model"] = {**given["model"], "mask": None, **ALONE}

@@ -223,6 +223,7 @@ def test_published_numbers() -> None:
     assert published_numbers(configs / "maskrcnn_r50.yaml", other) == {}
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_report_and_never_fails_for_it(shapes_root, tmp_path, capsys) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=1, report=True)
     train(config)

@@ -53,6 +53,7 @@ def test_a_command_tunes_its_process(mallopt_calls, name: str, calls: int) -> No
         cv2.setNumThreads(before)
 
 
+@pytest.mark.slow
 def test_importing_leaves_the_threads_of_opencv_alone() -> None:
     code = (
         "import cv2; cv2.setNumThreads(3); before = cv2.getNumThreads(); import resdet; resdet.Predictor, resdet.train; "

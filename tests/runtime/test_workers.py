@@ -60,9 +60,10 @@ def test_other_errors_pass() -> None:
         next(workers.load(Loader(), lambda _: []))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("again", "tracebacks"),
-    [("force=True", 1), pytest.param("", 2, marks=pytest.mark.slow)],  # a second call fails before it comes to training
+    [("force=True", 1), ("", 2)],  # a second call fails before it comes to training
 )
 def test_a_script_without_a_main_guard_is_told_the_fix(shapes_root, tmp_path, again: str, tracebacks: int) -> None:
     config = tiny.config_file(shapes_root, tmp_path, max_iters=1, eval_every=0)

@@ -69,6 +69,7 @@ def val_of(shapes_root: Path, folder: Path, config: Config, keep: list[str]) -> 
     config.data.val.annotations = folder / "val.json"
 
 
+@pytest.mark.slow
 def test_training_and_eval_give_the_same_numbers_on_a_set_of_fewer_categories(shapes_root, tmp_path, capsys) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=1)
     val_of(shapes_root, tmp_path, config, ["box", "star"])
@@ -84,6 +85,7 @@ def test_training_and_eval_give_the_same_numbers_on_a_set_of_fewer_categories(sh
     assert alone.keys() <= {69, 67}
 
 
+@pytest.mark.slow
 def test_patience_waits_for_nothing_where_there_is_no_ap(shapes_root, tmp_path, capsys) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=1, patience=1)
     val_of(shapes_root, tmp_path, config, ["box"])

@@ -45,6 +45,7 @@ def spoil(monkeypatch, when: set[int], how: str = "loss") -> dict[str, object]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["loss", "gradient"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_kept(
@@ -84,6 +85,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(shapes_root, tmp_path, mon
     assert len(list((out / "nonfinite").iterdir())) == 3  # no disk full of them
 
 
+@pytest.mark.slow
 def test_an_output_is_named_before_its_loss(shapes_root, tmp_path, monkeypatch, capsys) -> None:
     from resdet.models.fpn import FPN
 
@@ -164,6 +166,7 @@ def test_a_full_disk_costs_log_lines_and_not_the_run(tmp_path, capsys) -> None:
     assert "2 lines could not be written" in said
 
 
+@pytest.mark.slow
 def test_going_on_with_another_batch_size_says_what_that_does(shapes_root, tmp_path, capsys) -> None:
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=2, eval_every=0))
     train(tiny.config(shapes_root, tmp_path / "run", max_iters=3, eval_every=0, batch_size=4), resume=True)

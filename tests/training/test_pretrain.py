@@ -54,6 +54,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(crops, tmp_path) -> None:
         train(other, resume=True)
 
 
+@pytest.mark.slow
 def test_from_crops_to_detections(crops, shapes_root, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     result = train(config_of(crops, run, {"label_smoothing": 0.1}, max_iters=2, eval_every=2))

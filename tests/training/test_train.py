@@ -140,6 +140,7 @@ def test_keypoints_that_cannot_train_are_named(shapes_root, tmp_path, change: di
         train(parse_config({**values, "output": str(tmp_path / "run")}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["best.pt", "00000100.pt"])
 def test_checkpoints_of_before_are_not_lost(shapes_root, tmp_path, capsys, name: str) -> None:
     """Their run's other files are gone: a full disk was tidied up, say."""
@@ -428,6 +429,7 @@ def test_tensorboard_gets_the_numbers_and_is_asked_for_by_name_when_missing(shap
         train(tiny.config(shapes_root, tmp_path / "other", max_iters=2, eval_every=0, tensorboard=True))
 
 
+@pytest.mark.slow
 def test_ones_own_detector_trains(shapes_root, tmp_path) -> None:
     config = tiny.config(shapes_root, tmp_path / "run", max_iters=1, eval_every=1)
     model = resdet.build_model(config.model)
