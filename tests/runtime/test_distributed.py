@@ -109,13 +109,17 @@ def test_gradients_do_not_depend_on_how_a_batch_is_shared(shapes_root, tmp_path)
 
 
 @pytest.mark.slow
-def test_rt_detr_trains_the_same_in_two_processes(shapes_root, tmp_path) -> None:
-    """Squares of one size a batch, matching and denoising image by image, and statistics of all processes' images."""
-    model = {**tiny.RTDETR, "backbone": {"name": "resnet18", "weights": "none", "norm": "gn"}}
+@pytest.mark.parametrize("kind", ["rtdetr", *tiny.DENSE])
+def test_other_kinds_train_the_same_in_two_processes(shapes_root, tmp_path, kind: str, thorough) -> None:
+    """RT-DETR: squares of one size a batch, matching and denoising image by image. Dense ones: normalisers of all images."""
+    if kind not in ("rtdetr", "fcos") and not thorough:
+        pytest.skip("only with --thorough")
+    section = tiny.RTDETR if kind == "rtdetr" else tiny.dense(kind)
+    model = {**section, "backbone": {"name": "resnet18", "weights": "none", "norm": "gn"}}
     config = tiny.config_file(
         shapes_root, tmp_path, model=model, optimizer="sgd", eval_every=0, max_iters=2, batch_size=4
     )
-    keys = ["data.min_size=[64, 96]", "data.pad_multiple=32"]
+    keys = ["data.min_size=[64, 96]", f"data.pad_multiple={32 if kind == 'rtdetr' else 128}"]
     for world in (1, 2):
         done = torchrun(world, "train", config, tmp_path / str(world), *keys)
         assert done.returncode == 0, done.stdout + done.stderr
